@@ -46,7 +46,9 @@ def roi_pool(
     """
     lead = features.shape[:-3]
     if features.ndim < 3 or rois.shape[-1:] != (4,) or rois.shape[:-2] != lead:
-        raise ValueError(f"features (..., H, W, C) and rois (..., R, 4) must fit, got {features.shape} and {rois.shape}")
+        raise ValueError(
+            f"features (..., H, W, C) and rois (..., R, 4) must fit, got {features.shape} and {rois.shape}"
+        )
     maps = int(np.prod(lead))
     batch_index = jnp.repeat(jnp.arange(maps, dtype=jnp.int32), rois.shape[-2])
     pooled = roi_pool_flat(
@@ -101,7 +103,9 @@ def roi_pool_flat(
     return _pool(features, (batch_index.astype(jnp.int32), *y, *x), method)
 
 
-def bin_edges(start: jax.Array, end: jax.Array, bins: int, cells: int, spatial_scale: float) -> tuple[jax.Array, jax.Array]:
+def bin_edges(
+    start: jax.Array, end: jax.Array, bins: int, cells: int, spatial_scale: float
+) -> tuple[jax.Array, jax.Array]:
     """The half-open ranges of cells, `(K, bins)` int32 twice, of the bins of `(K,)` float32 starts and ends in pixels.
 
     Compilers may divide by a constant through its reciprocal, which moves some edges by a cell; the quotient is
@@ -174,7 +178,9 @@ def _by_segments(features, regions, with_argmax):
         row, y_segment = _members(y_low, y_high, height)
         column, x_segment = _members(x_low, x_high, width)
         lines = features[index][row]  # (members of y, W, C)
-        by_row = partial(jax.ops.segment_max, segment_ids=y_segment, num_segments=len(y_low) + 1, indices_are_sorted=True)
+        by_row = partial(
+            jax.ops.segment_max, segment_ids=y_segment, num_segments=len(y_low) + 1, indices_are_sorted=True
+        )
         by_column = partial(
             jax.ops.segment_max, segment_ids=x_segment, num_segments=len(x_low) + 1, indices_are_sorted=True
         )

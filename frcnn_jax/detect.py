@@ -1,0 +1,189 @@
+"""Detection: the jitted step that scores RoIs, decodes and suppresses; `Detector` for one's own images; and
+
+    python -m frcnn_jax.detect --workdir W IMAGE... --out DIR
+
+Shape letters: B images, R RoIs, K foreground classes, M detections a class.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from frcnn_jax import boxes as box_ops
+from frcnn_jax.checkpoint import load_model
+from frcnn_jax.datasets import load_image
+from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.models import FastRCNN, get_network
+from frcnn_jax.pipeline import Sizes, prepare_test
+from frcnn_jax.proposals import selective_search
+
+Predictions = tuple[jax.Array, jax.Array, jax.Array]
+
+
+class Detections(NamedTuple):
+    """What is found in an image, best first."""
+
+    boxes: np.ndarray  # (D, 4) float32, in the image's pixels
+    labels: np.ndarray  # (D,) int32, 1 to K
+    scores: np.ndarray  # (D,) float32, in [0, 1]
+
+
+def make_predict_step(model: FastRCNN, *, nms_iou: float = 0.3, candidates: int = 100) -> Callable[..., Predictions]:
+    """Builds the jitted `predict(variables, batch)` -> boxes `(B, K, M, 4)` in original pixels, scores `(B, K, M)` and
+    valid `(B, K, M)`, best first.
+
+    Of each class the `candidates` best RoIs are decoded, clipped to the image and enter its greedy NMS at `nms_iou`.
+    """
+
+    def one_class(scores, deltas, rois, scale, original_size):
+        top, index = lax.top_k(scores, candidates)
+        decoded = box_ops.decode(rois[index], deltas[index]) / scale
+        boxes = box_ops.clip(decoded, original_size[0], original_size[1])
+        kept, valid = box_ops.nms(boxes, top, iou_threshold=nms_iou, max_outputs=candidates)
+        return boxes[kept], jnp.where(valid, top[kept], 0), valid
+
+    def one_image(probs, deltas, rois, mask, scale, original_size):
+        scores = jnp.where(mask, probs[:, 1:].T, -jnp.inf)
+        classes = jax.vmap(one_class, (0, 1, None, None, None))
+        return classes(scores, deltas[:, 1:], rois, scale, original_size)
+
+    @jax.jit
+    def predict(variables: Any, batch: Mapping[str, jax.Array]) -> Predictions:
+        probs, deltas = model.apply(
+            variables, batch["image"], batch["image_size"], batch["rois"], method=FastRCNN.predict
+        )
+        arguments = (batch[name] for name in ("rois", "roi_mask", "scale", "original_size"))
+        return jax.vmap(one_image)(probs, deltas, *arguments)
+
+    return predict
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The config that a workdir was trained with. InputError where there is none."""
+    path = Path(workdir) / "config.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(
+            f"{workdir}: no config.json here; train first: python -m frcnn_jax.train --workdir {workdir}"
+        ) from None
+    except (NotADirectoryError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not a config that frcnn_jax.train wrote ({error})") from None
+
+
+def load_variables(workdir: Path, config: Mapping[str, Any], step: int | None = None) -> tuple[FastRCNN, Any, int]:
+    """The model, its variables and the step of a workdir's newest checkpoint, or of `step`'s."""
+    model = FastRCNN(get_network(config["network"]), len(config["class_names"]))
+    canvas = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    size, rois = jax.ShapeDtypeStruct((1, 2), jnp.int32), jax.ShapeDtypeStruct((1, 1, 4), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), canvas, size, rois)
+    return model, *load_model(workdir, variables, step)
+
+
+class Detector:
+    """A trained network for images of one's own."""
+
+    def __init__(self, model: FastRCNN, variables: Any, config: Mapping[str, Any]):
+        self.class_names: tuple[str, ...] = tuple(config["class_names"])
+        self._variables = variables
+        self._config = config
+        self._network = model.network
+        self._step = partial(make_predict_step, model, candidates=config["candidates_per_class"])
+        self._compiled: dict[float, Callable[..., Predictions]] = {}
+
+    @classmethod
+    def from_workdir(cls, workdir: str | Path, *, step: int | None = None) -> "Detector":
+        """The newest checkpoint of a workdir, or `step`'s. InputError where there is none."""
+        config = read_config(Path(workdir))
+        model, variables, _ = load_variables(Path(workdir), config, step)
+        return cls(model, variables, config)
+
+    def __call__(
+        self,
+        image: Any,
+        rois: np.ndarray | None = None,
+        *,
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.3,
+        max_detections: int = 100,
+    ) -> Detections:
+        """Detects in one image.
+
+        Args:
+            image: a path, a PIL image or `(H, W, 3)` uint8 RGB.
+            rois: `(N, 4)` proposals in the image's pixels; selective search where None.
+            score_threshold: detections of lower scores are left out.
+            nms_threshold: IoU over which the lower of two detections of a class is dropped.
+            max_detections: the best of all classes.
+
+        Raises:
+            InputError: the image can't be read, or image or rois are of another shape or not finite.
+        """
+        pixels = load_image(Path(image)) if isinstance(image, str | Path) else np.asarray(image)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+            raise InputError(f"the image must be (H, W, 3) uint8 RGB, got {pixels.shape} {pixels.dtype}")
+        if rois is None:
+            config = self._config
+            rois = selective_search(pixels, mode=config["proposal_mode"], max_boxes=config["max_proposals"])
+        rois = np.asarray(rois, np.float32)
+        if rois.ndim != 2 or rois.shape[1] != 4 or not np.isfinite(rois).all():
+            raise InputError(f"rois must be finite (N, 4) boxes, got shape {rois.shape}")
+        if nms_threshold not in self._compiled:
+            self._compiled[nms_threshold] = self._step(nms_iou=nms_threshold)
+        sizes = Sizes(self._config["min_size"], self._config["max_size"])
+        batch = prepare_test(pixels, rois, sizes=sizes, spatial_scale=self._network.spatial_scale)
+        predictions = jax.device_get(self._compiled[nms_threshold](self._variables, batch))
+        return select_detections(*(p[0] for p in predictions), score_threshold, max_detections)
+
+
+def select_detections(
+    boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray, score_threshold: float, max_detections: int
+) -> Detections:
+    """One image's `(K, M, ...)` predictions as at most `max_detections` of all classes, best first."""
+    label, place = np.nonzero(valid & (scores >= score_threshold))
+    best = np.argsort(-scores[label, place], kind="stable")[:max_detections]
+    label, place = label[best], place[best]
+    return Detections(boxes[label, place], (label + 1).astype(np.int32), scores[label, place])
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command line."""
+    from tqdm import tqdm
+
+    from frcnn_jax.visualize import draw_boxes
+
+    parser = argparse.ArgumentParser(prog="python -m frcnn_jax.detect", description="Detects objects in images.")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument("--workdir", type=Path, required=True, help="where frcnn_jax.train left its checkpoints")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures and detections.json")
+    parser.add_argument("--score-threshold", type=float, default=0.5, help="default %(default)s")
+    parser.add_argument("--step", type=int, help="the checkpoint; the newest by default")
+    args = parser.parse_args(argv)
+
+    detector = Detector.from_workdir(args.workdir, step=args.step)
+    images = {path: load_image(path) for path in args.images}
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = {}
+    for path, image in tqdm(images.items(), desc="detect", unit="image"):
+        found = detector(image, score_threshold=args.score_threshold)
+        names = [detector.class_names[label - 1] for label in found.labels]
+        results[str(path)] = [
+            {"label": name, "score": round(float(score), 4), "box": [round(float(v), 1) for v in box]}
+            for name, score, box in zip(names, found.scores, found.boxes, strict=True)
+        ]
+        captions = [f"{name} {score:.2f}" for name, score in zip(names, found.scores, strict=True)]
+        draw_boxes(image, found.boxes, captions).save(args.out / f"{path.stem}.png")
+    (args.out / "detections.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(f"{sum(map(len, results.values()))} detections in {len(results)} images: {args.out}/detections.json")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,234 @@
+"""Scores of a network over a split, the VOC protocol, and its files.
+
+Shape letters: K foreground classes, D detections.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from PIL.Image import Image
+from tqdm import tqdm
+
+from frcnn_jax.datasets import Dataset, Record, read_voc
+from frcnn_jax.detect import Detections, Predictions, load_variables, make_predict_step, read_config
+from frcnn_jax.errors import InputError
+from frcnn_jax.metrics import (
+    ClassDetections,
+    Curve,
+    average_precision,
+    mean_average_precision,
+    precision_recall,
+)
+from frcnn_jax.pipeline import Sizes, TestBatches, prefetch
+from frcnn_jax.proposals import make_proposals
+from frcnn_jax.synthetic import read_synthetic
+from frcnn_jax.visualize import draw_boxes, plot_precision_recall, side_by_side
+
+
+DATASETS = ("synthetic", "voc")
+
+
+def read_split(config: Mapping[str, Any], split: str) -> Dataset:
+    """The train or the val split that a config names.
+
+    Raises:
+        InputError: an unknown data set, no VOC folder given, or what its reader finds wrong.
+    """
+    if config["dataset"] == "synthetic":
+        return read_synthetic(config[f"{split}_split"], config[f"{split}_images"])
+    if config["dataset"] == "voc":
+        if not config["voc_dir"]:
+            raise InputError("the data set 'voc' needs --config.voc_dir=VOCDEVKIT, the folder that holds VOC<year>")
+        return read_voc(Path(config["voc_dir"]), config["year"], config[f"{split}_split"])
+    raise InputError(f"dataset must be one of {', '.join(DATASETS)}, got {config['dataset']!r}")
+
+
+def split_proposals(config: Mapping[str, Any], workdir: Path, dataset: Dataset) -> dict[str, np.ndarray]:
+    """The selective-search boxes of a split by image id, through the cache that the config names."""
+    return make_proposals(
+        {record.image_id: record.load for record in dataset.records},
+        cache_dir=Path(config["proposal_cache"] or workdir / "proposals"),
+        mode=config["proposal_mode"],
+        max_boxes=config["max_proposals"],
+        workers=config["workers"] or None,
+    )
+
+
+class SplitPredictions(NamedTuple):
+    """All that a network finds in a split."""
+
+    by_class: list[ClassDetections]  # K
+    seconds_per_image: float  # of the jitted step and its data, compilation left out
+
+
+def predict_split(predict: Callable[..., Predictions], variables: Any, batches: TestBatches) -> SplitPredictions:
+    """Runs `predict` (of `detect.make_predict_step`) over every image, with a progress bar."""
+    found: list[tuple[np.ndarray, ...]] = []
+    seconds, shapes = [], set()
+    with tqdm(total=len(batches), desc="evaluate", unit="image") as bar:
+        begin = time.perf_counter()
+        for i, batch in enumerate(prefetch(batches)):
+            boxes, scores, valid = (p[0] for p in jax.device_get(predict(variables, batch)))
+            label, place = np.nonzero(valid)
+            found.append((label, np.full(len(label), i), scores[label, place], boxes[label, place]))
+            end = time.perf_counter()
+            if (shape := (batch["image"].shape, batch["rois"].shape)) in shapes:
+                seconds.append(end - begin)
+            shapes.add(shape)
+            begin = end
+            bar.update()
+    label, image, scores, boxes = (np.concatenate(field) for field in zip(*found, strict=True))
+    num_classes = valid.shape[0]
+    by_class = [ClassDetections(image[m], scores[m], boxes[m]) for m in (label == k for k in range(num_classes))]
+    return SplitPredictions(by_class, float(np.mean(seconds)) if seconds else float("nan"))
+
+
+def score(
+    detections: Sequence[ClassDetections],
+    dataset: Dataset,
+    *,
+    metric: str = "voc07_11point",
+    iou_threshold: float = 0.5,
+) -> tuple[dict[str, Any], dict[str, tuple[Curve, float | None]]]:
+    """The protocol over a split.
+
+    Returns:
+        the results `{"map", "protocol", "iou_threshold", "images", "aps", "seconds_per_image"}` (None in the last) and
+        by class its curve and AP.
+    """
+    curves: dict[str, tuple[Curve, float | None]] = {}
+    for label, (name, found) in enumerate(zip(dataset.class_names, detections, strict=True), 1):
+        own = [record.labels == label for record in dataset.records]
+        curve = precision_recall(
+            found,
+            [record.boxes[m] for record, m in zip(dataset.records, own, strict=True)],
+            [record.difficult[m] for record, m in zip(dataset.records, own, strict=True)],
+            iou_threshold=iou_threshold,
+        )
+        curves[name] = (curve, average_precision(curve, metric=metric))
+    aps = {name: ap for name, (_, ap) in curves.items()}
+    results = {
+        "map": mean_average_precision(list(aps.values())),
+        "protocol": metric,
+        "iou_threshold": iou_threshold,
+        "images": len(dataset.records),
+        "aps": aps,
+        "seconds_per_image": None,
+    }
+    return results, curves
+
+
+def image_detections(
+    detections: Sequence[ClassDetections], image: int, *, score_threshold: float, max_detections: int = 100
+) -> Detections:
+    """Those of one image of the split, best first."""
+    fields = []
+    for label, found in enumerate(detections, 1):
+        own = (found.image == image) & (found.scores >= score_threshold)
+        fields.append((found.boxes[own], np.full(own.sum(), label, np.int32), found.scores[own]))
+    boxes, labels, scores = (np.concatenate(field) for field in zip(*fields, strict=True))
+    best = np.argsort(-scores, kind="stable")[:max_detections]
+    return Detections(boxes[best], labels[best], scores[best])
+
+
+def evaluate_workdir(
+    workdir: Path,
+    *,
+    step: int | None = None,
+    metric: str = "voc07_11point",
+    iou_threshold: float = 0.5,
+    images: int | None = None,
+) -> dict[str, Any]:
+    """Scores a workdir's newest checkpoint (or `step`'s) on its val split, or on the first `images` of it, and draws
+    W/pictures. Returns the results of `score`, with "seconds_per_image" and "step".
+
+    Raises:
+        InputError: there is no such checkpoint, or the data can't be read.
+    """
+    config = read_config(workdir)
+    model, variables, step = load_variables(workdir, config, step)
+    dataset = read_split(config, "val")
+    dataset = Dataset(dataset.class_names, dataset.records[:images])
+    proposals = split_proposals(config, workdir, dataset)
+    sizes = Sizes(config["min_size"], config["max_size"])
+    batches = TestBatches(dataset.records, proposals, sizes, model.network.spatial_scale)
+    predict = make_predict_step(model, nms_iou=config["nms_iou"], candidates=config["candidates_per_class"])
+    predictions = predict_split(predict, variables, batches)
+    results, curves = score(predictions.by_class, dataset, metric=metric, iou_threshold=iou_threshold)
+    pictures = workdir / "pictures"
+    pictures.mkdir(exist_ok=True)
+    plot_precision_recall(curves, pictures / "precision_recall.png")
+    for i, record in enumerate(dataset.records[: config["pictures"]]):
+        found = image_detections(predictions.by_class, i, score_threshold=config["picture_threshold"])
+        picture = _compare(record, found, dataset.class_names)
+        picture.save(pictures / f"{record.image_id}.png")
+    return {**results, "seconds_per_image": predictions.seconds_per_image, "step": step}
+
+
+def _compare(record: Record, found: Detections, class_names: Sequence[str]) -> Image:
+    image = record.load()
+    truth = [
+        class_names[label - 1] + (" (difficult)" if difficult else "")
+        for label, difficult in zip(record.labels, record.difficult, strict=True)
+    ]
+    captions = [
+        f"{class_names[label - 1]} {score:.2f}" for label, score in zip(found.labels, found.scores, strict=True)
+    ]
+    return side_by_side(draw_boxes(image, record.boxes, truth), draw_boxes(image, found.boxes, captions))
+
+
+def results_table(results: Mapping[str, Any]) -> str:
+    """AP by class and mAP, as text."""
+    width = max(map(len, results["aps"]))
+    lines = [f"{name:<{width}}  {'-' if ap is None else format(ap, '.4f')}" for name, ap in results["aps"].items()]
+    total = "-" if results["map"] is None else format(results["map"], ".4f")
+    how = f"{results['protocol']}, IoU > {results['iou_threshold']}, {results['images']} images"
+    return "\n".join([*lines, f"{'mAP':<{width}}  {total}  ({how})"])
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file, whole or not at all."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(beside, path)
+
+
+def read_comp4(folder: Path, dataset: Dataset, *, year: int, split: str) -> list[ClassDetections]:
+    """Detections from VOC's result files `comp4_det_<split>_<class>.txt`, in `folder` or its results/VOC<year>/Main.
+
+    Raises:
+        InputError: a file is missing, or a line is not `id score x1 y1 x2 y2` for an image of the split.
+    """
+    for inner in (folder / "results" / f"VOC{year}" / "Main", folder):
+        if inner.is_dir():
+            break
+    place = {record.image_id: i for i, record in enumerate(dataset.records)}
+    detections = []
+    for name in dataset.class_names:
+        path = inner / f"comp4_det_{split}_{name}.txt"
+        try:
+            lines = path.read_text().splitlines()
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(f"{path}: no such result file (one for each class is expected)") from None
+        image, numbers = [], []
+        for number, line in enumerate(lines, 1):
+            try:
+                image_id, *values = line.split()
+                score, x1, y1, x2, y2 = map(float, values)
+                image.append(place[image_id])
+            except ValueError:
+                raise InputError(f"{path}:{number}: expected 'id score x1 y1 x2 y2', got {line!r}") from None
+            except KeyError:
+                raise InputError(f"{path}:{number}: image {image_id!r} is not in the split {split!r}") from None
+            numbers.append((score, x1 - 1, y1 - 1, x2 - 1, y2 - 1))  # 1-based in the file
+        array = np.array(numbers).reshape(-1, 5)
+        if not np.isfinite(array).all():
+            raise InputError(f"{path}: holds numbers that are not finite")
+        detections.append(ClassDetections(np.array(image, int), array[:, 0], array[:, 1:]))
+    return detections

@@ -1,0 +1,96 @@
+"""PASCAL VOC average precision, by the 11-point rule (VOC07) and as the area under the curve (VOC10 on). Pure NumPy.
+
+Shape letters: D detections of a class, G ground-truth boxes of an image.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from frcnn_jax import boxes as box_ops
+
+METRICS = ("voc07_11point", "area")
+
+
+class ClassDetections(NamedTuple):
+    """Detections of one class over a split, in any order; equal scores keep it."""
+
+    image: np.ndarray  # (D,) integers: the place in the split
+    scores: np.ndarray  # (D,)
+    boxes: np.ndarray  # (D, 4)
+
+
+class Curve(NamedTuple):
+    """Precision and recall down the ranking; without counted objects both are empty."""
+
+    recall: np.ndarray  # (D,) in [0, 1]
+    precision: np.ndarray  # (D,) in [0, 1]
+    positives: int  # objects counted
+
+
+def precision_recall(
+    detections: ClassDetections,
+    gt_boxes: Sequence[np.ndarray],
+    gt_difficult: Sequence[np.ndarray],
+    *,
+    iou_threshold: float = 0.5,
+) -> Curve:
+    """The VOC rule for one class.
+
+    By falling score, a detection is compared with the ground truth of its image that it overlaps most. IoU over the
+    threshold is a hit the first time and a false positive from then on; a difficult object is neither counted nor held
+    against; all else is a false positive.
+
+    Args:
+        detections: of the class.
+        gt_boxes: by place in the split, the class's `(G, 4)` boxes.
+        gt_difficult: likewise `(G,)` bool.
+        iou_threshold: IoU must be over this; in [0, 1].
+    """
+    order = np.argsort(-detections.scores, kind="stable")
+    image, boxes = detections.image[order], detections.boxes[order]
+    first_object = np.cumsum([0, *map(len, gt_boxes)])
+    matched = np.full(len(order), -1)  # the object, numbered over the split, or none
+    by_image = np.argsort(image, kind="stable")
+    bounds = np.searchsorted(image[by_image], np.arange(len(gt_boxes) + 1))
+    for i, truth in enumerate(gt_boxes):
+        here = by_image[bounds[i] : bounds[i + 1]]
+        if len(truth) and len(here):
+            overlaps = box_ops.iou(boxes[here].astype(np.float64), truth.astype(np.float64))
+            matched[here] = np.where(
+                overlaps.max(axis=1) > iou_threshold, first_object[i] + overlaps.argmax(axis=1), -1
+            )
+    difficult = np.concatenate([np.zeros(0, bool), *gt_difficult])
+    positives = int(np.sum(~difficult))
+    ignored = (matched >= 0) & np.append(difficult, False)[matched]
+    hit = np.zeros(len(order), bool)
+    hit[np.unique(matched, return_index=True)[1]] = True  # the best ranked of each object
+    hit &= matched >= 0
+    hits = np.cumsum(hit[~ignored])
+    if not positives:
+        return Curve(np.zeros(0), np.zeros(0), 0)
+    return Curve(hits / positives, hits / np.arange(1, len(hits) + 1), positives)
+
+
+def average_precision(curve: Curve, *, metric: str = "voc07_11point") -> float | None:
+    """AP of a curve: the mean over recalls 0, 0.1 .. 1 of the best precision at that recall or more, or the area under
+    the precision made monotone. None where no object was counted.
+
+    Raises:
+        ValueError: an unknown metric.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    if not curve.positives:
+        return None
+    best = np.maximum.accumulate(np.append(curve.precision, 0)[::-1])[::-1]
+    if metric == "area":
+        return float(np.sum(np.diff(curve.recall, prepend=0) * best[:-1]))
+    return float(np.mean(best[np.searchsorted(curve.recall, np.arange(0.0, 1.1, 0.1))]))
+
+
+def mean_average_precision(aps: Sequence[float | None]) -> float | None:
+    """The mean over the classes that have objects; None where none has."""
+    counted = [ap for ap in aps if ap is not None]
+    return float(np.mean(counted)) if counted else None

@@ -1,0 +1,275 @@
+"""The networks: a table of layers, and the modules that read it.
+
+Images are `(B, H, W, 3)` float32, BGR, means subtracted, in a canvas that is zero outside each image; `image_size`
+`(B, 2)` int32 holds the true rows and columns. After every convolution and pool whatever lies beyond that layer's own
+output size for the image is zeroed, so the canvas changes no result.
+
+Shape letters: B images, R RoIs, K foreground classes, C channels.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from frcnn_jax.errors import InputError
+from frcnn_jax.roi_pool import roi_pool
+
+
+class Conv(NamedTuple):
+    """A convolution and its ReLU."""
+
+    name: str
+    features: int
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+    groups: int = 1
+
+
+class Pool(NamedTuple):
+    """Max pooling; the output size rounds up, as Caffe's."""
+
+    kernel: int
+    stride: int
+    padding: int = 0
+
+
+class Norm(NamedTuple):
+    """Local response normalisation across `size` channels: x / (k + alpha / size * sum x^2)^beta, as Caffe's."""
+
+    alpha: float
+    k: float
+    size: int = 5
+    beta: float = 0.75
+
+
+class Network(NamedTuple):
+    """One row of the table."""
+
+    layers: tuple[Conv | Pool | Norm, ...]
+    frozen: tuple[str, ...]  # layers that training leaves as they are
+    roi_size: tuple[int, int]
+    fc: tuple[int, int]  # fc6, fc7
+    spatial_scale: float = 1 / 16
+    input_scale: float = 1.0  # of the pixels, for networks that start at random
+    fc_std: float = 0.005  # of fc6 and fc7 where they start at random, with bias 0.1
+
+
+def _blocks(*blocks: tuple[int, int]) -> tuple[Conv | Pool | Norm, ...]:
+    """VGG: blocks of (convolutions, features) of 3x3, a 2/2 pool between blocks."""
+    layers: list[Conv | Pool | Norm] = []
+    for i, (depth, features) in enumerate(blocks, 1):
+        layers += [Pool(2, 2)] if i > 1 else []
+        layers += [Conv(f"conv{i}_{j}", features, 3, padding=1) for j in range(1, depth + 1)]
+    return tuple(layers)
+
+
+def _alexnet(*, pool_first: bool) -> tuple[Conv | Pool | Norm, ...]:
+    between: tuple[Conv | Pool | Norm, ...] = (Pool(3, 2, 1), Norm(alpha=1e-4, k=1.0))
+    between = between if pool_first else between[::-1]
+    return (
+        Conv("conv1", 96, 11, stride=4, padding=5),
+        *between,
+        Conv("conv2", 256, 5, padding=2, groups=2),
+        *between,
+        Conv("conv3", 384, 3, padding=1),
+        Conv("conv4", 384, 3, padding=1, groups=2),
+        Conv("conv5", 256, 3, padding=1, groups=2),
+    )
+
+
+NETWORKS = {
+    # S: CaffeNet
+    "caffenet": Network(_alexnet(pool_first=True), ("conv1",), (6, 6), (4096, 4096)),
+    # S in AlexNet's order: normalise, then pool
+    "alexnet": Network(_alexnet(pool_first=False), ("conv1",), (6, 6), (4096, 4096)),
+    # M: VGG_CNN_M_1024
+    "vgg_cnn_m_1024": Network(
+        (
+            Conv("conv1", 96, 7, stride=2),
+            Norm(alpha=5e-4, k=2.0),
+            Pool(3, 2),
+            Conv("conv2", 256, 5, stride=2, padding=1),
+            Norm(alpha=5e-4, k=2.0),
+            Pool(3, 2),
+            *(Conv(f"conv{i}", 512, 3, padding=1) for i in (3, 4, 5)),
+        ),
+        ("conv1",),
+        (6, 6),
+        (4096, 1024),
+    ),
+    # L: VGG16
+    "vgg16": Network(
+        _blocks((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)),
+        ("conv1_1", "conv1_2", "conv2_1", "conv2_2"),
+        (7, 7),
+        (4096, 4096),
+    ),
+    # for the synthetic set, on a CPU in minutes, from random weights
+    "tiny": Network(_blocks((1, 16), (2, 32), (2, 64)), (), (6, 6), (128, 128), spatial_scale=1 / 4, input_scale=1 / 64, fc_std=0.03),
+}
+
+
+def get_network(name: str) -> Network:
+    """The table's row `name`; InputError with the choices for an unknown one."""
+    if name not in NETWORKS:
+        raise InputError(f"network must be one of {', '.join(NETWORKS)}, got {name!r}")
+    return NETWORKS[name]
+
+
+def output_size(layer: Conv | Pool | Norm, size: Any) -> Any:
+    """Rows or columns after a layer, of an int or an int32 array; Caffe's rounding."""
+    if isinstance(layer, Norm):
+        return size
+    reach = size + 2 * layer.padding - layer.kernel
+    if isinstance(layer, Conv):
+        return reach // layer.stride + 1
+    rounded_up = -(-reach // layer.stride) + 1
+    if not layer.padding:
+        return rounded_up
+    # a last window that would start in the padding is dropped
+    return rounded_up - ((rounded_up - 1) * layer.stride >= size + layer.padding)
+
+
+def convolve(x: jax.Array, kernel: jax.Array, layer: Conv) -> jax.Array:
+    """`(B, H, W, C)` by `(k, k, C / groups, features)`; groups as convolutions side by side, several times faster on
+    CPU than one with `feature_group_count`."""
+    parts = [
+        lax.conv_general_dilated(
+            part,
+            weights,
+            (layer.stride, layer.stride),
+            [(layer.padding, layer.padding)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        for part, weights in zip(
+            jnp.split(x, layer.groups, axis=-1), jnp.split(kernel, layer.groups, axis=-1), strict=True
+        )
+    ]
+    return jnp.concatenate(parts, axis=-1) if layer.groups > 1 else parts[0]
+
+
+def max_pool(x: jax.Array, layer: Pool) -> jax.Array:
+    """Max pooling of non-negative `(B, H, W, C)`, the output size rounded up."""
+    edges = [
+        (layer.padding, (output_size(layer, size) - 1) * layer.stride + layer.kernel - size - layer.padding)
+        for size in x.shape[1:3]
+    ]
+    return nn.max_pool(x, (layer.kernel,) * 2, (layer.stride,) * 2, padding=edges)
+
+
+def local_response_norm(x: jax.Array, layer: Norm) -> jax.Array:
+    """Normalisation across channels of `(B, H, W, C)` (Krizhevsky et al. 2012, section 3.3; alpha over n as Caffe)."""
+    half = layer.size // 2
+    squares = jnp.pad(jnp.square(x), ((0, 0), (0, 0), (0, 0), (half, half)))
+    window = sum(squares[..., i : i + x.shape[-1]] for i in range(layer.size))
+    return x * (layer.k + layer.alpha / layer.size * window) ** -layer.beta
+
+
+class Convolution(nn.Module):
+    """A row's convolution, its bias and its ReLU."""
+
+    layer: Conv
+
+    @nn.compact
+    def __call__(self, x):
+        layer = self.layer
+        shape = (layer.kernel, layer.kernel, x.shape[-1] // layer.groups, layer.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, (layer.features,))
+        return nn.relu(convolve(x, kernel.astype(x.dtype), layer) + bias.astype(x.dtype))
+
+
+class Backbone(nn.Module):
+    """The convolutions up to the RoI layer, run once an image (section 2.1)."""
+
+    network: Network
+
+    @nn.compact
+    def __call__(self, images, image_size):
+        """`(B, H, W, 3)` images and `(B, 2)` sizes -> `(B, H', W', C)`, zero beyond each image's own map."""
+        x, size = images * self.network.input_scale, image_size
+        for layer in self.network.layers:
+            if isinstance(layer, Norm):
+                x = local_response_norm(x, layer)
+                continue
+            x = Convolution(layer, name=layer.name)(x) if isinstance(layer, Conv) else max_pool(x, layer)
+            size = output_size(layer, size)
+            x = jnp.where(_inside(size, x.shape[1:3]), x, 0)
+        return x
+
+
+def _inside(size, canvas):
+    """`(B, H, W, 1)` bool: the cells of the canvas within each image's `(B, 2)` size."""
+    rows = jnp.arange(canvas[0]) < size[:, :1]
+    columns = jnp.arange(canvas[1]) < size[:, 1:]
+    return (rows[:, :, None] & columns[:, None, :])[..., None]
+
+
+def dropout(x: jax.Array, keys: jax.Array | None, rate: float = 0.5) -> jax.Array:
+    """`(B, ...)` with a fraction `rate` of its elements zeroed and the rest scaled up; one key an image, so that the
+    mask does not depend on how images are spread over devices. Without keys, x."""
+    if keys is None:
+        return x
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1 - rate), 0)
+
+
+class RoIHead(nn.Module):
+    """fc6, fc7 and the twin output layers (section 2.1)."""
+
+    network: Network
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, pooled, dropout_keys=None):
+        """`(B, R, rows, columns, C)` and `(B,)` keys, or None for no dropout -> logits `(B, R, K + 1)` and normalised
+        deltas `(B, R, K + 1, 4)`."""
+        x = pooled.reshape(*pooled.shape[:2], math.prod(pooled.shape[2:]))
+        for i, features in enumerate(self.network.fc):
+            x = nn.relu(self._dense(features, self.network.fc_std, 0.1, f"fc{6 + i}")(x))
+            keys = None if dropout_keys is None else jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, i)
+            x = dropout(x, keys)
+        outputs = self.num_classes + 1
+        logits = self._dense(outputs, 0.01, 0.0, "cls_score")(x)
+        deltas = self._dense(4 * outputs, 0.001, 0.0, "bbox_pred")(x)
+        return logits, deltas.reshape(*deltas.shape[:2], outputs, 4)
+
+    def _dense(self, features, std, bias, name):
+        return nn.Dense(
+            features,
+            kernel_init=nn.initializers.normal(std),
+            bias_init=nn.initializers.constant(bias),
+            name=name,
+        )
+
+
+class FastRCNN(nn.Module):
+    """The whole network. Its collection "box_stats" holds the mean and standard deviation `(K + 1, 4)` of each
+    class's regression targets, by which the deltas are normalised."""
+
+    network: Network
+    num_classes: int
+
+    def setup(self):
+        self.backbone = Backbone(self.network)
+        self.head = RoIHead(self.network, self.num_classes)
+        shape = (self.num_classes + 1, 4)
+        self.box_mean = self.variable("box_stats", "mean", jnp.zeros, shape)
+        self.box_std = self.variable("box_stats", "std", jnp.ones, shape)
+
+    def __call__(self, images, image_size, rois, dropout_keys=None):
+        """`(B, H, W, 3)` images, `(B, 2)` sizes, `(B, R, 4)` RoIs in canvas pixels -> logits `(B, R, K + 1)` and
+        normalised deltas `(B, R, K + 1, 4)`."""
+        features = self.backbone(images, image_size)
+        pooled = roi_pool(features, rois, output_size=self.network.roi_size, spatial_scale=self.network.spatial_scale)
+        return self.head(pooled, dropout_keys)
+
+    def predict(self, images, image_size, rois):
+        """-> class probabilities `(B, R, K + 1)` and deltas `(B, R, K + 1, 4)` as `boxes.decode` takes them."""
+        logits, deltas = self(images, image_size, rois)
+        return jax.nn.softmax(logits), deltas * self.box_std.value + self.box_mean.value

@@ -1,0 +1,204 @@
+"""From records and proposals to batches of static shapes.
+
+The plan of an epoch (which images, mirrored or not, in which order and canvas) is a pure function of the seed and the
+epoch, and a step's batch of the plan, so a checkpoint needs only the step. A batch holds images of one canvas; the paper
+pads to the larger of two random images instead. Arrays are NumPy.
+
+Shape letters: B images, R RoIs.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from frcnn_jax import boxes as box_ops
+from frcnn_jax.datasets import Record
+from frcnn_jax.sampling import assign, sample
+
+PIXEL_MEANS = np.array([102.9801, 115.9465, 122.7717], np.float32)  # BGR
+ROI_MULTIPLE = 512  # at test, RoIs are padded to a multiple of this
+_CANVAS_MULTIPLE = 16
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The shorter side of a resized image, unless the longer one would be over `longer` (pixels)."""
+
+    shorter: int = 600
+    longer: int = 1000
+
+    def scale(self, height: int, width: int) -> float:
+        """The factor for an image of this size."""
+        scale = self.shorter / min(height, width)
+        return scale if round(scale * max(height, width)) <= self.longer else self.longer / max(height, width)
+
+    def canvas(self, height: int, width: int) -> tuple[int, int]:
+        """The smallest of the four canvases (shorter side by 4/3 of it or by `longer`, and upright) that holds the
+        resized image."""
+        scale = self.scale(height, width)
+        rows, columns = round(scale * height), round(scale * width)
+        short, middle, long = (
+            math.ceil(side / _CANVAS_MULTIPLE) * _CANVAS_MULTIPLE
+            for side in (self.shorter, min(self.shorter * 4 / 3, self.longer), self.longer)
+        )
+        canvases = ((short, middle), (middle, short), (short, long), (long, short))
+        return min((c for c in canvases if c[0] >= rows and c[1] >= columns), key=math.prod)
+
+
+def prepare_image(image: np.ndarray, sizes: Sizes) -> Batch:
+    """`(H, W, 3)` uint8 RGB -> image (canvas, BGR float32, means subtracted before the resize), image_size, scale and
+    original_size."""
+    import cv2
+
+    height, width = image.shape[:2]
+    scale = sizes.scale(height, width)
+    rows, columns = max(round(scale * height), 1), max(round(scale * width), 1)
+    canvas = np.zeros((*sizes.canvas(height, width), 3), np.float32)
+    centred = image[..., ::-1].astype(np.float32) - PIXEL_MEANS
+    canvas[:rows, :columns] = cv2.resize(centred, (columns, rows), interpolation=cv2.INTER_LINEAR)
+    return {
+        "image": canvas,
+        "image_size": np.array([rows, columns], np.int32),
+        "scale": np.float32(scale),
+        "original_size": np.array([height, width], np.int32),
+    }
+
+
+def prepare_test(image: np.ndarray, rois: np.ndarray, *, sizes: Sizes, spatial_scale: float) -> Batch:
+    """A batch of one image and its RoIs: all but those pooled from the same cells as an earlier one, padded to a
+    multiple of ROI_MULTIPLE.
+
+    Args:
+        image: `(H, W, 3)` uint8 RGB.
+        rois: `(N, 4)` in the image's pixels; N may be 0.
+        sizes: how the image is resized.
+        spatial_scale: the network's, the grid on which RoIs count as the same.
+    """
+    batch = prepare_image(image, sizes)
+    scaled = box_ops.scale(rois, batch["scale"])
+    scaled = scaled[box_ops.unique_rois(scaled, spatial_scale)]
+    count = max(math.ceil(len(scaled) / ROI_MULTIPLE), 1) * ROI_MULTIPLE
+    batch["rois"] = _pad(scaled, count)
+    batch["roi_mask"] = np.arange(count) < len(scaled)
+    return {name: value[None] for name, value in batch.items()}
+
+
+def _pad(array: np.ndarray, count: int) -> np.ndarray:
+    return np.pad(array, [(0, count - len(array))] + [(0, 0)] * (array.ndim - 1))
+
+
+@dataclass(frozen=True)
+class TrainingBatches:
+    """The batches of a training run by step: a random-access sequence, each a pure function of the seed and the step.
+
+    Args:
+        records, proposals: the split, and by image id its `(N, 4)` boxes.
+        box_stats: "mean" and "std" `(K + 1, 4)` by which targets are normalised.
+        sizes: how images are resized.
+        steps: the length of the sequence.
+        images_per_batch, rois_per_image: B and R.
+        fg_fraction, fg_iou, bg_iou: as `sampling.sample`.
+        flip: mirrored images double the set.
+        seed: of everything drawn.
+    """
+
+    records: Sequence[Record]
+    proposals: Mapping[str, np.ndarray]
+    box_stats: Mapping[str, np.ndarray]
+    sizes: Sizes
+    steps: int
+    images_per_batch: int = 2
+    rois_per_image: int = 64
+    fg_fraction: float = 0.25
+    fg_iou: float = 0.5
+    bg_iou: tuple[float, float] = (0.1, 0.5)
+    flip: bool = True
+    seed: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "_plan", lru_cache(2)(self.plan))
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def plan(self, epoch: int) -> list[list[tuple[int, bool]]]:
+        """The epoch's batches, of (record, mirrored), every image once each way; images of a canvas whose number is not a multiple of B
+        fill their last batch with the canvas's first ones."""
+        by_canvas: dict[tuple[int, int], list[tuple[int, bool]]] = {}
+        for i, record in enumerate(self.records):
+            entries = by_canvas.setdefault(self.sizes.canvas(record.height, record.width), [])
+            entries += [(i, False), (i, True)] if self.flip else [(i, False)]
+        rng = np.random.default_rng((self.seed, epoch))
+        batches = []
+        for _, entries in sorted(by_canvas.items()):
+            order = rng.permutation(len(entries))
+            for start in range(0, len(entries), self.images_per_batch):
+                places = np.arange(start, start + self.images_per_batch) % len(entries)
+                batches.append([entries[order[place]] for place in places])
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of a step (design: a dict of static shapes); "index" `(B,)` numbers the images of the run."""
+        per_epoch = len(self._plan(0))
+        entries = self._plan(step // per_epoch)[step % per_epoch]
+        first = step * self.images_per_batch
+        images = [self._image(*entry, index=first + i) for i, entry in enumerate(entries)]
+        return {name: np.stack([image[name] for image in images]) for name in images[0]}
+
+    def _image(self, i: int, mirrored: bool, index: int) -> Batch:
+        record = self.records[i]
+        image, proposals, gt_boxes = record.load(), self.proposals[record.image_id], record.boxes
+        if mirrored:
+            image = image[:, ::-1]
+            proposals, gt_boxes = (box_ops.flip(b, record.width) for b in (proposals, gt_boxes))
+        drawn = sample(
+            assign(proposals, gt_boxes, record.labels),
+            np.random.default_rng((self.seed, index, 1)),
+            count=self.rois_per_image,
+            fg_fraction=self.fg_fraction,
+            fg_iou=self.fg_iou,
+            bg_iou=self.bg_iou,
+        )
+        batch = prepare_image(image, self.sizes)
+        foreground = drawn.labels[:, None] > 0
+        normalised = (drawn.deltas - self.box_stats["mean"][drawn.labels]) / self.box_stats["std"][drawn.labels]
+        batch["rois"] = _pad(box_ops.scale(drawn.rois, batch["scale"]), self.rois_per_image)
+        batch["roi_mask"] = np.arange(self.rois_per_image) < len(drawn.rois)
+        batch["labels"] = _pad(drawn.labels, self.rois_per_image)
+        batch["box_targets"] = _pad(np.where(foreground, normalised, 0).astype(np.float32), self.rois_per_image)
+        batch["index"] = np.int32(index)
+        return batch
+
+
+def prefetch(batches: Sequence, start: int = 0, *, threads: int = 2) -> Iterator:
+    """The items of a random-access sequence from `start` on, in order, made ahead of time in threads."""
+    import grain
+
+    items = grain.MapDataset.source(batches)[start:]
+    return iter(items.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)))
+
+
+@dataclass(frozen=True)
+class TestBatches:
+    """One batch an image, in the records' order: see `prepare_test`."""
+
+    __test__ = False  # not a pytest class
+
+    records: Sequence[Record]
+    proposals: Mapping[str, np.ndarray]
+    sizes: Sizes
+    spatial_scale: float
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, i: int) -> Batch:
+        record = self.records[i]
+        return prepare_test(
+            record.load(), self.proposals[record.image_id], sizes=self.sizes, spatial_scale=self.spatial_scale
+        )

@@ -1,0 +1,37 @@
+"""Stochastic gradient descent as Caffe does it (paper, section 2.3).
+
+    V = momentum * V + rate * multiplier * (g + decay * w),    w = w - V
+
+The rate is inside the buffer: a chain that scales after the momentum trace differs at every change of rate.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import optax
+
+BIAS_RATE = 2.0  # biases learn at twice the rate, and do not decay
+
+
+def step_schedule(learning_rate: float, drops: Sequence[int], factor: float = 0.1) -> optax.Schedule:
+    """`learning_rate`, times `factor` from each step in `drops` on."""
+    return optax.piecewise_constant_schedule(learning_rate, {int(step): factor for step in drops})
+
+
+def caffe_sgd(
+    schedule: optax.Schedule, *, momentum: float = 0.9, weight_decay: float = 5e-4
+) -> optax.GradientTransformation:
+    """The update above, for parameters whose biases are the leaves named "bias"."""
+
+    def is_weight(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "bias", params)
+
+    def is_bias(params):
+        return jax.tree.map(lambda weight: not weight, is_weight(params))
+
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask=is_weight),
+        optax.masked(optax.scale(BIAS_RATE), is_bias),
+        optax.scale_by_learning_rate(schedule),
+        optax.trace(decay=momentum),
+    )

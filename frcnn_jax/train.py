@@ -1,0 +1,360 @@
+"""Training in one go (section 2.3):
+
+    python -m frcnn_jax.train --workdir W [--config experiments/x.py] [--config.field=value ...]
+
+trains on the data that the config names (the embedded synthetic set by default), scores the val split and leaves in W:
+config.json, checkpoints, metrics.jsonl, TensorBoard events, results.json and pictures. On the same W it goes on from the last
+checkpoint.
+
+Shape letters: B images over all devices, D devices, R RoIs, K foreground classes.
+"""
+
+import contextlib
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from tqdm import tqdm
+
+from frcnn_jax import checkpoint, losses
+from frcnn_jax.config import load_config
+from frcnn_jax.datasets import Dataset
+from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.evaluate import evaluate_workdir, read_split, results_table, split_proposals, write_json
+from frcnn_jax.models import FastRCNN, get_network
+from frcnn_jax.pipeline import Batch, Sizes, TrainingBatches, prefetch
+from frcnn_jax.sampling import assign, target_statistics
+from frcnn_jax.solver import caffe_sgd, step_schedule
+from frcnn_jax.visualize import plot_losses
+from frcnn_jax.weights import merge_backbone, read_npz
+
+AXIS = "device"
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a step changes, and the frozen layers and box statistics that it reads."""
+
+    step: jax.Array  # () int32
+    params: Any  # those that are trained
+    frozen: Any  # backbone layers that are not
+    box_stats: Any  # "mean" and "std", (K + 1, 4)
+    opt_state: optax.OptState
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """As `FastRCNN.apply` takes them."""
+        return {"params": _join(self.params, self.frozen), "box_stats": self.box_stats}
+
+
+def _join(params: Mapping, frozen: Mapping) -> dict:
+    return {**params, "backbone": {**params["backbone"], **frozen}}
+
+
+def create_state(
+    variables: Mapping[str, Any], frozen_layers: Sequence[str], optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state at step 0; frozen layers get no gradient and no momentum."""
+    backbone = variables["params"]["backbone"]
+    trained = {name: layer for name, layer in backbone.items() if name not in frozen_layers}
+    frozen = {name: layer for name, layer in backbone.items() if name in frozen_layers}
+    params = {**variables["params"], "backbone": trained}
+    return TrainState(jnp.zeros((), jnp.int32), params, frozen, variables["box_stats"], optimizer.init(params))
+
+
+def train_step(
+    state: TrainState,
+    batch: Mapping[str, jax.Array],
+    key: jax.Array,
+    *,
+    model: FastRCNN,
+    optimizer: optax.GradientTransformation,
+    axis_name: str = AXIS,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step of stochastic gradient descent on the multi-task loss (equation 1); pure, mapped over `axis_name`.
+
+    The losses are sums over the device's RoIs over the mean number of RoIs a device, and gradients are averaged over
+    devices: any spread of the same images gives the same update. Dropout keys follow the image's index in the run.
+
+    Args:
+        state: the same on every device.
+        batch: the device's part of `pipeline.TrainingBatches`.
+        key: the run's.
+    """
+    dropout_keys = jax.vmap(partial(jax.random.fold_in, key))(batch["index"])
+    mask = batch["roi_mask"]
+    rois = jnp.maximum(lax.pmean(mask.sum().astype(jnp.float32), axis_name), 1 / 64)  # no RoI at all: losses of 0
+
+    def loss_fn(params):
+        variables = {"params": _join(params, state.frozen), "box_stats": state.box_stats}
+        logits, deltas = model.apply(variables, batch["image"], batch["image_size"], batch["rois"], dropout_keys)
+        loss_cls = jnp.where(mask, losses.log_loss(logits, batch["labels"]), 0).sum() / rois
+        loss_box = jnp.where(mask, losses.box_loss(deltas, batch["box_targets"], batch["labels"]), 0).sum() / rois
+        return loss_cls + loss_box, (loss_cls, loss_box)
+
+    (loss, (loss_cls, loss_box)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    foreground = (mask & (batch["labels"] > 0)).sum() / rois
+    metrics = {"loss": loss, "loss_cls": loss_cls, "loss_box": loss_box, "foreground": foreground}
+    gradients, metrics = lax.pmean((gradients, metrics), axis_name)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+
+def make_train_step(
+    model: FastRCNN, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """`train_step` mapped by `jax.pmap` over the local devices. It takes a batch of all B images; the state, alike on
+    all devices and without a device axis, is donated."""
+    step = partial(train_step, model=model, optimizer=optimizer)
+    mapped = jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0)
+    devices = jax.local_device_count()
+
+    def spread(value):
+        return value.reshape(devices, -1, *value.shape[1:])
+
+    return lambda state, batch, key: mapped(state, jax.tree.map(spread, batch), key)
+
+
+def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
+    """Trains as `config` says, goes on from what `workdir` holds, scores the val split. Returns the results.
+
+    Raises:
+        InputError: the config, the data or the workdir can't be used, or the loss is not a number.
+        KeyboardInterrupt: SIGINT or SIGTERM came; the state is saved.
+    """
+    config = prepare_workdir(config, workdir)
+    results_path = workdir / "results.json"
+    if results_path.is_file():
+        results = json.loads(results_path.read_text())
+        print(f"{workdir}: finished at step {results['step']} with mAP {results['map']:.4f}")
+        return results
+
+    network = get_network(config["network"])
+    train_set = read_split(config, "train")
+    read_split(config, "val")  # what is wrong with it is said now, not after the training
+    proposals = split_proposals(config, workdir, train_set)
+    batches = _training_batches(config, train_set, proposals)
+
+    model = FastRCNN(network, len(train_set.class_names))
+    schedule = step_schedule(config["learning_rate"], config["learning_rate_drops"])
+    optimizer = caffe_sgd(schedule, momentum=config["momentum"], weight_decay=config["weight_decay"])
+    key = jax.random.key(config["seed"])
+    variables = initial_variables(model, key, config["weights"], batches.box_stats)
+    state = create_state(variables, network.frozen, optimizer)
+
+    with checkpoint.open_checkpoints(workdir, keep=config["keep_checkpoints"]) as checkpoints:
+        if (last := checkpoints.latest_step()) is not None:
+            model_variables, opt_state = checkpoint.restore(checkpoints, last, state.variables, state.opt_state)
+            state = create_state(model_variables, network.frozen, optimizer)
+            state = state.replace(step=jnp.int32(last), opt_state=opt_state)
+            print(f"{workdir}: goes on from step {last}")
+        state, key = replicate((state, key))
+        train(state, make_train_step(model, optimizer), batches, key, checkpoints, schedule, config, workdir)
+
+    plot_losses(read_metrics(workdir), _pictures(workdir) / "loss.png")
+    results = evaluate_workdir(workdir)
+    write_json(results_path, results)
+    print(results_table(results))
+    print(f"{workdir}: finished at step {results['step']} with mAP {results['map']:.4f}; see {workdir}/pictures")
+    return results
+
+
+def replicate(tree: Any) -> Any:
+    """`tree` on all local devices, placed as the mapped step gives it back, so that step is compiled only once."""
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
+    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
+def _pictures(workdir: Path) -> Path:
+    (workdir / "pictures").mkdir(exist_ok=True)
+    return workdir / "pictures"
+
+
+def _training_batches(config: Mapping[str, Any], dataset: Dataset, proposals: Mapping[str, np.ndarray]):
+    if config["images_per_batch"] % jax.local_device_count():
+        raise InputError(
+            f"images_per_batch, {config['images_per_batch']}, must be a multiple of the {jax.local_device_count()} devices"
+        )
+    targets = (assign(proposals[r.image_id], r.boxes, r.labels) for r in dataset.records)
+    mean, std = target_statistics(targets, len(dataset.class_names), fg_iou=config["fg_iou"], flip=config["flip"])
+    return TrainingBatches(
+        dataset.records,
+        proposals,
+        {"mean": mean, "std": std},
+        Sizes(config["min_size"], config["max_size"]),
+        config["steps"],
+        images_per_batch=config["images_per_batch"],
+        rois_per_image=config["rois_per_batch"] // config["images_per_batch"],
+        fg_fraction=config["fg_fraction"],
+        fg_iou=config["fg_iou"],
+        bg_iou=(config["bg_iou_low"], config["bg_iou_high"]),
+        flip=config["flip"],
+        seed=config["seed"],
+    )
+
+
+def initial_variables(model: FastRCNN, key: jax.Array, weights: str, box_stats: Mapping[str, np.ndarray]) -> dict:
+    """Fresh variables with the pretrained convolutions of the file `weights`, if one is named.
+
+    Raises:
+        InputError: the file is missing or does not fit the network.
+    """
+    arrays = read_npz(Path(weights)) if weights else None
+    sizes = jnp.full((1, 2), 64, jnp.int32)
+    variables = jax.jit(model.init)(key, jnp.zeros((1, 64, 64, 3)), sizes, jnp.zeros((1, 1, 4)))
+    params = variables["params"]
+    if arrays is not None:
+        params = merge_backbone(params, arrays, source=weights)
+    return {"params": params, "box_stats": jax.tree.map(jnp.asarray, dict(box_stats))}
+
+
+def train(
+    state: TrainState,
+    step_fn: Callable,
+    batches: TrainingBatches,
+    key: jax.Array,
+    checkpoints: Any,
+    schedule: optax.Schedule,
+    config: Mapping[str, Any],
+    workdir: Path,
+) -> TrainState:
+    """The loop, from the state's step to the last one; logs, and saves each `checkpoint_every` steps and at the end."""
+    from tensorboardX import SummaryWriter
+
+    start, steps = int(state.step), len(batches)
+    truncate_metrics(workdir, start)
+    saved = start
+
+    def save(at: int, state: TrainState) -> None:
+        nonlocal saved
+        if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.params)):
+            raise InputError(_not_finite(at, saved, workdir))
+        checkpoint.save(checkpoints, at, state.variables, state.opt_state)
+        saved = at
+
+    with (
+        SummaryWriter(str(workdir / "tensorboard"), purge_step=start) as board,
+        open(workdir / "metrics.jsonl", "a") as log,
+        tqdm(total=steps, initial=start, desc="train", unit="step", smoothing=0.05) as bar,
+        _stop_signals() as stopped,
+    ):
+        pending: dict[str, jax.Array] | None = None
+        rows: list[dict[str, float]] = []
+        since = time.perf_counter()
+
+        def collect(at: int) -> None:
+            """Takes the metrics of the step that ended at `at`; one step late, so that the device is never waited for."""
+            nonlocal since
+            assert pending is not None
+            rows.append({name: float(value) for name, value in jax.device_get(pending).items()})
+            if not math.isfinite(rows[-1]["loss"]):
+                raise InputError(_not_finite(at, saved, workdir))
+            if at % config["log_every"] == 0 or at == steps:
+                now = time.perf_counter()
+                row = {name: float(np.mean([r[name] for r in rows])) for name in rows[0]}
+                row["learning_rate"] = float(schedule(at - 1))
+                row["images_per_second"] = len(rows) * config["images_per_batch"] / (now - since)
+                log.write(json.dumps({"step": at, **row}) + "\n")
+                log.flush()
+                for name, value in row.items():
+                    board.add_scalar(name, value, at)
+                bar.set_postfix(loss=f"{row['loss']:.3f}", rate=f"{row['learning_rate']:g}")
+                rows.clear()
+                since = now
+
+        for at, batch in enumerate(prefetch(batches, start), start + 1):
+            former = pending
+            state, latest = step_fn(state, batch, key)
+            if former is not None:
+                collect(at - 1)
+            pending = latest
+            bar.update()
+            if at % config["checkpoint_every"] == 0 or at == steps or stopped():
+                collect(at)
+                pending = None
+                save(at, state)
+            if stopped():
+                raise KeyboardInterrupt
+    return state
+
+
+def _not_finite(step: int, saved: int, workdir: Path) -> str:
+    good = f"the last good checkpoint is step {saved} in {workdir}" if saved else "there is no checkpoint yet"
+    return f"the loss is not a finite number at step {step}; {good}. A lower --config.learning_rate may help"
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Inside, SIGINT and SIGTERM only set what is yielded, so that the loop ends between two steps."""
+    came: list[int] = []
+    former = {s: signal.signal(s, lambda number, _: came.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def prepare_workdir(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
+    """Makes the folder, writes config.json (with the class names of the data), or compares with the one there.
+
+    Raises:
+        InputError: the workdir is a file, or was begun with another config.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"the workdir must be a folder, {workdir} is a file")
+    config = json.loads(json.dumps(dict(config)))
+    path = workdir / "config.json"
+    if path.is_file():
+        begun = json.loads(path.read_text())
+        config["class_names"] = config["class_names"] or begun["class_names"]
+        differ = [
+            f"{k} was {begun.get(k)!r}, now {config.get(k)!r}"
+            for k in {**begun, **config}
+            if begun.get(k) != config.get(k)
+        ]
+        if differ:
+            raise InputError(f"{workdir} was begun with another config: {'; '.join(differ)}. Take another workdir")
+        return config
+    config["class_names"] = list(read_split(config, "train").class_names)
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(path, config)
+    return config
+
+
+def read_metrics(workdir: Path) -> list[dict[str, float]]:
+    """The whole rows of metrics.jsonl."""
+    path = workdir / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError):  # a last line cut short by a kill
+            rows.append(json.loads(line))
+    return rows
+
+
+def truncate_metrics(workdir: Path, step: int) -> None:
+    """Leaves out the rows after `step`, which will be written again."""
+    rows = [row for row in read_metrics(workdir) if row["step"] <= step]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command line."""
+    config, workdir = load_config(argv)
+    train_and_evaluate(config, workdir)
+
+
+if __name__ == "__main__":
+    run_main(main)

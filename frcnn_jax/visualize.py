@@ -1,0 +1,87 @@
+"""Pictures: boxes on images, ground truth beside detections, loss and precision-recall curves."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from frcnn_jax.metrics import Curve
+
+_COLOURS = (
+    "#e6194b",
+    "#3cb44b",
+    "#4363d8",
+    "#f58231",
+    "#911eb4",
+    "#008080",
+    "#f032e6",
+    "#9a6324",
+    "#800000",
+    "#000075",
+)
+
+
+def draw_boxes(image: np.ndarray, boxes: np.ndarray, captions: Sequence[str], *, min_side: int = 400) -> Image.Image:
+    """`(H, W, 3)` uint8 RGB with `(N, 4)` boxes, a caption each; small images are enlarged to `min_side`. A caption's
+    first word chooses the colour."""
+    factor = max(1, round(min_side / min(image.shape[:2])))
+    picture = Image.fromarray(image).resize(
+        (image.shape[1] * factor, image.shape[0] * factor), Image.Resampling.NEAREST
+    )
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(size=max(11, min(picture.size) // 32))
+    for box, caption in zip(boxes, captions, strict=True):
+        colour = _COLOURS[sum(caption.split(" ")[0].encode()) % len(_COLOURS)]
+        x1, y1, x2, y2 = (float(v) for v in (np.asarray(box) + (0, 0, 1, 1)) * factor)
+        draw.rectangle([x1, y1, x2 - 1, y2 - 1], outline=colour, width=2)
+        left, top, right, bottom = draw.textbbox((0, 0), caption, font=font)
+        x = min(x1, picture.width - right - 2)
+        y = max(0, y1 - bottom - 2)
+        draw.rectangle([x, y, x + right + 2, y + bottom + 2], fill=colour)
+        draw.text((x + 1, y + 1), caption, fill="white", font=font)
+    return picture
+
+
+def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Two pictures of the same height: ground truth on the left, detections on the right."""
+    titles, gap = 22, 6
+    picture = Image.new("RGB", (left.width + gap + right.width, left.height + titles), "white")
+    draw = ImageDraw.Draw(picture)
+    for title, part, x in (("ground truth", left, 0), ("detections", right, left.width + gap)):
+        picture.paste(part, (x, titles))
+        draw.text((x + 4, 3), title, fill="black", font=ImageFont.load_default(size=14))
+    return picture
+
+
+def plot_losses(rows: Sequence[Mapping[str, float]], path: Path) -> None:
+    """The losses over the steps, from the rows of metrics.jsonl."""
+    axes, figure = _figure("Training loss", "step", "loss")
+    steps = [row["step"] for row in rows]
+    for name in ("loss", "loss_cls", "loss_box"):
+        axes.plot(steps, [row[name] for row in rows], label=name, linewidth=1)
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    figure.savefig(path)
+
+
+def plot_precision_recall(curves: Mapping[str, tuple[Curve, float | None]], path: Path) -> None:
+    """Every class's precision over its recall, with its AP."""
+    axes, figure = _figure("Precision-recall", "recall", "precision")
+    for name, (curve, ap) in curves.items():
+        if ap is not None:
+            axes.plot(curve.recall, curve.precision, label=f"{name} {ap:.3f}", linewidth=1)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    if axes.lines:
+        axes.legend(fontsize=7, ncols=2, loc="lower left")
+    figure.savefig(path)
+
+
+def _figure(title, xlabel, ylabel):
+    from matplotlib.figure import Figure  # not pyplot: no window system, no global state
+
+    figure = Figure(figsize=(7, 5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    return axes, figure
