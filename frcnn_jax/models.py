@@ -8,43 +8,15 @@ Shape letters: B images, R RoIs, K foreground classes, C channels.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from frcnn_jax.errors import InputError
+from frcnn_jax.layers import Conv, Norm, Pool, convolve, local_response_norm, max_pool, output_size
 from frcnn_jax.roi_pool import roi_pool
-
-
-class Conv(NamedTuple):
-    """A convolution and its ReLU."""
-
-    name: str
-    features: int
-    kernel: int
-    stride: int = 1
-    padding: int = 0
-    groups: int = 1
-
-
-class Pool(NamedTuple):
-    """Max pooling; the output size rounds up, as Caffe's."""
-
-    kernel: int
-    stride: int
-    padding: int = 0
-
-
-class Norm(NamedTuple):
-    """Local response normalisation across `size` channels: x / (k + alpha / size * sum x^2)^beta, as Caffe's."""
-
-    alpha: float
-    k: float
-    size: int = 5
-    beta: float = 0.75
 
 
 class Network(NamedTuple):
@@ -119,55 +91,6 @@ def get_network(name: str) -> Network:
     if name not in NETWORKS:
         raise InputError(f"network must be one of {', '.join(NETWORKS)}, got {name!r}")
     return NETWORKS[name]
-
-
-def output_size(layer: Conv | Pool | Norm, size: Any) -> Any:
-    """Rows or columns after a layer, of an int or an int32 array; Caffe's rounding."""
-    if isinstance(layer, Norm):
-        return size
-    reach = size + 2 * layer.padding - layer.kernel
-    if isinstance(layer, Conv):
-        return reach // layer.stride + 1
-    rounded_up = -(-reach // layer.stride) + 1
-    if not layer.padding:
-        return rounded_up
-    # a last window that would start in the padding is dropped
-    return rounded_up - ((rounded_up - 1) * layer.stride >= size + layer.padding)
-
-
-def convolve(x: jax.Array, kernel: jax.Array, layer: Conv) -> jax.Array:
-    """`(B, H, W, C)` by `(k, k, C / groups, features)`; groups as convolutions side by side, several times faster on
-    CPU than one with `feature_group_count`."""
-    parts = [
-        lax.conv_general_dilated(
-            part,
-            weights,
-            (layer.stride, layer.stride),
-            [(layer.padding, layer.padding)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        for part, weights in zip(
-            jnp.split(x, layer.groups, axis=-1), jnp.split(kernel, layer.groups, axis=-1), strict=True
-        )
-    ]
-    return jnp.concatenate(parts, axis=-1) if layer.groups > 1 else parts[0]
-
-
-def max_pool(x: jax.Array, layer: Pool) -> jax.Array:
-    """Max pooling of non-negative `(B, H, W, C)`, the output size rounded up."""
-    edges = [
-        (layer.padding, (output_size(layer, size) - 1) * layer.stride + layer.kernel - size - layer.padding)
-        for size in x.shape[1:3]
-    ]
-    return nn.max_pool(x, (layer.kernel,) * 2, (layer.stride,) * 2, padding=edges)
-
-
-def local_response_norm(x: jax.Array, layer: Norm) -> jax.Array:
-    """Normalisation across channels of `(B, H, W, C)` (Krizhevsky et al. 2012, section 3.3; alpha over n as Caffe)."""
-    half = layer.size // 2
-    squares = jnp.pad(jnp.square(x), ((0, 0), (0, 0), (0, 0), (half, half)))
-    window = sum(squares[..., i : i + x.shape[-1]] for i in range(layer.size))
-    return x * (layer.k + layer.alpha / layer.size * window) ** -layer.beta
 
 
 class Convolution(nn.Module):

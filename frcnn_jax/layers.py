@@ -1,0 +1,176 @@
+"""Convolution, max pooling and local response normalisation with Caffe's arithmetic, and derivatives that are fast on CPU.
+
+XLA's own derivatives of these are exact but slow there; `scripts/bench_layers.py` measures both. Reverse mode only.
+
+Shape letters: B images, H rows, W columns, C channels.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class Conv(NamedTuple):
+    """A convolution and its ReLU."""
+
+    name: str
+    features: int
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+    groups: int = 1
+
+
+class Pool(NamedTuple):
+    """Max pooling; the output size rounds up, as Caffe's."""
+
+    kernel: int
+    stride: int
+    padding: int = 0
+
+
+class Norm(NamedTuple):
+    """Local response normalisation across `size` channels (odd): x / (k + alpha / size * sum x^2)^beta, as Caffe's."""
+
+    alpha: float
+    k: float
+    size: int = 5
+    beta: float = 0.75
+
+
+def output_size(layer: Conv | Pool | Norm, size: Any) -> Any:
+    """Rows or columns after a layer, of an int or an int32 array; Caffe's rounding."""
+    if isinstance(layer, Norm):
+        return size
+    reach = size + 2 * layer.padding - layer.kernel
+    if isinstance(layer, Conv):
+        return reach // layer.stride + 1
+    rounded_up = -(-reach // layer.stride) + 1
+    if not layer.padding:
+        return rounded_up
+    # a last window that would start in the padding is dropped
+    return rounded_up - ((rounded_up - 1) * layer.stride >= size + layer.padding)
+
+
+def convolve(x: jax.Array, kernel: jax.Array, layer: Conv) -> jax.Array:
+    """`(B, H, W, C)` by `(k, k, C / groups, features)`; groups as convolutions side by side, several times faster on
+    CPU than one with `feature_group_count`."""
+    one = _convolve_3x3 if (layer.kernel, layer.stride, layer.padding) == (3, 1, 1) else _convolve
+    parts = [
+        one(part, weights, layer.stride, layer.padding)
+        for part, weights in zip(
+            jnp.split(x, layer.groups, axis=-1), jnp.split(kernel, layer.groups, axis=-1), strict=True
+        )
+    ]
+    return jnp.concatenate(parts, axis=-1) if layer.groups > 1 else parts[0]
+
+
+def _convolve(x, kernel, stride, padding):
+    edges = [(padding, padding)] * 2
+    return lax.conv_general_dilated(x, kernel, (stride, stride), edges, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+# The weight gradient of 3x3 convolutions is nine matrix products, one a tap.
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve_3x3(x, kernel, stride, padding):
+    return _convolve(x, kernel, stride, padding)
+
+
+def _convolve_3x3_forward(x, kernel, stride, padding):
+    return _convolve(x, kernel, stride, padding), (x, kernel)
+
+
+def _convolve_3x3_backward(stride, padding, residuals, gradient):
+    x, kernel = residuals
+    (x_gradient,) = jax.linear_transpose(lambda x: _convolve(x, kernel, stride, padding), x)(gradient)
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    rows, columns = x.shape[1:3]
+
+    def tap(i, j):
+        return jnp.einsum("bhwc,bhwf->cf", padded[:, i : i + rows, j : j + columns], gradient)
+
+    return x_gradient, jnp.stack([jnp.stack([tap(i, j) for j in range(3)]) for i in range(3)])
+
+
+_convolve_3x3.defvjp(_convolve_3x3_forward, _convolve_3x3_backward)
+
+
+def _pool_edges(layer, sizes):
+    """Padding before and after the rows and the columns."""
+    return [
+        (layer.padding, (output_size(layer, size) - 1) * layer.stride + layer.kernel - size - layer.padding)
+        for size in sizes
+    ]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def max_pool(x: jax.Array, layer: Pool) -> jax.Array:
+    """Max pooling of `(B, H, W, C)`, the output size rounded up. The gradient goes to the first maximum, row by row."""
+    k, s = layer.kernel, layer.stride
+    edges = ((0, 0), *_pool_edges(layer, x.shape[1:3]), (0, 0))
+    return lax.reduce_window(x, jnp.array(-jnp.inf, x.dtype), lax.max, (1, k, k, 1), (1, s, s, 1), edges)
+
+
+def _max_pool_forward(x, layer):
+    pooled = max_pool(x, layer)
+    return pooled, (x, pooled)
+
+
+def _max_pool_backward(layer, residuals, gradient):
+    x, pooled = residuals
+    k, s = layer.kernel, layer.stride
+    (rows, columns), (top, left) = pooled.shape[1:3], (layer.padding, layer.padding)
+    edges = ((0, 0), *_pool_edges(layer, x.shape[1:3]), (0, 0))
+    padded = jnp.pad(x, edges, constant_values=-jnp.inf)
+    first = jnp.full(pooled.shape, k * k, jnp.int32)  # of a window's taps, the first that holds its maximum
+    for tap in reversed(range(k * k)):
+        i, j = divmod(tap, k)
+        seen = padded[:, i : i + (rows - 1) * s + 1 : s, j : j + (columns - 1) * s + 1 : s]
+        first = jnp.where(seen == pooled, tap, first)
+
+    # cells whose row and column leave the same remainders by the stride get their gradients from the same taps
+    extra = (k - 1) // s
+
+    def cells(row, column):
+        total = jnp.zeros((len(x), rows + extra, columns + extra, x.shape[3]), gradient.dtype)
+        for i, j in ((i, j) for i in range(row, k, s) for j in range(column, k, s)):
+            shift = ((0, 0), (i // s, extra - i // s), (j // s, extra - j // s), (0, 0))
+            total += jnp.pad(jnp.where(first == i * k + j, gradient, 0), shift)
+        return total
+
+    grid = jnp.stack([jnp.stack([cells(row, column) for column in range(s)], axis=3) for row in range(s)], axis=2)
+    flat = grid.reshape(len(x), s * (rows + extra), s * (columns + extra), x.shape[3])
+    return (flat[:, top : top + x.shape[1], left : left + x.shape[2]],)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def _window_sum(x, size):
+    """The sum over the `size` nearest channels."""
+    padded = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (size // 2, size // 2)))
+    return sum(padded[..., i : i + x.shape[-1]] for i in range(size))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def local_response_norm(x: jax.Array, layer: Norm) -> jax.Array:
+    """Normalisation across channels of `(B, H, W, C)` (Krizhevsky et al. 2012, section 3.3; alpha over n as Caffe)."""
+    return _local_response_norm_forward(x, layer)[0]
+
+
+def _local_response_norm_forward(x, layer):
+    scale = layer.k + layer.alpha / layer.size * _window_sum(jnp.square(x), layer.size)
+    return x * scale**-layer.beta, (x, scale)
+
+
+def _local_response_norm_backward(layer, residuals, gradient):
+    x, scale = residuals
+    direct = gradient * scale**-layer.beta
+    across = _window_sum(direct * x / scale, layer.size)
+    return (direct - 2 * layer.beta * layer.alpha / layer.size * x * across,)
+
+
+local_response_norm.defvjp(_local_response_norm_forward, _local_response_norm_backward)
