@@ -1,9 +1,9 @@
-"""Network S in AlexNet's order on VOC2007 train, scored on val; see README.md here for the measured score.
+r"""Network S in AlexNet's order on VOC2007 train, scored on val; see README.md here for the measured score.
 
-    python -m frcnn_jax.train --workdir W --config experiments/voc07_alexnet.py \\
+    python -m frcnn_jax.train --workdir W --config experiments/voc07_alexnet.py \
         --config.voc_dir=VOCDEVKIT --config.weights=alexnet_imagenet_conv.npz
 
-fc6 and fc7 start at random. Time: 2,000 steps, about an hour on two cores, and as much again for the first selective search.
+fc6 and fc7 start at random.
 """
 
 from ml_collections import ConfigDict

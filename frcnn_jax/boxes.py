@@ -78,7 +78,7 @@ def flip(boxes: Array, width: int) -> Array:
     return xp.stack([width - x2 - 1, y1, width - x1 - 1, y2], axis=-1)
 
 
-def scale(boxes: Array, factor: float) -> Array:
+def scale(boxes: Array, factor: Any) -> Array:
     """Boxes in the pixels of the image resized by `factor`: every coordinate times the factor, as the paper's code."""
     return boxes * np.float32(factor)
 

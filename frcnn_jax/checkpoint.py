@@ -13,7 +13,7 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each save at 
 
 
 def open_checkpoints(workdir: Path, *, keep: int = 2) -> ocp.CheckpointManager:
-    """The checkpoints of a workdir; the newest `keep` are kept. Close it (or use `with`) to finish what is being written."""
+    """The checkpoints of a workdir; the newest `keep` are kept. Use `with`: leaving it ends what is being written."""
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
     return ocp.CheckpointManager((Path(workdir) / "checkpoints").absolute(), options=options)
 

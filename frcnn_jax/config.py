@@ -92,7 +92,7 @@ def load_config(argv: Sequence[str]) -> tuple[dict[str, Any], Path]:
     try:
         config_flags.DEFINE_config_file("config", __file__, flag_values=values, sys_argv=command)
         stray = values(command)[1:]
-        config = values["config"].value.to_dict()
+        config = values.config.to_dict()
     except (AttributeError, KeyError) as error:
         raise InputError(_unknown_field(str(error))) from None
     except OSError as error:

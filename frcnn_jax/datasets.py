@@ -19,9 +19,9 @@ from frcnn_jax.errors import InputError
 MAX_PIXELS = 100_000_000  # a larger image is refused, unread
 
 VOC_CLASSES = (
-    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant "
-    "sheep sofa train tvmonitor"
-).split()
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _voc_record(root: Path, image_id: str, labels: dict[str, int]) -> Record:
     if not image.is_file():
         raise InputError(f"{image}: no such image (named by a split file of {root})")
     try:
-        tree = ElementTree.parse(path).getroot()
+        tree = ElementTree.fromstring(path.read_bytes())
         width, height = (int(tree.findtext(f"size/{side}", "")) for side in ("width", "height"))
         objects = [_voc_object(node, labels, width, height) for node in tree.iter("object")]
     except FileNotFoundError:

@@ -141,7 +141,8 @@ class Detector:
         sizes = Sizes(self._config["min_size"], self._config["max_size"])
         batch = prepare_test(pixels, rois, sizes=sizes, spatial_scale=self._network.spatial_scale)
         predictions = jax.device_get(self._compiled[nms_threshold](self._variables, batch))
-        return select_detections(*(p[0] for p in predictions), score_threshold, max_detections)
+        boxes, scores, valid = (p[0] for p in predictions)
+        return select_detections(boxes, scores, valid, score_threshold, max_detections)
 
 
 def select_detections(

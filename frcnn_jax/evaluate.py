@@ -30,7 +30,6 @@ from frcnn_jax.proposals import make_proposals
 from frcnn_jax.synthetic import read_synthetic
 from frcnn_jax.visualize import draw_boxes, plot_precision_recall, side_by_side
 
-
 DATASETS = ("synthetic", "voc")
 
 

@@ -1,4 +1,4 @@
-"""Convolution, max pooling and local response normalisation with Caffe's arithmetic, and derivatives that are fast on CPU.
+"""Convolution, max pooling and local response normalisation as Caffe has them, with derivatives that are fast on CPU.
 
 XLA's own derivatives of these are exact but slow there; `scripts/bench_layers.py` measures both. Reverse mode only.
 

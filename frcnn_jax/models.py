@@ -82,7 +82,9 @@ NETWORKS = {
         (4096, 4096),
     ),
     # for the synthetic set, on a CPU in minutes, from random weights
-    "tiny": Network(_blocks((1, 16), (2, 32), (2, 64)), (), (6, 6), (128, 128), spatial_scale=1 / 4, input_scale=1 / 64, fc_std=0.03),
+    "tiny": Network(
+        _blocks((1, 16), (2, 32), (2, 64)), (), (6, 6), (128, 128), spatial_scale=1 / 4, input_scale=1 / 64, fc_std=0.03
+    ),
 }
 
 

@@ -1,8 +1,8 @@
 """From records and proposals to batches of static shapes.
 
 The plan of an epoch (which images, mirrored or not, in which order and canvas) is a pure function of the seed and the
-epoch, and a step's batch of the plan, so a checkpoint needs only the step. A batch holds images of one canvas; the paper
-pads to the larger of two random images instead. Arrays are NumPy.
+epoch, and a step's batch of the plan, so a checkpoint needs only the step. A batch holds images of one canvas; the
+paper pads to the larger of two random images instead. Arrays are NumPy.
 
 Shape letters: B images, R RoIs.
 """
@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,7 +23,7 @@ PIXEL_MEANS = np.array([102.9801, 115.9465, 122.7717], np.float32)  # BGR
 ROI_MULTIPLE = 512  # at test, RoIs are padded to a multiple of this
 _CANVAS_MULTIPLE = 16
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]  # of arrays
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def _pad(array: np.ndarray, count: int) -> np.ndarray:
     return np.pad(array, [(0, count - len(array))] + [(0, 0)] * (array.ndim - 1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainingBatches:
     """The batches of a training run by step: a random-access sequence, each a pure function of the seed and the step.
 
@@ -120,15 +121,13 @@ class TrainingBatches:
     flip: bool = True
     seed: int = 0
 
-    def __post_init__(self):
-        object.__setattr__(self, "_plan", lru_cache(2)(self.plan))
-
     def __len__(self) -> int:
         return self.steps
 
+    @lru_cache(maxsize=4)  # noqa: B019 - a run has one of these
     def plan(self, epoch: int) -> list[list[tuple[int, bool]]]:
-        """The epoch's batches, of (record, mirrored), every image once each way; images of a canvas whose number is not a multiple of B
-        fill their last batch with the canvas's first ones."""
+        """The epoch's batches of (record, mirrored), every image once each way. Where a canvas's images are no multiple
+        of B, its first ones fill the last batch."""
         by_canvas: dict[tuple[int, int], list[tuple[int, bool]]] = {}
         for i, record in enumerate(self.records):
             entries = by_canvas.setdefault(self.sizes.canvas(record.height, record.width), [])
@@ -144,10 +143,10 @@ class TrainingBatches:
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of a step (design: a dict of static shapes); "index" `(B,)` numbers the images of the run."""
-        per_epoch = len(self._plan(0))
-        entries = self._plan(step // per_epoch)[step % per_epoch]
+        per_epoch = len(self.plan(0))
+        entries = self.plan(step // per_epoch)[step % per_epoch]
         first = step * self.images_per_batch
-        images = [self._image(*entry, index=first + i) for i, entry in enumerate(entries)]
+        images = [self._image(i, flip, first + place) for place, (i, flip) in enumerate(entries)]
         return {name: np.stack([image[name] for image in images]) for name in images[0]}
 
     def _image(self, i: int, mirrored: bool, index: int) -> Batch:
@@ -175,7 +174,15 @@ class TrainingBatches:
         return batch
 
 
-def prefetch(batches: Sequence, start: int = 0, *, threads: int = 2) -> Iterator:
+class RandomAccess(Protocol):
+    """What can be read at any place."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> Batch: ...
+
+
+def prefetch(batches: RandomAccess, start: int = 0, *, threads: int = 2) -> Iterator:
     """The items of a random-access sequence from `start` on, in order, made ahead of time in threads."""
     import grain
 

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def selective_search(image: np.ndarray, *, mode: str = "fast", max_boxes: int = 
     else:
         search.switchToSelectiveSearchQuality()
     ctypes.CDLL(None).srand(int.from_bytes(_digest(image)[:4], "little"))
-    x, y, width, height = search.process()[:max_boxes].reshape(-1, 4).T
+    x, y, width, height = np.asarray(search.process()[:max_boxes]).reshape(-1, 4).T
     return np.stack([x, y, x + width - 1, y + height - 1], axis=1).astype(np.float32)
 
 
@@ -124,7 +124,8 @@ def _run_bounded(
     pool: ProcessPoolExecutor, search: Callable, images: Mapping[str, Callable], limit: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (id, boxes) as they come, with at most `limit` images handed out."""
-    todo, running = iter(images.items()), {}
+    todo = iter(images.items())
+    running: dict[Future[np.ndarray], str] = {}
     with tqdm(total=len(images), desc="selective search", unit="image", smoothing=0.05) as bar:
         while True:
             while len(running) < limit and (item := next(todo, None)):

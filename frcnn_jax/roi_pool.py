@@ -170,7 +170,7 @@ def _dispatch(features, regions, method, with_argmax):
 
 def _by_segments(features, regions, with_argmax):
     """One RoI after another: a segment maximum over the rows of each bin, then one over its columns."""
-    height, width, channels = features.shape[1:]
+    height, width = features.shape[1:3]
     none = height * width
 
     def one(region):

@@ -42,8 +42,9 @@ def sample(
     fg_iou: float = 0.5,
     bg_iou: tuple[float, float] = (0.1, 0.5),
 ) -> RoITargets:
-    """Draws up to `count` RoIs without replacement: at most `count * fg_fraction`, rounded, with IoU >= fg_iou, the rest
-    background with IoU in [low, high). Too few candidates give fewer RoIs. Background's labels and deltas become 0.
+    """Draws up to `count` RoIs without replacement: at most `count * fg_fraction`, rounded, with IoU >= fg_iou, the
+    rest background with IoU in [low, high). Too few candidates give fewer RoIs. Background's labels and deltas become
+    0.
     """
     (fg,) = np.nonzero(targets.overlaps >= fg_iou)
     (bg,) = np.nonzero((targets.overlaps >= bg_iou[0]) & (targets.overlaps < bg_iou[1]))

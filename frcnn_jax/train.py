@@ -3,8 +3,8 @@
     python -m frcnn_jax.train --workdir W [--config experiments/x.py] [--config.field=value ...]
 
 trains on the data that the config names (the embedded synthetic set by default), scores the val split and leaves in W:
-config.json, checkpoints, metrics.jsonl, TensorBoard events, results.json and pictures. On the same W it goes on from the last
-checkpoint.
+config.json, checkpoints, metrics.jsonl, TensorBoard events, results.json and pictures. On the same W it goes on from
+the last checkpoint.
 
 Shape letters: B images over all devices, D devices, R RoIs, K foreground classes.
 """
@@ -30,6 +30,7 @@ from tqdm import tqdm
 from frcnn_jax import checkpoint, losses
 from frcnn_jax.config import load_config
 from frcnn_jax.datasets import Dataset
+from frcnn_jax.detect import read_config
 from frcnn_jax.errors import InputError, run_main
 from frcnn_jax.evaluate import evaluate_workdir, read_split, results_table, split_proposals, write_json
 from frcnn_jax.models import FastRCNN, get_network
@@ -42,8 +43,7 @@ from frcnn_jax.weights import merge_backbone, read_npz
 AXIS = "device"
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """All that a step changes, and the frozen layers and box statistics that it reads."""
 
     step: jax.Array  # () int32
@@ -94,7 +94,9 @@ def train_step(
     """
     dropout_keys = jax.vmap(partial(jax.random.fold_in, key))(batch["index"])
     mask = batch["roi_mask"]
-    rois = jnp.maximum(_mean_over_devices(mask.sum().astype(jnp.float32), axis_name), 1 / 64)  # no RoI at all: losses of 0
+    rois = jnp.maximum(
+        _mean_over_devices(mask.sum().astype(jnp.float32), axis_name), 1 / 64
+    )  # no RoI at all: losses of 0
 
     def loss_fn(params):
         variables = {"params": _join(params, state.frozen), "box_stats": state.box_stats}
@@ -188,9 +190,11 @@ def _pictures(workdir: Path) -> Path:
 
 
 def _training_batches(config: Mapping[str, Any], dataset: Dataset, proposals: Mapping[str, np.ndarray]):
-    if config["images_per_batch"] % jax.local_device_count():
+    images, devices = config["images_per_batch"], jax.local_device_count()
+    if images < 1 or images % devices or config["rois_per_batch"] < images:
         raise InputError(
-            f"images_per_batch, {config['images_per_batch']}, must be a multiple of the {jax.local_device_count()} devices"
+            f"images_per_batch must be a multiple of the {devices} devices and at most rois_per_batch, got {images} "
+            f"and {config['rois_per_batch']}"
         )
     targets = (assign(proposals[r.image_id], r.boxes, r.labels) for r in dataset.records)
     mean, std = target_statistics(targets, len(dataset.class_names), fg_iou=config["fg_iou"], flip=config["flip"])
@@ -260,7 +264,7 @@ def train(
         since = time.perf_counter()
 
         def collect(at: int) -> None:
-            """Takes the metrics of the step that ended at `at`; one step late, so that the device is never waited for."""
+            """Takes the metrics of the step that ended at `at`; a step late, so that the device need not wait."""
             nonlocal since
             assert pending is not None
             rows.append({name: float(value) for name, value in jax.device_get(pending).items()})
@@ -320,23 +324,20 @@ def prepare_workdir(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     """
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"the workdir must be a folder, {workdir} is a file")
-    config = json.loads(json.dumps(dict(config)))
+    current: dict[str, Any] = json.loads(json.dumps(config))
     path = workdir / "config.json"
     if path.is_file():
-        begun = json.loads(path.read_text())
-        config["class_names"] = config["class_names"] or begun["class_names"]
-        differ = [
-            f"{k} was {begun.get(k)!r}, now {config.get(k)!r}"
-            for k in {**begun, **config}
-            if begun.get(k) != config.get(k)
-        ]
+        begun = read_config(workdir)
+        current["class_names"] = current["class_names"] or begun["class_names"]
+        names = sorted({*begun, *current})
+        differ = [f"{n} was {begun.get(n)!r}, now {current.get(n)!r}" for n in names if begun.get(n) != current.get(n)]
         if differ:
             raise InputError(f"{workdir} was begun with another config: {'; '.join(differ)}. Take another workdir")
-        return config
-    config["class_names"] = list(read_split(config, "train").class_names)
+        return current
+    current["class_names"] = list(read_split(current, "train").class_names)
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, config)
-    return config
+    write_json(path, current)
+    return current
 
 
 def read_metrics(workdir: Path) -> list[dict[str, float]]:

@@ -33,12 +33,12 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray, captions: Sequence[str], *,
     font = ImageFont.load_default(size=max(11, min(picture.size) // 32))
     for box, caption in zip(boxes, captions, strict=True):
         colour = _COLOURS[sum(caption.split(" ")[0].encode()) % len(_COLOURS)]
-        x1, y1, x2, y2 = (float(v) for v in (np.asarray(box) + (0, 0, 1, 1)) * factor)
-        draw.rectangle([x1, y1, x2 - 1, y2 - 1], outline=colour, width=2)
-        left, top, right, bottom = draw.textbbox((0, 0), caption, font=font)
+        x1, y1, x2, y2 = (float(v) for v in np.add(box, (0, 0, 1, 1)) * factor)
+        draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=colour, width=2)
+        right, bottom = draw.textbbox((0, 0), caption, font=font)[2:]
         x = min(x1, picture.width - right - 2)
         y = max(0, y1 - bottom - 2)
-        draw.rectangle([x, y, x + right + 2, y + bottom + 2], fill=colour)
+        draw.rectangle((x, y, x + right + 2, y + bottom + 2), fill=colour)
         draw.text((x + 1, y + 1), caption, fill="white", font=font)
     return picture
 

@@ -31,7 +31,8 @@ def test_map_equals_independent_program(shared, letter, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("caffenet", (39, 64)), ("alexnet", (39, 64)), ("vgg_cnn_m_1024", (36, 61)), ("vgg16", (38, 63))]
+    ("name", "expected"),
+    [("caffenet", (39, 64)), ("alexnet", (39, 64)), ("vgg_cnn_m_1024", (36, 61)), ("vgg16", (38, 63))],
 )
 def test_map_size_of_a_600x1000_image(name, expected):
     size = np.array([600, 1000])
@@ -59,14 +60,17 @@ def test_padding_changes_no_result(name, size, rng):
     predict = jax.jit(lambda *args: model.apply(*args, method=FastRCNN.predict))
     features = jax.jit(lambda *args: Backbone(network).apply({"params": variables["params"]["backbone"]}, *args))
     alone, padded = image[:, :rows, :columns], image
-    for got, expected in zip(predict(variables, padded, sizes, rois), predict(variables, alone, sizes, rois), strict=True):
+    for got, expected in zip(
+        predict(variables, padded, sizes, rois), predict(variables, alone, sizes, rois), strict=True
+    ):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
     expected = features(alone, sizes)
     got = np.asarray(features(padded, sizes))
     np.testing.assert_allclose(
         got[:, : expected.shape[1], : expected.shape[2]], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
     )
-    assert not got[:, expected.shape[1] :].any() and not got[:, :, expected.shape[2] :].any()
+    assert not got[:, expected.shape[1] :].any()
+    assert not got[:, :, expected.shape[2] :].any()
 
 
 def test_dropout_follows_the_key_of_each_image():
