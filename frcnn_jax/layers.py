@@ -49,9 +49,7 @@ def output_size(layer: Conv | Pool | Norm, size: Any) -> Any:
     if isinstance(layer, Conv):
         return reach // layer.stride + 1
     rounded_up = -(-reach // layer.stride) + 1
-    if not layer.padding:
-        return rounded_up
-    # a last window that would start in the padding is dropped
+    # a last window that would start beyond the input is dropped
     return rounded_up - ((rounded_up - 1) * layer.stride >= size + layer.padding)
 
 

@@ -1,10 +1,10 @@
 """Shared data for tests that compare with independent programs; where it is absent they skip and say so."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -22,4 +22,6 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-warnings.simplefilter("ignore", ResourceWarning)
+# the first example compiles: no deadline. The same examples in every run.
+settings.register_profile("steady", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("steady")

@@ -1,0 +1,115 @@
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from frcnn_jax.datasets import load_image, read_voc
+from frcnn_jax.errors import InputError
+
+OBJECT = "<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{box}</bndbox></object>"
+
+
+def voc_object(name="dog", box=(1, 1, 50, 40), difficult=0):
+    sides = "".join(f"<{s}>{v}</{s}>" for s, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
+    return OBJECT.format(name=name, difficult=difficult, box=sides)
+
+
+def write_voc(root, objects, *, size=(50, 40), image_id="000001"):
+    """A devkit of one image; size is (width, height)."""
+    folder = root / "VOC2007"
+    for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / "ImageSets/Main/train.txt").write_text(f"{image_id}\n")
+    Image.new("RGB", size).save(folder / f"JPEGImages/{image_id}.jpg")
+    text = f"<annotation><size><width>{size[0]}</width><height>{size[1]}</height></size>{''.join(objects)}</annotation>"
+    (folder / f"Annotations/{image_id}.xml").write_text(text)
+    return root
+
+
+def test_reads_the_devkit(tmp_path):
+    root = write_voc(tmp_path, [voc_object(), voc_object("cat", (2, 3, 10, 20), 1)])
+    dataset = read_voc(root, 2007, "train")
+    (record,) = dataset.records
+    assert (record.image_id, record.height, record.width) == ("000001", 40, 50)
+    np.testing.assert_array_equal(record.boxes, [[0, 0, 49, 39], [1, 2, 9, 19]])
+    assert record.boxes.dtype == np.float32
+    assert [dataset.class_names[label - 1] for label in record.labels] == ["dog", "cat"]
+    assert list(record.difficult) == [False, True]
+    assert pickle.loads(pickle.dumps(record)).load().shape == (40, 50, 3)
+
+
+def test_an_image_without_objects_is_a_record(tmp_path):
+    (record,) = read_voc(write_voc(tmp_path, []), 2007, "train").records
+    assert record.boxes.shape == (0, 4)
+
+
+def test_counts_of_the_real_set(shared):
+    records = read_voc(shared / "voc" / "VOCdevkit", 2007, "train").records
+    assert len(records) == 2500
+    assert sum(len(r.labels) for r in records) == 7843
+    assert sum(r.difficult.sum() for r in records) == 1543
+
+
+@pytest.mark.parametrize(
+    ("bad", "text"),
+    [
+        (voc_object("unicorn"), r"000001\.xml: unknown class 'unicorn'"),
+        (voc_object(box=(1, 1, 51, 40)), r"000001\.xml: box of 'dog' \(1, 1, 51, 40\).*xmax <= 50"),
+        (voc_object(box=(30, 1, 20, 40)), r"000001\.xml: box of 'dog' \(30, 1, 20, 40\)"),
+        (voc_object(box=(0, 1, 20, 40)), r"000001\.xml: box of 'dog' \(0, 1, 20, 40\)"),
+        (voc_object(box=("a", 1, 20, 40)), r"four numbers expected, got 'a'"),
+        (voc_object(box=("nan", 1, 20, 40)), r"box of 'dog' \(nan, 1, 20, 40\)"),
+        ("<object>", r"000001\.xml: mismatched tag"),
+    ],
+)
+def test_names_the_file_and_the_box(tmp_path, bad, text):
+    with pytest.raises(InputError, match=text):
+        read_voc(write_voc(tmp_path, [bad]), 2007, "train")
+
+
+def test_an_xml_bomb_is_refused(tmp_path):
+    root = write_voc(tmp_path, [])
+    bomb = '<!DOCTYPE a [<!ENTITY b "bb">]><annotation>&b;</annotation>'
+    (root / "VOC2007/Annotations/000001.xml").write_text(bomb)
+    with pytest.raises(InputError, match=r"000001\.xml"):
+        read_voc(root, 2007, "train")
+
+
+@pytest.mark.parametrize(
+    ("lost", "text"),
+    [
+        ("Annotations/000001.xml", "no such annotation"),
+        ("JPEGImages/000001.jpg", "no such image"),
+        ("ImageSets/Main/train.txt", "no such split file; its folder has none"),
+    ],
+)
+def test_names_what_is_missing(tmp_path, lost, text):
+    root = write_voc(tmp_path, [])
+    (root / "VOC2007" / lost).unlink()
+    with pytest.raises(InputError, match=text):
+        read_voc(root, 2007, "train")
+
+
+def test_load_image_turns_what_exif_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("L", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
+    image = load_image(tmp_path / "a.jpg")
+    assert image.shape == (30, 20, 3)
+    assert image.dtype == np.uint8
+
+
+def test_load_image_errors(tmp_path, monkeypatch):
+    whole = tmp_path / "whole.jpg"
+    Image.effect_noise((99, 99), 50).save(whole)
+    (tmp_path / "cut.jpg").write_bytes(whole.read_bytes()[:700])
+    (tmp_path / "text.jpg").write_text("no image")
+    for name, text in (("cut", "can't be read"), ("text", "can't be read"), ("none", "no such image")):
+        with pytest.raises(InputError, match=f"{name}.jpg: {text}"):
+            load_image(tmp_path / f"{name}.jpg")
+    with pytest.raises(InputError, match=r"annotated as \(9, 8\).*\(99, 99\)"):
+        load_image(whole, (9, 8))
+    monkeypatch.setattr("frcnn_jax.datasets.MAX_PIXELS", 100)
+    with pytest.raises(InputError, match="99 x 99 pixels, at most 100"):
+        load_image(whole)
