@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config.year = 2007  # voc: which VOC<year>
     config.train_split = "train"
     config.val_split = "val"
-    config.train_images = 1000  # synthetic: images in the train split
+    config.train_images = 600  # synthetic: images in the train split
     config.val_images = 200  # synthetic: images in the val split
     config.class_names = ()  # filled in from the data
 
@@ -52,9 +52,9 @@ def get_config() -> ConfigDict:
     config.flip = True
 
     # Solver
-    config.steps = 3000
+    config.steps = 2000
     config.learning_rate = 0.01
-    config.learning_rate_drops = (2400,)  # times 0.1 from these steps on
+    config.learning_rate_drops = (1700,)  # times 0.1 from these steps on
     config.momentum = 0.9
     config.weight_decay = 0.0005
     config.seed = 0

@@ -28,7 +28,8 @@ class Network(NamedTuple):
     fc: tuple[int, int]  # fc6, fc7
     spatial_scale: float = 1 / 16
     input_scale: float = 1.0  # of the pixels, for networks that start at random
-    fc_std: float = 0.005  # of fc6 and fc7 where they start at random, with bias 0.1
+    fc_std: float | None = 0.005  # of fc6 and fc7 where they start at random, with bias 0.1; He's where None
+    dropout: float = 0.5  # after fc6 and fc7
 
 
 def _blocks(*blocks: tuple[int, int]) -> tuple[Conv | Pool | Norm, ...]:
@@ -83,7 +84,14 @@ NETWORKS = {
     ),
     # for the synthetic set, on a CPU in minutes, from random weights
     "tiny": Network(
-        _blocks((1, 16), (2, 32), (2, 64)), (), (6, 6), (128, 128), spatial_scale=1 / 4, input_scale=1 / 64, fc_std=0.03
+        _blocks((1, 16), (2, 32), (2, 64)),
+        (),
+        (6, 6),
+        (128, 128),
+        spatial_scale=1 / 4,
+        input_scale=1 / 64,
+        fc_std=None,
+        dropout=0.0,
     ),
 }
 
@@ -135,10 +143,10 @@ def _inside(size, canvas):
     return (rows[:, :, None] & columns[:, None, :])[..., None]
 
 
-def dropout(x: jax.Array, keys: jax.Array | None, rate: float = 0.5) -> jax.Array:
+def dropout(x: jax.Array, keys: jax.Array | None, rate: float) -> jax.Array:
     """`(B, ...)` with a fraction `rate` of its elements zeroed and the rest scaled up; one key an image, so that the
     mask does not depend on how images are spread over devices. Without keys, x."""
-    if keys is None:
+    if keys is None or not rate:
         return x
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
     return jnp.where(keep, x / (1 - rate), 0)
@@ -158,7 +166,7 @@ class RoIHead(nn.Module):
         for i, features in enumerate(self.network.fc):
             x = nn.relu(self._dense(features, self.network.fc_std, 0.1, f"fc{6 + i}")(x))
             keys = None if dropout_keys is None else jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, i)
-            x = dropout(x, keys)
+            x = dropout(x, keys, self.network.dropout)
         outputs = self.num_classes + 1
         logits = self._dense(outputs, 0.01, 0.0, "cls_score")(x)
         deltas = self._dense(4 * outputs, 0.001, 0.0, "bbox_pred")(x)
@@ -167,7 +175,7 @@ class RoIHead(nn.Module):
     def _dense(self, features, std, bias, name):
         return nn.Dense(
             features,
-            kernel_init=nn.initializers.normal(std),
+            kernel_init=nn.initializers.he_normal() if std is None else nn.initializers.normal(std),
             bias_init=nn.initializers.constant(bias),
             name=name,
         )

@@ -44,6 +44,7 @@ def roi_pool(
     Raises:
         ValueError: shapes that do not fit, or an unknown method.
     """
+    features, rois = jnp.asarray(features), jnp.asarray(rois)
     lead = features.shape[:-3]
     if features.ndim < 3 or rois.shape[-1:] != (4,) or rois.shape[:-2] != lead:
         raise ValueError(
@@ -85,6 +86,7 @@ def roi_pool_flat(
     Raises:
         ValueError: shapes that do not fit, or an unknown method.
     """
+    features, rois, batch_index = jnp.asarray(features), jnp.asarray(rois), jnp.asarray(batch_index)
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if features.ndim != 4 or rois.shape != (*batch_index.shape, 4) or rois.ndim != 2:

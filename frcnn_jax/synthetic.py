@@ -1,7 +1,7 @@
 """The embedded data set: textured shapes over clutter, drawn when asked for. Nothing is downloaded.
 
-A class is a shape together with a texture; colours are random, so neither colour nor size tells a class. Shapes without
-a texture, and textures on other shapes, are distractors. Image i of a split is a pure function of (seed, split, i).
+A class is a texture; shapes and colours are random, so neither colour nor size tells a class. Shapes that are plain or
+of two halves are distractors. Image i of a split is a pure function of (seed, split, i).
 """
 
 import zlib
@@ -14,13 +14,13 @@ import numpy as np
 from frcnn_jax.datasets import Dataset, Record
 from frcnn_jax.errors import InputError
 
-SHAPES = ("disc", "square", "triangle")
-TEXTURES = ("striped", "checked")
-CLASS_NAMES = tuple(f"{texture}_{shape}" for shape in SHAPES for texture in TEXTURES)
+SHAPES = ("disc", "square", "triangle", "cross")
+CLASS_NAMES = ("striped", "checked", "dotted", "ringed", "starred", "speckled")
+_DISTRACTORS = ("plain", "halved")
 HEIGHT, WIDTH = 144, 192
-SMALLEST, LARGEST = 18, 108  # an object's extent in pixels
+SMALLEST, LARGEST = 22, 132  # an object's extent in pixels
 
-_MOST_HIDDEN = 0.3  # of an object's pixels, by those drawn over it
+_MOST_HIDDEN = 0.2  # of an object's pixels, by those drawn over it
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,15 @@ class Scene:
 
 @lru_cache(maxsize=4096)
 def draw_scene(seed: int, split: str, i: int) -> Scene:
-    """Image i of a split: 1 to 6 objects, 2 to 4 distractors, clutter."""
+    """Image i of a split: 1 to 6 objects, 1 to 3 distractors, clutter."""
     rng = np.random.default_rng((seed, zlib.crc32(split.encode()), i))
     canvas = _background(rng)
-    labels = [*rng.integers(1, len(CLASS_NAMES) + 1, rng.integers(1, 7)), *[0] * rng.integers(2, 5)]
+    labels = [*rng.integers(1, len(CLASS_NAMES) + 1, rng.integers(1, 7)), *[0] * rng.integers(1, 4)]
     owner = np.full((HEIGHT, WIDTH), -1)
     areas: dict[int, int] = {}
     for place in rng.permutation(len(labels)):
-        shape, texture = _kind(rng, labels[place])
+        shape = rng.choice(SHAPES)
+        texture = CLASS_NAMES[labels[place] - 1] if labels[place] else rng.choice(_DISTRACTORS)
         for _ in range(20):  # tries; in a full image the shape is left out
             window, inside, local = _silhouette(rng, shape)
             covered = {k: np.sum(owner[window][inside] == k) for k in np.unique(owner[window][inside]) if k >= 0}
@@ -61,15 +62,6 @@ def draw_scene(seed: int, split: str, i: int) -> Scene:
     )
 
 
-def _kind(rng: np.random.Generator, label: int) -> tuple[str, str]:
-    """A class's shape and texture; a distractor's where the label is 0."""
-    if label:
-        return SHAPES[(label - 1) // len(TEXTURES)], TEXTURES[(label - 1) % len(TEXTURES)]
-    if rng.random() < 0.4:
-        return "cross", rng.choice([*TEXTURES, "plain"])
-    return rng.choice(SHAPES), rng.choice(["plain", "speckled"])
-
-
 def _extent(mask: np.ndarray) -> tuple[int, int, int, int]:
     (ys,), (xs,) = np.nonzero(mask.any(axis=1)), np.nonzero(mask.any(axis=0))
     return xs[0], ys[0], xs[-1], ys[-1]
@@ -77,16 +69,24 @@ def _extent(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 def _background(rng: np.random.Generator) -> np.ndarray:
     """A colour gradient, with rectangles and bars of near colours."""
-    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
     corner = rng.uniform(40, 215, (2, 3))
     blend = (np.cos(a := rng.uniform(0, 2 * np.pi)) * x / WIDTH + np.sin(a) * y / HEIGHT + 1)[..., None] / 2
     canvas = corner[0] * blend + corner[1] * (1 - blend)
     for _ in range(rng.integers(6, 14)):
         centre, half = rng.uniform((0, 0), (WIDTH, HEIGHT)), rng.uniform(2, 45, 2)
-        u, v = _rotate(x - centre[0], y - centre[1], rng.uniform(0, np.pi))
-        patch = (abs(u) < half[0]) & (abs(v) < half[1])
-        canvas[patch] += rng.normal(0, 25, 3)
+        window = _window(centre[0], centre[1], np.hypot(half[0], half[1]))
+        u, v = _rotate(x[window] - centre[0], y[window] - centre[1], rng.uniform(0, np.pi))
+        canvas[window][(abs(u) < half[0]) & (abs(v) < half[1])] += rng.normal(0, 25, 3)
     return canvas
+
+
+def _window(x: float, y: float, radius: float) -> tuple[slice, slice]:
+    """The pixels within `radius` of a point along both axes."""
+    return tuple(
+        slice(max(int(centre - radius), 0), min(int(centre + radius) + 2, side))
+        for centre, side in ((y, HEIGHT), (x, WIDTH))
+    )  # type: ignore[return-value]
 
 
 def _rotate(x, y, angle):
@@ -94,13 +94,10 @@ def _rotate(x, y, angle):
 
 
 def _silhouette(rng: np.random.Generator, shape: str) -> tuple[tuple[slice, slice], np.ndarray, tuple]:
-    """A window somewhere within the image, the shape's mask there, and coordinates from -1 to 1 across it."""
+    """A window somewhere within the image, the shape's mask there, and coordinates in pixels about its centre."""
     half = 0.5 * SMALLEST * (LARGEST / SMALLEST) ** rng.uniform(0, 1)
     x, y = (rng.uniform(half, side - 1 - half) for side in (WIDTH, HEIGHT))
-    window = (
-        slice(int(y - half), min(int(y + half) + 2, HEIGHT)),
-        slice(int(x - half), min(int(x + half) + 2, WIDTH)),
-    )
+    window = _window(x, y, half)
     rows, columns = np.mgrid[window]
     u, v = _rotate((columns - x) / half, (rows - y) / half, rng.uniform(-0.3, 0.3))
     v = v / rng.uniform(0.7, 1)
@@ -112,24 +109,33 @@ def _silhouette(rng: np.random.Generator, shape: str) -> tuple[tuple[slice, slic
         inside = (v < 0.8) & (2 * abs(u) - 0.9 < v)
     else:
         inside = (np.minimum(abs(u), abs(v)) < 0.3) & (np.maximum(abs(u), abs(v)) < 0.9)
-    return window, inside, (u, v)
+    return window, inside, (u * half, v * half)
 
 
 def _paint(rng: np.random.Generator, texture: str, local: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Two random colours in a texture, `(rows, columns, 3)`."""
-    first = rng.uniform(30, 225, 3)
-    second = first + rng.choice([-1, 1], 3) * rng.uniform(40, 90, 3)
+    """Two random colours, a dark one and a light one, in a texture, `(rows, columns, 3)`."""
+    dark = rng.uniform(10, 130, 3)
+    light = dark + rng.uniform(80, 125, 3)
     u, v = _rotate(*local, rng.uniform(0, np.pi))
-    frequency, phase = rng.uniform(1.6, 2.4), rng.uniform(0, 1, 2)
+    period, phase = rng.uniform(7, 10) * (np.abs(u).max() / 30) ** 0.4, rng.uniform(0, 1, 2)
+    p, q = (u / period + phase[0]) % 1 - 0.5, (v / period + phase[1]) % 1 - 0.5
     if texture == "striped":
-        pattern = (u * frequency + phase[0]) % 1 < 0.5
+        pattern = p < 0
     elif texture == "checked":
-        pattern = ((u * frequency + phase[0]) % 1 < 0.5) ^ ((v * frequency + phase[1]) % 1 < 0.5)
+        pattern = (p < 0) ^ (q < 0)
+    elif texture == "dotted":
+        pattern = p**2 + q**2 < 0.1
+    elif texture == "ringed":
+        pattern = (np.hypot(u, v) / period + phase[0]) % 1 < 0.5
+    elif texture == "starred":
+        pattern = (np.arctan2(v, u) / np.pi * 5 + phase[0]) % 2 < 1
     elif texture == "speckled":
         pattern = rng.uniform(size=u.shape) < 0.5
+    elif texture == "halved":
+        pattern = u < 0
     else:
         pattern = np.zeros(u.shape, bool)
-    return np.where(pattern[..., None], first, second)
+    return np.where(pattern[..., None], *rng.permutation([dark, light]))
 
 
 def _load(seed: int, split: str, i: int) -> np.ndarray:

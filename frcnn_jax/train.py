@@ -141,6 +141,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
         InputError: the config, the data or the workdir can't be used, or the loss is not a number.
         KeyboardInterrupt: SIGINT or SIGTERM came; the state is saved.
     """
+    _check(config)
     config = prepare_workdir(config, workdir)
     results_path = workdir / "results.json"
     if results_path.is_file():
@@ -148,18 +149,18 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
         print(f"{workdir}: finished at step {results['step']} with mAP {results['map']:.4f}")
         return results
 
-    network = get_network(config["network"])
+    # what is wrong with any of it is said before the long work begins
     train_set = read_split(config, "train")
-    read_split(config, "val")  # what is wrong with it is said now, not after the training
-    proposals = split_proposals(config, workdir, train_set)
-    batches = _training_batches(config, train_set, proposals)
-
+    read_split(config, "val")
+    network = get_network(config["network"])
     model = FastRCNN(network, len(train_set.class_names))
+    key = jax.random.key(config["seed"])
+    variables = initial_variables(model, key, config["weights"])
+    batches = _training_batches(config, train_set, split_proposals(config, workdir, train_set))
+
     schedule = step_schedule(config["learning_rate"], config["learning_rate_drops"])
     optimizer = caffe_sgd(schedule, momentum=config["momentum"], weight_decay=config["weight_decay"])
-    key = jax.random.key(config["seed"])
-    variables = initial_variables(model, key, config["weights"], batches.box_stats)
-    state = create_state(variables, network.frozen, optimizer)
+    state = create_state({**variables, "box_stats": dict(batches.box_stats)}, network.frozen, optimizer)
 
     with checkpoint.open_checkpoints(workdir, keep=config["keep_checkpoints"]) as checkpoints:
         if (last := checkpoints.latest_step()) is not None:
@@ -189,13 +190,17 @@ def _pictures(workdir: Path) -> Path:
     return workdir / "pictures"
 
 
-def _training_batches(config: Mapping[str, Any], dataset: Dataset, proposals: Mapping[str, np.ndarray]):
+def _check(config: Mapping[str, Any]) -> None:
+    get_network(config["network"])
     images, devices = config["images_per_batch"], jax.local_device_count()
     if images < 1 or images % devices or config["rois_per_batch"] < images:
         raise InputError(
             f"images_per_batch must be a multiple of the {devices} devices and at most rois_per_batch, got {images} "
             f"and {config['rois_per_batch']}"
         )
+
+
+def _training_batches(config: Mapping[str, Any], dataset: Dataset, proposals: Mapping[str, np.ndarray]):
     targets = (assign(proposals[r.image_id], r.boxes, r.labels) for r in dataset.records)
     mean, std = target_statistics(targets, len(dataset.class_names), fg_iou=config["fg_iou"], flip=config["flip"])
     return TrainingBatches(
@@ -214,7 +219,7 @@ def _training_batches(config: Mapping[str, Any], dataset: Dataset, proposals: Ma
     )
 
 
-def initial_variables(model: FastRCNN, key: jax.Array, weights: str, box_stats: Mapping[str, np.ndarray]) -> dict:
+def initial_variables(model: FastRCNN, key: jax.Array, weights: str) -> dict[str, Any]:
     """Fresh variables with the pretrained convolutions of the file `weights`, if one is named.
 
     Raises:
@@ -223,10 +228,9 @@ def initial_variables(model: FastRCNN, key: jax.Array, weights: str, box_stats: 
     arrays = read_npz(Path(weights)) if weights else None
     sizes = jnp.full((1, 2), 64, jnp.int32)
     variables = jax.jit(model.init)(key, jnp.zeros((1, 64, 64, 3)), sizes, jnp.zeros((1, 1, 4)))
-    params = variables["params"]
-    if arrays is not None:
-        params = merge_backbone(params, arrays, source=weights)
-    return {"params": params, "box_stats": jax.tree.map(jnp.asarray, dict(box_stats))}
+    if arrays is None:
+        return variables
+    return {**variables, "params": merge_backbone(variables["params"], arrays, source=weights)}
 
 
 def train(

@@ -1,5 +1,6 @@
 """Pictures: boxes on images, ground truth beside detections, loss and precision-recall curves."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray, captions: Sequence[str], *,
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(size=max(11, min(picture.size) // 32))
     for box, caption in zip(boxes, captions, strict=True):
-        colour = _COLOURS[sum(caption.split(" ")[0].encode()) % len(_COLOURS)]
+        colour = _COLOURS[zlib.crc32(caption.split(" ")[0].encode()) % len(_COLOURS)]
         x1, y1, x2, y2 = (float(v) for v in np.add(box, (0, 0, 1, 1)) * factor)
         draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=colour, width=2)
         right, bottom = draw.textbbox((0, 0), caption, font=font)[2:]

@@ -53,7 +53,8 @@ def test_encode_by_hand():
 @given(box_arrays(), box_arrays())
 def test_decode_inverts_encode(a, b):
     count = min(len(a), len(b))
-    a, b = a[:count] + [0, 0, 1, 1], b[:count] + [0, 0, 1, 1]
+    one = np.float32([0, 0, 1, 1])
+    a, b = a[:count] + one, b[:count] + one
     np.testing.assert_allclose(box_ops.decode(a, box_ops.encode(a, b)), b, atol=1e-3)
 
 

@@ -10,7 +10,9 @@ def test_smooth_l1_by_hand():
 
 
 def test_smooth_l1_gradient_is_clipped():
-    np.testing.assert_allclose(jax.vmap(jax.grad(smooth_l1))(jnp.array([-7.0, -0.25, 0.0, 0.25, 7.0])), [-1, -0.25, 0, 0.25, 1])
+    np.testing.assert_allclose(
+        jax.vmap(jax.grad(smooth_l1))(jnp.array([-7.0, -0.25, 0.0, 0.25, 7.0])), [-1, -0.25, 0, 0.25, 1]
+    )
 
 
 def test_log_loss_equals_a_loop(rng):
@@ -35,4 +37,6 @@ def test_box_loss_takes_the_true_class_and_no_background(rng):
     for d, t, u in zip(deltas, targets, labels, strict=True):
         x = abs(d[u] - t)
         expected.append(sum(0.5 * v * v if v < 1 else v - 0.5 for v in x) if u else 0)
-    np.testing.assert_allclose(box_loss(jnp.asarray(deltas), jnp.asarray(targets), jnp.asarray(labels)), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        box_loss(jnp.asarray(deltas), jnp.asarray(targets), jnp.asarray(labels)), expected, rtol=1e-5
+    )

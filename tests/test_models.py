@@ -75,11 +75,11 @@ def test_padding_changes_no_result(name, size, rng):
 
 def test_dropout_follows_the_key_of_each_image():
     x, keys = jnp.ones((3, 1000)), jax.random.split(jax.random.key(1), 3)
-    whole = dropout(x, keys)
-    np.testing.assert_array_equal(dropout(x[1:2], keys[1:2]), whole[1:2])
+    whole = dropout(x, keys, 0.5)
+    np.testing.assert_array_equal(dropout(x[1:2], keys[1:2], 0.5), whole[1:2])
     assert set(np.unique(whole)) == {0, 2}
     assert abs(float(whole.mean()) - 1) < 0.1
-    assert dropout(x, None) is x
+    assert dropout(x, None, 0.5) is x
 
 
 def test_unknown_network_lists_the_choices():

@@ -46,9 +46,7 @@ def test_equals_torchvision(shared, method):
 
         def pool(features, rois=rois, size=size, scale=float(file[f"scale_{k}"])):
             index = rois[:, 0].astype(np.int32)
-            return roi_pool_flat(
-                features, rois[:, 1:], index, output_size=size, spatial_scale=scale, method=method
-            )
+            return roi_pool_flat(features, rois[:, 1:], index, output_size=size, spatial_scale=scale, method=method)
 
         out, pullback = jax.vjp(jax.jit(pool), features)
         np.testing.assert_array_equal(np.asarray(out).transpose(0, 3, 1, 2), file[f"out_{k}"])

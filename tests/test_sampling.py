@@ -29,7 +29,11 @@ def test_assign_by_hand():
 
 
 def test_assign_equals_a_loop(rng):
-    proposals, gt, labels = random_boxes(rng, 50), random_boxes(rng, 4) + np.float32([0, 0, 1, 1]), rng.integers(1, 6, 4)
+    proposals, gt, labels = (
+        random_boxes(rng, 50),
+        random_boxes(rng, 4) + np.float32([0, 0, 1, 1]),
+        rng.integers(1, 6, 4),
+    )
     got = assign(proposals, gt, labels)
     for i, roi in enumerate(np.concatenate([gt, proposals])):
         overlaps = [float(box_ops.iou(roi[None], g[None])[0, 0]) for g in gt]
@@ -76,7 +80,9 @@ def test_sample_counts_and_kinds(fg_candidates, bg_candidates, count, seed):
 
 def test_sample_is_a_function_of_the_seed(rng):
     candidates = assign(random_boxes(rng, 300), GT, GT_LABELS)
-    first, second, other = (sample(candidates, np.random.default_rng(s), count=8, bg_iou=(0, 0.5)).rois for s in (1, 1, 2))
+    first, second, other = (
+        sample(candidates, np.random.default_rng(s), count=8, bg_iou=(0, 0.5)).rois for s in (1, 1, 2)
+    )
     np.testing.assert_array_equal(first, second)
     assert (first != other).any()
 

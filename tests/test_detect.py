@@ -1,0 +1,158 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from frcnn_jax import boxes as box_ops
+from frcnn_jax.checkpoint import open_checkpoints, save
+from frcnn_jax.config import get_config
+from frcnn_jax.detect import Detector, make_predict_step, select_detections
+from frcnn_jax.errors import InputError
+from frcnn_jax.models import FastRCNN, get_network
+from frcnn_jax.pipeline import Sizes, prepare_test
+from frcnn_jax.synthetic import CLASS_NAMES, draw_scene
+
+ROOT = Path(__file__).resolve().parents[1]
+NETWORK = get_network("tiny")
+
+
+@pytest.fixture(scope="module")
+def model_and_variables():
+    model = FastRCNN(NETWORK, len(CLASS_NAMES))
+    canvas, sizes = np.zeros((1, 64, 64, 3), np.float32), np.array([[64, 64]], np.int32)
+    variables = jax.jit(model.init)(jax.random.key(0), canvas, sizes, np.zeros((1, 1, 4), np.float32))
+    # heads that say something, and statistics that matter
+    noise = iter(jax.random.split(jax.random.key(1), 9))
+    head = variables["params"]["head"]
+    for name, scale in (("cls_score", 0.3), ("bbox_pred", 0.1)):
+        head[name]["kernel"] = jax.random.normal(next(noise), head[name]["kernel"].shape) * scale
+    stats = {"mean": np.full((7, 4), 0.05, np.float32), "std": np.full((7, 4), 0.2, np.float32)}
+    return model, {"params": variables["params"], "box_stats": stats}
+
+
+@pytest.fixture(scope="module")
+def workdir(model_and_variables, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("w")
+    (folder / "config.json").write_text(json.dumps({**get_config().to_dict(), "class_names": CLASS_NAMES}))
+    with open_checkpoints(folder) as checkpoints:
+        save(checkpoints, 7, jax.tree.map(jax.numpy.asarray, model_and_variables[1]), {"m": np.zeros(1)})
+    return folder
+
+
+def test_predict_step_equals_a_loop(model_and_variables, rng):
+    """Decode, clip, the 100 best of each class, greedy NMS, in original pixels."""
+    model, variables = model_and_variables
+    image = draw_scene(0, "test", 1).image
+    corners = np.sort(rng.uniform(0, 1, (300, 2, 2)), axis=1).reshape(300, 4)
+    rois = (corners * [191, 143, 191, 143]).astype(np.float32)
+    batch = prepare_test(image, rois, sizes=Sizes(216, 288), spatial_scale=NETWORK.spatial_scale)
+    boxes, scores, valid = (np.asarray(p[0]) for p in make_predict_step(model)(variables, batch))
+    probs, deltas = jax.jit(lambda *a: model.apply(*a, method=FastRCNN.predict))(
+        variables, batch["image"], batch["image_size"], batch["rois"]
+    )
+    count = batch["roi_mask"].sum()
+    probs, deltas, scaled = np.asarray(probs)[0, :count], np.asarray(deltas)[0, :count], batch["rois"][0, :count]
+    assert boxes.shape == (6, 100, 4)
+    for k in range(6):
+        best = np.argsort(-probs[:, k + 1], kind="stable")[:100]
+        decoded = box_ops.clip(box_ops.decode(scaled[best], deltas[best, k + 1]) / 1.5, 144, 192)
+        left, kept = list(range(100)), []
+        while left:
+            first, *left = left
+            kept.append(first)
+            left = [i for i in left if box_ops.iou(decoded[[first]], decoded[[i]])[0, 0] <= 0.3]
+        assert valid[k].sum() == len(kept)
+        np.testing.assert_allclose(scores[k, : len(kept)], probs[best[kept], k + 1], rtol=1e-4)
+        np.testing.assert_allclose(boxes[k, : len(kept)], decoded[kept], atol=0.01)
+        assert not scores[k, len(kept) :].any()
+
+
+def test_no_proposals_give_no_detections(workdir):
+    found = Detector.from_workdir(workdir)(draw_scene(0, "test", 2).image, np.zeros((0, 4)))
+    assert found.boxes.shape == (0, 4)
+    assert len(found.labels) == len(found.scores) == 0
+
+
+def test_detector_takes_paths_pictures_and_arrays(workdir, tmp_path):
+    image = draw_scene(0, "test", 3).image
+    Image.fromarray(image).save(tmp_path / "a.png")
+    detector = Detector.from_workdir(workdir)
+    assert detector.class_names == CLASS_NAMES
+    results = [detector(given, score_threshold=0) for given in (image, Image.fromarray(image), tmp_path / "a.png")]
+    assert 0 < len(results[0].boxes) <= 100
+    for result in results[1:]:
+        for ours, other in zip(results[0], result, strict=True):
+            np.testing.assert_array_equal(ours, other)
+    assert (np.diff(results[0].scores) <= 0).all()
+    assert set(results[0].labels) <= set(range(1, 7))
+    assert (results[0].boxes[:, 2:] <= [191, 143]).all()
+    few = detector(image, score_threshold=float(results[0].scores[3]), max_detections=2)
+    np.testing.assert_array_equal(few.scores, results[0].scores[:2])
+
+
+def test_select_detections_by_hand():
+    boxes = np.arange(16, dtype=np.float32).reshape(2, 2, 4)
+    scores = np.array([[0.9, 0.2], [0.95, 0.4]], np.float32)
+    valid = np.array([[True, True], [True, False]])
+    got = select_detections(boxes, scores, valid, 0.3, 10)
+    np.testing.assert_array_equal(got.labels, [2, 1])
+    np.testing.assert_array_equal(got.boxes, boxes[[1, 0], [0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("image", "rois", "text"),
+    [
+        (np.zeros((9, 9), np.uint8), None, r"got \(9, 9\) uint8"),
+        (np.zeros((9, 9, 3), np.float32), None, "float32"),
+        (np.zeros((9, 9, 3), np.uint8), np.zeros((3, 5)), r"finite \(N, 4\) boxes, got shape \(3, 5\)"),
+        (np.zeros((9, 9, 3), np.uint8), np.full((3, 4), np.nan), "finite"),
+    ],
+)
+def test_errors_say_what_came(workdir, image, rois, text):
+    with pytest.raises(InputError, match=text):
+        Detector.from_workdir(workdir)(image, rois)
+
+
+def test_a_folder_that_is_no_workdir(tmp_path):
+    with pytest.raises(InputError, match=r"no config\.json here; train first"):
+        Detector.from_workdir(tmp_path)
+
+
+def test_a_step_that_is_not_there(workdir):
+    with pytest.raises(InputError, match=r"no checkpoint of step 9; there are \[7\]"):
+        Detector.from_workdir(workdir, step=9)
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "frcnn_jax.detect", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_command_line(workdir, tmp_path):
+    paths = [tmp_path / f"{i}.jpg" for i in range(2)]
+    for i, path in enumerate(paths):
+        Image.fromarray(draw_scene(0, "test", i).image).save(path)
+    done = run("--workdir", workdir, *paths, "--out", tmp_path / "out", "--score-threshold", 0.2)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert list(results) == [str(path) for path in paths]
+    for detection in results[str(paths[0])]:
+        assert detection["label"] in CLASS_NAMES
+        assert 0.2 <= detection["score"] <= 1
+        assert len(detection["box"]) == 4
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"0.png", "1.png", "detections.json"}
+
+
+def test_command_line_names_the_broken_image_and_writes_nothing(workdir, tmp_path):
+    (tmp_path / "bad.jpg").write_text("no image")
+    done = run("--workdir", workdir, tmp_path / "bad.jpg", "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {tmp_path / 'bad.jpg'}: can't be read as an image")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,118 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from frcnn_jax.datasets import Dataset, Record
+from frcnn_jax.errors import InputError
+from frcnn_jax.evaluate import image_detections, predict_split, read_comp4, results_table, score, write_json
+from frcnn_jax.metrics import ClassDetections
+from frcnn_jax.pipeline import Sizes, TestBatches
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def blank():
+    return np.zeros((20, 30, 3), np.uint8)
+
+
+def make_dataset():
+    records = [
+        Record(f"im{i}", 20, 30, np.array([[1, 2, 9, 9]], np.float32), np.array([i + 1]), np.zeros(1, bool), blank)
+        for i in range(2)
+    ]
+    return Dataset(("cat", "dog", "cow"), records)
+
+
+def write_comp4(folder, lines):
+    for name in ("cat", "dog", "cow"):
+        (folder / f"comp4_det_val_{name}.txt").write_text("\n".join(lines.get(name, [])))
+
+
+def test_comp4_by_hand(tmp_path):
+    write_comp4(tmp_path, {"cat": ["im0 0.900 2.0 3.0 10.0 10.0"], "dog": ["im0 0.5 1 1 4 4", "im1 0.4 2 3 10 10"]})
+    detections = read_comp4(tmp_path, make_dataset(), year=2007, split="val")
+    np.testing.assert_array_equal(detections[0].boxes, [[1, 2, 9, 9]])
+    results, _ = score(detections, make_dataset(), metric="area")
+    assert results == {
+        "map": 0.75,
+        "protocol": "area",
+        "iou_threshold": 0.5,
+        "images": 2,
+        "aps": {"cat": 1.0, "dog": 0.5, "cow": None},
+        "seconds_per_image": None,
+    }
+    assert results_table(results).splitlines() == [
+        "cat  1.0000",
+        "dog  0.5000",
+        "cow  -",
+        "mAP  0.7500  (area, IoU > 0.5, 2 images)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("im0 0.9 1 2 3", r"comp4_det_val_cat\.txt:1: expected 'id score"),
+        ("im0 0.9 1 2 3 x", r"cat\.txt:1: expected"),
+        ("", r"cat\.txt:1: expected"),
+        ("im7 0.9 1 2 3 4", r"cat\.txt:1: image 'im7' is not in the split 'val'"),
+        ("im0 nan 1 2 3 4", r"cat\.txt: holds numbers that are not finite"),
+    ],
+)
+def test_comp4_names_the_line(tmp_path, line, text):
+    write_comp4(tmp_path, {"cat": [line, "im0 0.9 1 2 3 4"]})
+    with pytest.raises(InputError, match=text):
+        read_comp4(tmp_path, make_dataset(), year=2007, split="val")
+
+
+def test_comp4_names_the_missing_class(tmp_path):
+    with pytest.raises(InputError, match=r"comp4_det_val_cat\.txt: no such result file"):
+        read_comp4(tmp_path, make_dataset(), year=2007, split="val")
+
+
+def test_predict_split_sorts_by_class_and_image():
+    """A stand-in network that finds class i in image i."""
+
+    def predict(variables, batch):
+        predict.calls += 1
+        boxes, scores, valid = np.zeros((1, 3, 2, 4)), np.full((1, 3, 2), 0.5), np.zeros((1, 3, 2), bool)
+        valid[0, predict.calls - 1, 0] = True
+        boxes[0, :, :, 0] = predict.calls
+        return boxes, scores, valid
+
+    predict.calls = 0
+    proposals = {"im0": np.zeros((0, 4), np.float32), "im1": np.ones((3, 4), np.float32)}
+    found = predict_split(predict, None, TestBatches(make_dataset().records, proposals, Sizes(20, 30), 1 / 16))
+    assert [list(c.image) for c in found.by_class] == [[0], [1], []]
+    assert found.by_class[1].boxes[0, 0] == 2
+
+
+def test_image_detections_are_best_first():
+    classes = [
+        ClassDetections(np.array([0, 1, 0]), np.array([0.3, 0.9, 0.8]), np.arange(12.0).reshape(3, 4)),
+        ClassDetections(np.array([0]), np.array([0.5]), np.zeros((1, 4))),
+    ]
+    found = image_detections(classes, 0, score_threshold=0.4)
+    np.testing.assert_array_equal(found.scores, [0.8, 0.5])
+    np.testing.assert_array_equal(found.labels, [1, 2])
+
+
+def test_write_json_is_whole_or_not(tmp_path):
+    write_json(tmp_path / "a.json", {"x": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"x": object()})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+
+
+def test_eval_voc_scores_result_files(shared, tmp_path):
+    voc = shared / "voc" / "VOCdevkit"
+    command = [sys.executable, "scripts/eval_voc.py", "--voc", voc, "--split", "val", "--json", tmp_path / "r.json"]
+    command += ["--detections", shared / "oracles" / "voc_eval"]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("mAP")
+    assert json.loads((tmp_path / "r.json").read_text())["map"] == pytest.approx(0.396971134, abs=1e-6)

@@ -1,0 +1,265 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from frcnn_jax import losses
+from frcnn_jax.config import get_config
+from frcnn_jax.errors import InputError
+from frcnn_jax.models import FastRCNN, get_network
+from frcnn_jax.solver import caffe_sgd, step_schedule
+from frcnn_jax.train import create_state, make_train_step, read_metrics, replicate, train_and_evaluate
+
+ROOT = Path(__file__).resolve().parents[1]
+CLASSES = 3
+NETWORK = get_network("tiny")._replace(dropout=0.5, frozen=("conv1_1",))
+
+
+def make_batch(images=4, rois=16, seed=0):
+    """Images with 16, 3, 1 and no RoIs, in turn."""
+    rng = np.random.default_rng(seed)
+    corners = np.sort(rng.uniform(0, 1, (images, rois, 2, 2)), axis=2).reshape(images, rois, 4) * [63, 47, 63, 47]
+    mask = np.arange(rois) < np.array([16, 3, 1, 0])[np.arange(images) % 4, None]
+    return {
+        "image": rng.normal(0, 50, (images, 48, 64, 3)).astype(np.float32),
+        "image_size": np.array([[48, 64], [40, 64], [48, 50], [33, 44]] * images, np.int32)[:images],
+        "rois": corners.astype(np.float32),
+        "roi_mask": mask,
+        "labels": np.where(mask, rng.integers(0, CLASSES + 1, (images, rois)), 0).astype(np.int32),
+        "box_targets": rng.normal(0, 1, (images, rois, 4)).astype(np.float32),
+        "index": np.arange(images, dtype=np.int32) + 12,
+    }
+
+
+def make_state(optimizer):
+    model = FastRCNN(NETWORK, CLASSES)
+    batch = make_batch(1)
+    variables = jax.jit(model.init)(jax.random.key(3), batch["image"], batch["image_size"], batch["rois"])
+    return model, create_state(variables, NETWORK.frozen, optimizer)
+
+
+def run_step(seed=0):
+    """Parameters after one step, and the metrics."""
+    optimizer = caffe_sgd(step_schedule(0.05, ()))
+    model, state = make_state(optimizer)
+    state, key = replicate((state, jax.random.key(7)))
+    state, metrics = make_train_step(model, optimizer)(state, make_batch(seed=seed), key)
+    return jax.device_get((state.params, metrics))
+
+
+def test_a_step_is_the_gradient_of_the_loss():
+    """Against one jitted gradient of the whole batch's loss, written out: mean over valid RoIs, foreground only."""
+    optimizer = caffe_sgd(step_schedule(0.05, ()))
+    model, state = make_state(optimizer)
+    batch, key = make_batch(), jax.random.key(7)
+
+    def loss_fn(params):
+        joined = {**params, "backbone": {**params["backbone"], **state.frozen}}
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["index"])
+        variables = {"params": joined, "box_stats": state.box_stats}
+        logits, deltas = model.apply(variables, batch["image"], batch["image_size"], batch["rois"], keys)
+        total = 0.0
+        for i, r in zip(*np.nonzero(batch["roi_mask"]), strict=True):
+            u = batch["labels"][i, r]
+            total -= jax.nn.log_softmax(logits[i, r])[u]
+            if u:
+                total += losses.smooth_l1(deltas[i, r, u] - batch["box_targets"][i, r]).sum()
+        return total / batch["roi_mask"].sum()
+
+    loss, gradients = jax.jit(jax.value_and_grad(loss_fn))(state.params)
+    params, metrics = run_step()
+    assert metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert metrics["loss"] == pytest.approx(float(metrics["loss_cls"] + metrics["loss_box"]), rel=1e-5)
+
+    def check(path, w, g, after):
+        bias = path[-1].key == "bias"
+        expected = w - 0.05 * (2 * g if bias else g + 5e-4 * w)
+        np.testing.assert_allclose(after, expected, rtol=1e-4, atol=1e-5 + 1e-4 * np.abs(w - expected).max())
+
+    jax.tree_util.tree_map_with_path(check, state.params, gradients, params)
+    assert "conv1_1" not in params["backbone"]
+
+
+def test_four_devices_make_the_step_of_one(tmp_path):
+    """Images with few RoIs and with none among them, dropout on; one image a device against all on one."""
+    code = (
+        "import sys, numpy as np; sys.path.insert(0, 'tests'); import jax, test_train;"
+        "assert jax.local_device_count() == int(sys.argv[2]);"
+        "params, metrics = test_train.run_step();"
+        "np.savez(sys.argv[1], loss=metrics['loss'], *map(np.asarray, jax.tree.leaves(params)))"
+    )
+    results = []
+    for devices in ("1", "4"):
+        path = tmp_path / f"{devices}.npz"
+        env = {**os.environ, "JAX_NUM_CPU_DEVICES": devices, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", code, str(path), devices], check=True, cwd=ROOT, env=env)
+        results.append(np.load(path))
+    one, four = results
+    assert len(one.files) > 10
+    for name in one.files:
+        np.testing.assert_allclose(four[name], one[name], rtol=1e-4, atol=1e-6)
+
+
+def test_frozen_layers_have_no_momentum():
+    _, state = make_state(caffe_sgd(step_schedule(0.05, ())))
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)]
+    assert any("conv2_1" in path for path in paths)
+    assert not any("conv1_1" in path for path in paths)
+
+
+def test_a_batch_without_any_roi_changes_no_more_than_decay():
+    optimizer = caffe_sgd(step_schedule(0.05, ()))
+    model, state = make_state(optimizer)
+    batch = make_batch()
+    batch["roi_mask"][:] = False
+    before = jax.device_get(state.params)
+    state, key = replicate((state, jax.random.key(7)))
+    state, metrics = make_train_step(model, optimizer)(state, batch, key)
+    assert metrics["loss"] == 0
+    jax.tree.map(
+        lambda w, after: np.testing.assert_allclose(after, w, rtol=1e-4, atol=1e-7),
+        before,
+        jax.device_get(state.params),
+    )
+
+
+def test_one_program_for_each_canvas():
+    optimizer = caffe_sgd(step_schedule(0.05, ()))
+    model, state = make_state(optimizer)
+    state, key = replicate((state, jax.random.key(7)))
+    step = make_train_step(model, optimizer)
+    programs = []
+    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+        compile_backend = jax._src.compiler.backend_compile_and_load
+        patch.setattr(
+            jax._src.compiler,
+            "backend_compile_and_load",
+            lambda *args, **kwargs: programs.append(args) or compile_backend(*args, **kwargs),
+        )
+        for seed in range(3):
+            for image in (slice(None), slice(0, 40)):
+                batch = make_batch(seed=seed)
+                batch["image"] = batch["image"][:, image]
+                batch["image_size"] = np.minimum(batch["image_size"], batch["image"].shape[1:3]).astype(np.int32)
+                state, _ = step(state, batch, key)
+    assert len(programs) == 2
+
+
+def small_config(**options):
+    config = get_config()
+    config.update(train_images=6, val_images=2, steps=6, checkpoint_every=3, log_every=2, pictures=1, workers=1)
+    config.learning_rate_drops = (4,)
+    config.update(options)
+    return config.to_dict()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "w"
+    return workdir, train_and_evaluate(small_config(), workdir)
+
+
+@pytest.mark.slow
+def test_leaves_all_it_promises(finished):
+    workdir, results = finished
+    names = {str(path.relative_to(workdir)) for path in workdir.rglob("*")}
+    assert {
+        "config.json",
+        "metrics.jsonl",
+        "results.json",
+        "pictures/loss.png",
+        "pictures/precision_recall.png",
+    } <= names
+    assert {"checkpoints/3", "checkpoints/6", "pictures/val_000000.png"} <= names
+    assert any("tfevents" in name for name in names)
+    assert [row["step"] for row in read_metrics(workdir)] == [2, 4, 6]
+    assert read_metrics(workdir)[-1]["learning_rate"] == pytest.approx(0.1 * read_metrics(workdir)[0]["learning_rate"])
+    config = json.loads((workdir / "config.json").read_text())
+    assert set(config) == set(get_config())
+    assert len(config["class_names"]) >= 6
+    assert results["images"] == 2
+    assert json.loads((workdir / "results.json").read_text()) == results
+
+
+@pytest.mark.slow
+def test_a_finished_run_says_so(finished, capsys):
+    workdir, results = finished
+    assert train_and_evaluate(small_config(), workdir) == results
+    assert f"finished at step 6 with mAP {results['map']:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_another_config_in_the_workdir_is_an_error(finished):
+    with pytest.raises(InputError, match=r"learning_rate was 0\.01, now 0\.5"):
+        train_and_evaluate(small_config(learning_rate=0.5), finished[0])
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on_to_the_same_parameters(finished, tmp_path):
+    """SIGTERM in the middle, then the same command: the same metrics as the undisturbed run, to the bit."""
+    workdir = tmp_path / "w"
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "from pathlib import Path\n"
+        "import test_train, frcnn_jax.train, frcnn_jax.errors\n"
+        "if __name__ == '__main__':\n"
+        f"    run = lambda _: frcnn_jax.train.train_and_evaluate(test_train.small_config(), Path({str(workdir)!r}))\n"
+        "    frcnn_jax.errors.run_main(run)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    first = subprocess.Popen([sys.executable, script], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+    while first.poll() is None and not read_metrics(workdir):
+        time.sleep(0.05)
+    first.send_signal(signal.SIGTERM)
+    _, errors = first.communicate()
+    assert first.returncode == 1
+    assert "goes on from what is saved" in errors
+    again = subprocess.run([sys.executable, script], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    assert "goes on from step" in again.stdout
+    ours, undisturbed = read_metrics(workdir)[-1], read_metrics(finished[0])[-1]
+    assert ours["loss"] == undisturbed["loss"]
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
+    with pytest.raises(InputError, match=r"not a finite number at step \d+; there is no checkpoint yet"):
+        train_and_evaluate(small_config(learning_rate=1e6, checkpoint_every=50, steps=50), tmp_path / "w")
+
+
+def test_a_workdir_that_is_a_file_is_an_error(tmp_path):
+    (tmp_path / "w").write_text("")
+    with pytest.raises(InputError, match="must be a folder"):
+        train_and_evaluate(small_config(), tmp_path / "w")
+
+
+def test_a_bad_config_leaves_nothing(tmp_path):
+    for options, text in (
+        ({"dataset": "imagenet"}, "one of synthetic, voc, got 'imagenet'"),
+        ({"dataset": "voc"}, "needs --config.voc_dir"),
+        ({"network": "resnet"}, "network must be one of"),
+    ):
+        with pytest.raises(InputError, match=text):
+            train_and_evaluate(small_config(**options), tmp_path / "w")
+        assert not (tmp_path / "w").exists()
+
+
+def test_the_command_line_prints_one_line(tmp_path):
+    command = [sys.executable, "-m", "frcnn_jax.train", "--workdir", str(tmp_path / "w"), "--config.stepz=3"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert run.stderr == "error: --config.stepz: no such field; near ones are steps\n"
+
+
+def test_state_is_a_pytree_without_python_leaves():
+    _, state = make_state(caffe_sgd(step_schedule(0.05, ())))
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
+    assert state.step == jnp.int32(0)

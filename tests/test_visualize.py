@@ -1,0 +1,40 @@
+import numpy as np
+from PIL import Image
+
+from frcnn_jax.metrics import Curve
+from frcnn_jax.visualize import draw_boxes, plot_losses, plot_precision_recall, side_by_side
+
+
+def test_boxes_are_drawn_where_they_are():
+    picture = draw_boxes(np.zeros((500, 600, 3), np.uint8), np.array([[100, 200, 299, 399]]), ["cat 0.9"])
+    pixels = np.asarray(picture)
+    assert picture.size == (600, 500)
+    assert pixels[200, 150:250].any(axis=1).all()  # the upper edge
+    assert pixels[399, 150:250].any(axis=1).all()  # the lower one, inclusive
+    assert not pixels[400:].any()
+    assert not pixels[210:390, 110:290].any()
+
+
+def test_small_images_are_enlarged_and_captions_stay_inside():
+    picture = draw_boxes(np.zeros((100, 150, 3), np.uint8), np.array([[140, 0, 149, 9]]), ["a long caption"])
+    assert picture.size == (600, 400)
+    assert np.asarray(picture)[:, -80:].any()
+
+
+def test_side_by_side_holds_both():
+    left, right = Image.new("RGB", (30, 20), "red"), Image.new("RGB", (30, 20), "blue")
+    pixels = np.asarray(side_by_side(left, right))
+    assert (pixels == (255, 0, 0)).all(axis=-1).sum() == 600
+    assert (pixels == (0, 0, 255)).all(axis=-1).sum() == 600
+
+
+def test_plots_are_pictures(tmp_path):
+    rows = [{"step": i, "loss": 2.0 / i, "loss_cls": 1.5 / i, "loss_box": 0.5 / i} for i in range(1, 9)]
+    plot_losses(rows, tmp_path / "loss.png")
+    curve = Curve(np.array([0.5, 1.0]), np.array([1.0, 0.7]), 2)
+    plot_precision_recall({"cat": (curve, 0.8), "dog": (Curve(np.zeros(0), np.zeros(0), 0), None)}, tmp_path / "pr.png")
+    plot_precision_recall({}, tmp_path / "none.png")
+    for name in ("loss", "pr", "none"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.width > 400
+            assert len(set(picture.convert("L").tobytes())) > 10
