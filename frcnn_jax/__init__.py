@@ -3,13 +3,17 @@
 The names here are the public API. Importing this loads no TensorFlow, OpenCV, grain or matplotlib.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from frcnn_jax.boxes import decode, encode, iou, nms
-from frcnn_jax.detect import Detections, Detector
 from frcnn_jax.errors import InputError
 from frcnn_jax.losses import log_loss, smooth_l1
 from frcnn_jax.models import NETWORKS, FastRCNN, Network, get_network
 from frcnn_jax.proposals import selective_search
 from frcnn_jax.roi_pool import roi_pool, roi_pool_flat
+
+if TYPE_CHECKING:
+    from frcnn_jax.detect import Detections, Detector
 
 __all__ = [
     "NETWORKS",
@@ -29,3 +33,11 @@ __all__ = [
     "selective_search",
     "smooth_l1",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Detections", "Detector"):  # late: `python -m frcnn_jax.detect` runs this module itself
+        from frcnn_jax import detect
+
+        return getattr(detect, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

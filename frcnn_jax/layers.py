@@ -25,7 +25,7 @@ class Conv(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """Max pooling; the output size rounds up, as Caffe's."""
+    """Max pooling, the stride at most the kernel; the output size rounds up, as Caffe's."""
 
     kernel: int
     stride: int
