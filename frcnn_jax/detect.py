@@ -181,7 +181,7 @@ def main(argv: Sequence[str]) -> None:
             for name, score, box in zip(names, found.scores, found.boxes, strict=True)
         ]
         captions = [f"{name} {score:.2f}" for name, score in zip(names, found.scores, strict=True)]
-        draw_boxes(image, found.boxes, captions).save(args.out / f"{path.stem}.png")
+        draw_boxes(image, found.boxes, found.labels, captions).save(args.out / f"{path.stem}.png")
     (args.out / "detections.json").write_text(json.dumps(results, indent=1) + "\n")
     print(f"{sum(map(len, results.values()))} detections in {len(results)} images: {args.out}/detections.json")
 

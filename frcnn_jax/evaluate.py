@@ -179,7 +179,9 @@ def _compare(record: Record, found: Detections, class_names: Sequence[str]) -> I
     captions = [
         f"{class_names[label - 1]} {score:.2f}" for label, score in zip(found.labels, found.scores, strict=True)
     ]
-    return side_by_side(draw_boxes(image, record.boxes, truth), draw_boxes(image, found.boxes, captions))
+    return side_by_side(
+        draw_boxes(image, record.boxes, record.labels, truth), draw_boxes(image, found.boxes, found.labels, captions)
+    )
 
 
 def results_table(results: Mapping[str, Any]) -> str:

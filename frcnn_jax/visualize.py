@@ -1,6 +1,5 @@
 """Pictures: boxes on images, ground truth beside detections, loss and precision-recall curves."""
 
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,17 +22,19 @@ _COLOURS = (
 )
 
 
-def draw_boxes(image: np.ndarray, boxes: np.ndarray, captions: Sequence[str], *, min_side: int = 400) -> Image.Image:
-    """`(H, W, 3)` uint8 RGB with `(N, 4)` boxes, a caption each; small images are enlarged to `min_side`. A caption's
-    first word chooses the colour."""
+def draw_boxes(
+    image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, captions: Sequence[str], *, min_side: int = 400
+) -> Image.Image:
+    """`(H, W, 3)` uint8 RGB with `(N, 4)` boxes, each with a caption, in the colour of its `(N,)` label; small images
+    are enlarged to `min_side`."""
     factor = max(1, round(min_side / min(image.shape[:2])))
     picture = Image.fromarray(image).resize(
         (image.shape[1] * factor, image.shape[0] * factor), Image.Resampling.NEAREST
     )
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(size=max(11, min(picture.size) // 32))
-    for box, caption in zip(boxes, captions, strict=True):
-        colour = _COLOURS[zlib.crc32(caption.split(" ")[0].encode()) % len(_COLOURS)]
+    for box, label, caption in zip(boxes, labels, captions, strict=True):
+        colour = _COLOURS[label % len(_COLOURS)]
         x1, y1, x2, y2 = (float(v) for v in np.add(box, (0, 0, 1, 1)) * factor)
         draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=colour, width=2)
         right, bottom = draw.textbbox((0, 0), caption, font=font)[2:]

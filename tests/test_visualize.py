@@ -6,7 +6,9 @@ from frcnn_jax.visualize import draw_boxes, plot_losses, plot_precision_recall, 
 
 
 def test_boxes_are_drawn_where_they_are():
-    picture = draw_boxes(np.zeros((500, 600, 3), np.uint8), np.array([[100, 200, 299, 399]]), ["cat 0.9"])
+    picture = draw_boxes(
+        np.zeros((500, 600, 3), np.uint8), np.array([[100, 200, 299, 399]]), np.array([1]), ["cat 0.9"]
+    )
     pixels = np.asarray(picture)
     assert picture.size == (600, 500)
     assert pixels[200, 150:250].any(axis=1).all()  # the upper edge
@@ -16,7 +18,7 @@ def test_boxes_are_drawn_where_they_are():
 
 
 def test_small_images_are_enlarged_and_captions_stay_inside():
-    picture = draw_boxes(np.zeros((100, 150, 3), np.uint8), np.array([[140, 0, 149, 9]]), ["a long caption"])
+    picture = draw_boxes(np.zeros((100, 150, 3), np.uint8), np.array([[140, 0, 149, 9]]), [12], ["a long caption"])
     assert picture.size == (600, 400)
     assert np.asarray(picture)[:, -80:].any()
 
