@@ -35,7 +35,7 @@ def xla_norm(x: jax.Array, layer: Norm) -> jax.Array:
 
 def xla_convolution(x: jax.Array, kernel: jax.Array, layer: Conv) -> jax.Array:
     parts = zip(jnp.split(x, layer.groups, -1), jnp.split(kernel, layer.groups, -1), strict=True)
-    edges, numbers = [(layer.padding, layer.padding)] * 2, ("NHWC", "HWIO", "NHWC")
+    edges, numbers = ((layer.padding, layer.padding),) * 2, ("NHWC", "HWIO", "NHWC")
     strides = (layer.stride, layer.stride)
     return jnp.concatenate(
         [lax.conv_general_dilated(p, k, strides, edges, dimension_numbers=numbers) for p, k in parts], -1
@@ -59,18 +59,20 @@ def main() -> None:
     pool, norm = Pool(3, 2, 1), Norm(1e-4, 1.0)
     conv3, conv4 = Conv("conv3", 384, 3, padding=1), Conv("conv4", 384, 3, padding=1, groups=2)
     before, after = array(2, 76, 101, 256), array(2, 38, 51, 256)
-    cases = {
+    cases: dict[str, tuple[Callable[..., jax.Array], Callable[..., jax.Array], tuple[jax.Array, ...]]] = {
         "max pool 2": (lambda x: max_pool(x, pool), lambda x: xla_pool(x, pool), (before,)),
         "norm 2": (lambda x: local_response_norm(x, norm), lambda x: xla_norm(x, norm), (before,)),
         "conv3": (
-            lambda x, k: convolve(x, k, conv3), lambda x, k: xla_convolution(x, k, conv3), (after, array(3, 3, 256, 384))
+            lambda x, k: convolve(x, k, conv3),
+            lambda x, k: xla_convolution(x, k, conv3),
+            (after, array(3, 3, 256, 384)),
         ),
         "conv4": (
             lambda x, k: convolve(x, k, conv4),
             lambda x, k: xla_convolution(x, k, conv4),
             (array(2, 38, 51, 384), array(3, 3, 192, 384)),
         ),
-    }  # fmt: skip
+    }
     for name, (ours, xla, args) in cases.items():
         runs = [forward_and_backward(ours), forward_and_backward(xla)]
         times: list[list[float]] = [[], []]
