@@ -84,9 +84,11 @@ def scale(boxes: Array, factor: Any) -> Array:
 
 
 def unique_rois(rois: np.ndarray, spatial_scale: float) -> np.ndarray:
-    """Indices, rising, of the first RoI of each set that is equal after round(roi * spatial_scale) (on 1/16: the
-    paper's code). Such RoIs are pooled from the same cells."""
-    return np.sort(np.unique(np.round(rois * np.float32(spatial_scale)), axis=0, return_index=True)[1])
+    """Indices, rising, of the first RoI of each set whose `(N, 4)` corners fall in the same map cells, rounded half away
+    from zero as in RoI pooling: all of a set pool the same features. (The paper's code rounds half to even.)"""
+    scaled = (rois * np.float32(spatial_scale)).astype(np.float64)
+    cells = np.trunc(scaled + np.copysign(0.5, scaled))
+    return np.sort(np.unique(cells, axis=0, return_index=True)[1])
 
 
 def nms(boxes: jax.Array, scores: jax.Array, *, iou_threshold: float, max_outputs: int) -> tuple[jax.Array, jax.Array]:

@@ -42,9 +42,11 @@ def load_model(workdir: Path, model: Any, step: int | None = None) -> tuple[Any,
         raise InputError(f"{workdir}: no checkpoints here; train first: python -m frcnn_jax.train --workdir {workdir}")
     with ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(read_only=True)) as checkpoints:
         steps = sorted(checkpoints.all_steps())
-        step = max(steps, default=-1) if step is None else step
+        if not steps:
+            raise InputError(f"{folder}: no checkpoint yet; train first")
+        step = steps[-1] if step is None else step
         if step not in steps:
-            raise InputError(f"{folder}: no checkpoint of step {step}; there are {steps or 'none'}")
+            raise InputError(f"{folder}: no checkpoint of step {step}; there are {steps}")
         placed = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(
                 x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -52,4 +54,8 @@ def load_model(workdir: Path, model: Any, step: int | None = None) -> tuple[Any,
             model,
         )
         items = ocp.args.Composite(model=ocp.args.StandardRestore(placed))
-        return checkpoints.restore(step, args=items).model, step
+        try:
+            return checkpoints.restore(step, args=items).model, step
+        except (ValueError, KeyError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"{folder}/{step}: not a whole checkpoint of this network ({reason})") from None

@@ -5,8 +5,9 @@ A recipe in experiments/ is a delta on this. Only the command lines read it; all
 
 import argparse
 import difflib
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,54 @@ def get_config() -> ConfigDict:
     config.keep_checkpoints = 2
     config.pictures = 12  # held-out images drawn at the end ...
     config.picture_threshold = 0.5  # ... with their detections of this score or more
-    return config
+    return config.lock()
+
+
+# Fields that do not change what is trained: they may differ when a run goes on.
+HOUSEKEEPING = frozenset(
+    ("log_every", "checkpoint_every", "keep_checkpoints", "pictures", "picture_threshold", "workers", "proposal_cache")
+)
+
+_POSITIVE = [
+    "train_images",
+    "val_images",
+    "max_proposals",
+    "min_size",
+    "max_size",
+    "images_per_batch",
+    "rois_per_batch",
+    "steps",
+    "candidates_per_class",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "learning_rate",
+]
+_NOT_NEGATIVE = ["workers", "pictures", "seed", "weight_decay"]
+_FRACTIONS = ["fg_fraction", "fg_iou", "bg_iou_low", "bg_iou_high", "momentum", "nms_iou", "picture_threshold"]
+MOST_CANDIDATES = 512  # RoIs are padded to a multiple of this at test
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """InputError for the first field whose value is out of its range."""
+    checks = [(name, config[name] > 0, "over 0") for name in _POSITIVE]
+    checks += [(name, config[name] >= 0, "0 or more") for name in _NOT_NEGATIVE]
+    checks += [(name, 0 <= config[name] <= 1, "from 0 to 1") for name in _FRACTIONS]
+    checks += [
+        ("learning_rate", math.isfinite(config["learning_rate"]), "finite"),
+        ("max_size", config["max_size"] >= config["min_size"], "at least min_size"),
+        ("rois_per_batch", config["rois_per_batch"] >= config["images_per_batch"], "at least images_per_batch"),
+        ("candidates_per_class", config["candidates_per_class"] <= MOST_CANDIDATES, f"at most {MOST_CANDIDATES}"),
+        (
+            "learning_rate_drops",
+            all(isinstance(step, int) and step >= 0 for step in config["learning_rate_drops"]),
+            "steps, whole numbers",
+        ),
+        ("class_names", all(isinstance(name, str) for name in config["class_names"]), "names"),
+    ]
+    for name, holds, expected in checks:
+        if not holds:
+            raise InputError(f"--config.{name} must be {expected}, got {config[name]!r}")
 
 
 def load_config(argv: Sequence[str]) -> tuple[dict[str, Any], Path]:
@@ -87,24 +135,21 @@ def load_config(argv: Sequence[str]) -> tuple[dict[str, Any], Path]:
     )
     parser.add_argument("--workdir", type=Path, required=True, help="folder for all that training leaves")
     args, overrides = parser.parse_known_args(argv)
+    for override in overrides:
+        if (field := re.match(r"--?config\.([^=]*)", override)) and field[1] not in get_config():
+            near = difflib.get_close_matches(field[1], get_config(), n=3)
+            near_ones = f"; near ones are {', '.join(near)}" if near else ""
+            raise InputError(f"--config.{field[1]}: no such field{near_ones}")
     values = flags.FlagValues()
     command = [parser.prog, *overrides]
     try:
         config_flags.DEFINE_config_file("config", __file__, flag_values=values, sys_argv=command)
         stray = values(command)[1:]
         config = values.config.to_dict()
-    except (AttributeError, KeyError) as error:
-        raise InputError(_unknown_field(str(error))) from None
-    except OSError as error:
-        raise InputError(f"--config: {' '.join(str(error).split())}") from None
-    except (flags.Error, TypeError, ValueError, SyntaxError) as error:
-        raise InputError(" ".join(str(error).split())) from None
+    except Exception as error:  # whatever a recipe's own code raises, too
+        raise InputError(f"--config: {type(error).__name__}: {' '.join(str(error).split())}") from None
     if stray:
         raise InputError(f"unknown argument {stray[0]!r}; a field is set with --config.FIELD=VALUE")
+    if unknown := sorted(set(config) ^ set(get_config())):
+        raise InputError(f"--config: the recipe's fields are not those of frcnn_jax/config.py: {', '.join(unknown)}")
     return config, args.workdir
-
-
-def _unknown_field(text: str) -> str:
-    name = (re.search(r"'(\w+)'", text.replace("\\", "")) or [text, text])[1]
-    near = difflib.get_close_matches(name, get_config(), n=3)
-    return f"--config.{name}: no such field" + (f"; near ones are {', '.join(near)}" if near else "")

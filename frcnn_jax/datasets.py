@@ -81,7 +81,7 @@ def read_voc(voc_dir: Path, year: int, split: str, class_names: Sequence[str] = 
     if not split_file.is_file():
         found = sorted(file.stem for file in split_file.parent.glob("*.txt"))
         raise InputError(f"{split_file}: no such split file; its folder has {', '.join(found[:9]) or 'none'}")
-    image_ids = [line.split()[0] for line in split_file.read_text().splitlines() if line.strip()]
+    image_ids = [line.split()[0] for line in split_file.read_text(errors="replace").splitlines() if line.strip()]
     if not image_ids:
         raise InputError(f"{split_file}: names no image")
     labels = {name: label for label, name in enumerate(class_names, 1)}
@@ -95,7 +95,7 @@ def _voc_record(root: Path, image_id: str, labels: dict[str, int]) -> Record:
         raise InputError(f"{image}: no such image (named by a split file of {root})")
     try:
         tree = ElementTree.fromstring(path.read_bytes())
-        width, height = (int(tree.findtext(f"size/{side}", "")) for side in ("width", "height"))
+        width, height = (_whole_number(tree, f"size/{side}") for side in ("width", "height"))
         objects = [_voc_object(node, labels, width, height) for node in tree.iter("object")]
     except FileNotFoundError:
         raise InputError(f"{path}: no such annotation") from None
@@ -112,6 +112,13 @@ def _voc_record(root: Path, image_id: str, labels: dict[str, int]) -> Record:
     )
 
 
+def _whole_number(tree, path: str) -> int:
+    text = tree.findtext(path, "")
+    if not text.strip().isdecimal():
+        raise InputError(f"{path}: a whole number expected, got {text!r}")
+    return int(text)
+
+
 def _voc_object(node, labels: dict[str, int], width: int, height: int) -> tuple[list[float], int, bool]:
     name = node.findtext("name", "")
     if name not in labels:
@@ -121,9 +128,9 @@ def _voc_object(node, labels: dict[str, int], width: int, height: int) -> tuple[
         x1, y1, x2, y2 = (float(side) - 1 for side in sides)  # 1-based in the file
     except ValueError:
         raise InputError(f"box of {name!r}: four numbers expected, got {', '.join(map(repr, sides))}") from None
-    if not (0 <= x1 <= x2 < width and 0 <= y1 <= y2 < height):
+    if not (0 <= x1 < x2 < width and 0 <= y1 < y2 < height):
         raise InputError(
-            f"box of {name!r} ({', '.join(sides)}): 1 <= xmin <= xmax <= {width} and 1 <= ymin <= ymax <= {height} "
+            f"box of {name!r} ({', '.join(sides)}): 1 <= xmin < xmax <= {width} and 1 <= ymin < ymax <= {height} "
             "expected"
         )
     return [x1, y1, x2, y2], labels[name], node.findtext("difficult", "0").strip() == "1"

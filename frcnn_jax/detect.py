@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from PIL import Image, ImageOps
 
 from frcnn_jax import boxes as box_ops
 from frcnn_jax.checkpoint import load_model
+from frcnn_jax.config import get_config
 from frcnn_jax.datasets import load_image
 from frcnn_jax.errors import InputError, run_main
 from frcnn_jax.models import FastRCNN, get_network
@@ -70,13 +72,17 @@ def read_config(workdir: Path) -> dict[str, Any]:
     """The config that a workdir was trained with. InputError where there is none."""
     path = Path(workdir) / "config.json"
     try:
-        return json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(
             f"{workdir}: no config.json here; train first: python -m frcnn_jax.train --workdir {workdir}"
         ) from None
-    except (NotADirectoryError, json.JSONDecodeError) as error:
+    except (NotADirectoryError, ValueError) as error:
         raise InputError(f"{path}: not a config that frcnn_jax.train wrote ({error})") from None
+    missing = set(get_config()) - set(config) if isinstance(config, dict) else {"all fields"}
+    if missing:
+        raise InputError(f"{path}: not a config that frcnn_jax.train wrote (without {', '.join(sorted(missing))})")
+    return config
 
 
 def load_variables(workdir: Path, config: Mapping[str, Any], step: int | None = None) -> tuple[FastRCNN, Any, int]:
@@ -127,7 +133,11 @@ class Detector:
         Raises:
             InputError: the image can't be read, or image or rois are of another shape or not finite.
         """
-        pixels = load_image(Path(image)) if isinstance(image, str | Path) else np.asarray(image)
+        if isinstance(image, str | Path):
+            image = load_image(Path(image))
+        elif isinstance(image, Image.Image):
+            image = ImageOps.exif_transpose(image).convert("RGB")
+        pixels = np.asarray(image)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
             raise InputError(f"the image must be (H, W, 3) uint8 RGB, got {pixels.shape} {pixels.dtype}")
         if rois is None:
@@ -170,10 +180,17 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
 
     detector = Detector.from_workdir(args.workdir, step=args.step)
-    images = {path: load_image(path) for path in args.images}
+    pictures = {path: args.out / f"{path.stem}.png" for path in args.images}
+    if len(set(pictures.values())) < len(args.images):
+        raise InputError(
+            "images of the same name would overwrite each other's pictures; detect them into other folders"
+        )
+    for path in args.images:
+        load_image(path)  # what can't be read is said before anything is written
     args.out.mkdir(parents=True, exist_ok=True)
     results = {}
-    for path, image in tqdm(images.items(), desc="detect", unit="image"):
+    for path, picture in tqdm(pictures.items(), desc="detect", unit="image"):
+        image = load_image(path)
         found = detector(image, score_threshold=args.score_threshold)
         names = [detector.class_names[label - 1] for label in found.labels]
         results[str(path)] = [
@@ -181,7 +198,7 @@ def main(argv: Sequence[str]) -> None:
             for name, score, box in zip(names, found.scores, found.boxes, strict=True)
         ]
         captions = [f"{name} {score:.2f}" for name, score in zip(names, found.scores, strict=True)]
-        draw_boxes(image, found.boxes, found.labels, captions).save(args.out / f"{path.stem}.png")
+        draw_boxes(image, found.boxes, found.labels, captions).save(picture)
     (args.out / "detections.json").write_text(json.dumps(results, indent=1) + "\n")
     print(f"{sum(map(len, results.values()))} detections in {len(results)} images: {args.out}/detections.json")
 

@@ -15,5 +15,5 @@ def run_main(main: Callable[[Sequence[str]], Any]) -> None:
         main(sys.argv[1:])
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted: the same command goes on from what is saved")
+    except KeyboardInterrupt as interrupt:
+        sys.exit(f"interrupted{': ' if str(interrupt) else ''}{interrupt}")

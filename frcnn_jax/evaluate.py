@@ -15,7 +15,7 @@ import numpy as np
 from PIL.Image import Image
 from tqdm import tqdm
 
-from frcnn_jax.datasets import Dataset, Record, read_voc
+from frcnn_jax.datasets import VOC_CLASSES, Dataset, Record, read_voc
 from frcnn_jax.detect import Detections, Predictions, load_variables, make_predict_step, read_config
 from frcnn_jax.errors import InputError
 from frcnn_jax.metrics import (
@@ -40,11 +40,17 @@ def read_split(config: Mapping[str, Any], split: str) -> Dataset:
         InputError: an unknown data set, no VOC folder given, or what its reader finds wrong.
     """
     if config["dataset"] == "synthetic":
-        return read_synthetic(config[f"{split}_split"], config[f"{split}_images"])
+        dataset = read_synthetic(config[f"{split}_split"], config[f"{split}_images"])
+        if tuple(config["class_names"]) not in ((), dataset.class_names):
+            raise InputError(
+                f"the synthetic set has the classes {', '.join(dataset.class_names)}; leave class_names empty"
+            )
+        return dataset
     if config["dataset"] == "voc":
         if not config["voc_dir"]:
             raise InputError("the data set 'voc' needs --config.voc_dir=VOCDEVKIT, the folder that holds VOC<year>")
-        return read_voc(Path(config["voc_dir"]), config["year"], config[f"{split}_split"])
+        names = config["class_names"] or VOC_CLASSES
+        return read_voc(Path(config["voc_dir"]), config["year"], config[f"{split}_split"], names)
     raise InputError(f"dataset must be one of {', '.join(DATASETS)}, got {config['dataset']!r}")
 
 
@@ -63,7 +69,7 @@ class SplitPredictions(NamedTuple):
     """All that a network finds in a split."""
 
     by_class: list[ClassDetections]  # K
-    seconds_per_image: float  # of the jitted step and its data, compilation left out
+    seconds_per_image: float | None  # of the jitted step and its data, compilation left out
 
 
 def predict_split(predict: Callable[..., Predictions], variables: Any, batches: TestBatches) -> SplitPredictions:
@@ -85,7 +91,7 @@ def predict_split(predict: Callable[..., Predictions], variables: Any, batches: 
     label, image, scores, boxes = (np.concatenate(field) for field in zip(*found, strict=True))
     num_classes = valid.shape[0]
     by_class = [ClassDetections(image[m], scores[m], boxes[m]) for m in (label == k for k in range(num_classes))]
-    return SplitPredictions(by_class, float(np.mean(seconds)) if seconds else float("nan"))
+    return SplitPredictions(by_class, float(np.mean(seconds)) if seconds else None)
 
 
 def score(
@@ -143,9 +149,11 @@ def evaluate_workdir(
     metric: str = "voc07_11point",
     iou_threshold: float = 0.5,
     images: int | None = None,
+    pictures: Path | None = None,
 ) -> dict[str, Any]:
     """Scores a workdir's newest checkpoint (or `step`'s) on its val split, or on the first `images` of it, and draws
-    W/pictures. Returns the results of `score`, with "seconds_per_image" and "step".
+    detections and curves into the folder `pictures`, if one is given. Returns the results of `score`, with
+    "seconds_per_image" and "step".
 
     Raises:
         InputError: there is no such checkpoint, or the data can't be read.
@@ -160,13 +168,12 @@ def evaluate_workdir(
     predict = make_predict_step(model, nms_iou=config["nms_iou"], candidates=config["candidates_per_class"])
     predictions = predict_split(predict, variables, batches)
     results, curves = score(predictions.by_class, dataset, metric=metric, iou_threshold=iou_threshold)
-    pictures = workdir / "pictures"
-    pictures.mkdir(exist_ok=True)
-    plot_precision_recall(curves, pictures / "precision_recall.png")
-    for i, record in enumerate(dataset.records[: config["pictures"]]):
-        found = image_detections(predictions.by_class, i, score_threshold=config["picture_threshold"])
-        picture = _compare(record, found, dataset.class_names)
-        picture.save(pictures / f"{record.image_id}.png")
+    if pictures:
+        pictures.mkdir(parents=True, exist_ok=True)
+        plot_precision_recall(curves, pictures / "precision_recall.png")
+        for i, record in enumerate(dataset.records[: config["pictures"]]):
+            found = image_detections(predictions.by_class, i, score_threshold=config["picture_threshold"])
+            _compare(record, found, dataset.class_names).save(pictures / f"{record.image_id}.png")
     return {**results, "seconds_per_image": predictions.seconds_per_image, "step": step}
 
 
@@ -193,11 +200,16 @@ def results_table(results: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"{'mAP':<{width}}  {total}  ({how})"])
 
 
+def write_text(path: Path, text: str) -> None:
+    """A text file, whole or not at all."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(text)
+    os.replace(beside, path)
+
+
 def write_json(path: Path, value: Any) -> None:
     """A JSON file, whole or not at all."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(beside, path)
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def read_comp4(folder: Path, dataset: Dataset, *, year: int, split: str) -> list[ClassDetections]:

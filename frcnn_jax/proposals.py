@@ -108,6 +108,8 @@ def make_proposals(
     Raises:
         InputError: an image can't be loaded (the loader's own text).
     """
+    if mode not in MODES:
+        raise InputError(f"selective search mode must be one of {', '.join(MODES)}, got {mode!r}")
     search = partial(cached_selective_search, cache_dir=cache_dir, mode=mode, max_boxes=max_boxes)
     found: dict[str, np.ndarray] = {}
     with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:

@@ -28,11 +28,11 @@ from jax import lax
 from tqdm import tqdm
 
 from frcnn_jax import checkpoint, losses
-from frcnn_jax.config import load_config
+from frcnn_jax.config import HOUSEKEEPING, check_config, load_config
 from frcnn_jax.datasets import Dataset
 from frcnn_jax.detect import read_config
 from frcnn_jax.errors import InputError, run_main
-from frcnn_jax.evaluate import evaluate_workdir, read_split, results_table, split_proposals, write_json
+from frcnn_jax.evaluate import evaluate_workdir, read_split, results_table, split_proposals, write_json, write_text
 from frcnn_jax.models import FastRCNN, get_network
 from frcnn_jax.pipeline import Batch, Sizes, TrainingBatches, prefetch
 from frcnn_jax.sampling import assign, target_statistics
@@ -141,22 +141,31 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
         InputError: the config, the data or the workdir can't be used, or the loss is not a number.
         KeyboardInterrupt: SIGINT or SIGTERM came; the state is saved.
     """
-    _check(config)
-    config = prepare_workdir(config, workdir)
-    results_path = workdir / "results.json"
-    if results_path.is_file():
-        results = json.loads(results_path.read_text())
-        print(f"{workdir}: finished at step {results['step']} with mAP {results['map']:.4f}")
+    began = time.perf_counter()
+    config = resume_config(config, workdir)
+    if results := read_results(workdir):
+        print(_finished(workdir, results))
         return results
 
-    # what is wrong with any of it is said before the long work begins
+    # what is wrong with any of it is said before the long work begins, and nothing is written
+    network = get_network(config["network"])
+    images, devices = config["images_per_batch"], jax.local_device_count()
+    if images % devices:
+        raise InputError(f"images_per_batch must be a multiple of the {devices} devices, got {images}")
+    if network.frozen and not config["weights"]:
+        frozen = ", ".join(network.frozen)
+        raise InputError(
+            f"{config['network']} keeps {frozen} as they are: give their values with --config.weights=FILE.npz"
+        )
     train_set = read_split(config, "train")
     read_split(config, "val")
-    network = get_network(config["network"])
     model = FastRCNN(network, len(train_set.class_names))
     key = jax.random.key(config["seed"])
     variables = initial_variables(model, key, config["weights"])
     batches = _training_batches(config, train_set, split_proposals(config, workdir, train_set))
+    workdir.mkdir(parents=True, exist_ok=True)
+    config["class_names"] = list(train_set.class_names)
+    write_json(workdir / "config.json", config)
 
     schedule = step_schedule(config["learning_rate"], config["learning_rate_drops"])
     optimizer = caffe_sgd(schedule, momentum=config["momentum"], weight_decay=config["weight_decay"])
@@ -171,33 +180,23 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
         state, key = replicate((state, key))
         train(state, make_train_step(model, optimizer), batches, key, checkpoints, schedule, config, workdir)
 
-    plot_losses(read_metrics(workdir), _pictures(workdir) / "loss.png")
-    results = evaluate_workdir(workdir)
-    write_json(results_path, results)
+    results = evaluate_workdir(workdir, pictures=workdir / "pictures")
+    plot_losses(read_metrics(workdir), workdir / "pictures" / "loss.png")
+    write_json(workdir / "results.json", results)
     print(results_table(results))
-    print(f"{workdir}: finished at step {results['step']} with mAP {results['map']:.4f}; see {workdir}/pictures")
+    print(f"{_finished(workdir, results)}, {time.perf_counter() - began:.0f} s; see {workdir}/pictures")
     return results
+
+
+def _finished(workdir: Path, results: Mapping[str, Any]) -> str:
+    score = "-" if results["map"] is None else format(results["map"], ".4f")
+    return f"{workdir}: finished at step {results['step']} with mAP {score}"
 
 
 def replicate(tree: Any) -> Any:
     """`tree` on all local devices, placed as the mapped step gives it back, so that step is compiled only once."""
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-
-
-def _pictures(workdir: Path) -> Path:
-    (workdir / "pictures").mkdir(exist_ok=True)
-    return workdir / "pictures"
-
-
-def _check(config: Mapping[str, Any]) -> None:
-    get_network(config["network"])
-    images, devices = config["images_per_batch"], jax.local_device_count()
-    if images < 1 or images % devices or config["rois_per_batch"] < images:
-        raise InputError(
-            f"images_per_batch must be a multiple of the {devices} devices and at most rois_per_batch, got {images} "
-            f"and {config['rois_per_batch']}"
-        )
 
 
 def _training_batches(config: Mapping[str, Any], dataset: Dataset, proposals: Mapping[str, np.ndarray]):
@@ -298,14 +297,15 @@ def train(
                 collect(at)
                 pending = None
                 save(at, state)
-            if stopped():
-                raise KeyboardInterrupt
+            if stopped() and at < steps:
+                raise KeyboardInterrupt(f"step {at} is saved in {workdir}; the same command goes on from there")
     return state
 
 
 def _not_finite(step: int, saved: int, workdir: Path) -> str:
     good = f"the last good checkpoint is step {saved} in {workdir}" if saved else "there is no checkpoint yet"
-    return f"the loss is not a finite number at step {step}; {good}. A lower --config.learning_rate may help"
+    advice = "train anew in another workdir, with a lower --config.learning_rate perhaps"
+    return f"the loss is not a finite number at step {step}; {good}; {advice}"
 
 
 @contextlib.contextmanager
@@ -320,28 +320,40 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def prepare_workdir(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
-    """Makes the folder, writes config.json (with the class names of the data), or compares with the one there.
+def resume_config(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
+    """The config, checked, with the class names of the run that the workdir holds, if it holds one. Writes nothing.
 
     Raises:
-        InputError: the workdir is a file, or was begun with another config.
+        InputError: the workdir is a file, a field is out of its range, or the run was begun with another config.
     """
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"the workdir must be a folder, {workdir} is a file")
+    check_config(config)
     current: dict[str, Any] = json.loads(json.dumps(config))
-    path = workdir / "config.json"
-    if path.is_file():
-        begun = read_config(workdir)
-        current["class_names"] = current["class_names"] or begun["class_names"]
-        names = sorted({*begun, *current})
-        differ = [f"{n} was {begun.get(n)!r}, now {current.get(n)!r}" for n in names if begun.get(n) != current.get(n)]
-        if differ:
-            raise InputError(f"{workdir} was begun with another config: {'; '.join(differ)}. Take another workdir")
+    if not (workdir / "config.json").exists():
         return current
-    current["class_names"] = list(read_split(current, "train").class_names)
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, current)
+    begun = read_config(workdir)
+    current["class_names"] = current["class_names"] or begun["class_names"]
+    differ = [
+        f"{name} was {begun[name]!r}, now {current[name]!r}"
+        for name in sorted(set(current) - HOUSEKEEPING)
+        if begun[name] != current[name]
+    ]
+    if differ:
+        raise InputError(f"{workdir} was begun with another config: {'; '.join(differ)}. Take another workdir")
     return current
+
+
+def read_results(workdir: Path) -> dict[str, Any] | None:
+    """The results of a finished run; None for one that is not."""
+    path = workdir / "results.json"
+    if not path.exists():
+        return None
+    try:
+        results = json.loads(path.read_text())
+        return {name: results[name] for name in ("map", "step", *results)}
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: not results that frcnn_jax.train wrote; remove it to evaluate again") from None
 
 
 def read_metrics(workdir: Path) -> list[dict[str, float]]:
@@ -357,7 +369,7 @@ def read_metrics(workdir: Path) -> list[dict[str, float]]:
 def truncate_metrics(workdir: Path, step: int) -> None:
     """Leaves out the rows after `step`, which will be written again."""
     rows = [row for row in read_metrics(workdir) if row["step"] <= step]
-    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_text(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def main(argv: Sequence[str]) -> None:

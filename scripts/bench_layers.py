@@ -42,9 +42,14 @@ def xla_convolution(x: jax.Array, kernel: jax.Array, layer: Conv) -> jax.Array:
     )
 
 
-def forward_and_backward(function: Callable[..., jax.Array]) -> Callable:
+def forward_and_backward(function: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, ...]]:
     """The gradients of all arguments for an incoming gradient of ones, jitted."""
-    return jax.jit(lambda *args: (lambda out, pull: pull(jnp.ones_like(out)))(*jax.vjp(function, *args)))
+
+    def run(*args: jax.Array) -> tuple[jax.Array, ...]:
+        out, pullback = jax.vjp(function, *args)
+        return pullback(jnp.ones_like(out))
+
+    return jax.jit(run)
 
 
 def main() -> None:

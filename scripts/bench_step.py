@@ -3,7 +3,7 @@
     python scripts/bench_step.py [--network alexnet] [--steps 5] [--rows 608 --columns 800]
 
 Two images, 128 RoIs, float32, the same threads. The peer is a plain program of the same network: its RoI pooling is
-torchvision's where that is installed, else `adaptive_max_pool2d` of each RoI's cells, which has the same bins.
+torchvision's where that is installed, else `adaptive_max_pool2d` of each RoI's cells (the same bins within the map).
 """
 
 import argparse

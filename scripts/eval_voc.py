@@ -1,6 +1,6 @@
 """VOC scores of a trained workdir, or of result files:
 
-    python scripts/eval_voc.py --workdir W [--step N] [--images N] [--json F]
+    python scripts/eval_voc.py --workdir W [--step N] [--images N] [--pictures DIR] [--json F]
     python scripts/eval_voc.py --detections DIR --voc VOCDEVKIT --year 2007 --split val
 
 Both take --metric voc07_11point (the default) or area. A workdir's val split is the one that it was trained with.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from frcnn_jax.datasets import read_voc
-from frcnn_jax.errors import run_main
+from frcnn_jax.errors import InputError, run_main
 from frcnn_jax.evaluate import evaluate_workdir, read_comp4, results_table, score, write_json
 from frcnn_jax.metrics import METRICS
 
@@ -23,14 +23,23 @@ def main(argv: Sequence[str]) -> None:
     source.add_argument("--detections", type=Path, help="folder of comp4 result files")
     parser.add_argument("--step", type=int, help="of the checkpoint; the newest by default")
     parser.add_argument("--images", type=int, help="only the first N of the split")
+    parser.add_argument("--pictures", type=Path, help="folder for detections beside ground truth, and curves")
     parser.add_argument("--voc", type=Path, default=Path("VOCdevkit"), help="the VOCdevkit folder")
     parser.add_argument("--year", type=int, default=2007)
     parser.add_argument("--split", default="val")
     parser.add_argument("--metric", choices=METRICS, default=METRICS[0])
     parser.add_argument("--json", type=Path, help="where to write the results")
     args = parser.parse_args(argv)
+    if args.images is not None and args.images < 1:
+        raise InputError(f"--images must be at least 1, got {args.images}")
+    if args.json and not args.json.parent.is_dir():
+        raise InputError(f"--json {args.json}: its folder does not exist")
+    if args.detections and (args.step is not None or args.images or args.pictures):
+        raise InputError("--step, --images and --pictures go with --workdir, not with --detections")
     if args.workdir:
-        results = evaluate_workdir(args.workdir, step=args.step, metric=args.metric, images=args.images)
+        results = evaluate_workdir(
+            args.workdir, step=args.step, metric=args.metric, images=args.images, pictures=args.pictures
+        )
     else:
         dataset = read_voc(args.voc, args.year, args.split)
         detections = read_comp4(args.detections, dataset, year=args.year, split=args.split)

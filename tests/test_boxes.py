@@ -86,6 +86,12 @@ def test_unique_rois_keeps_the_first_of_each():
     np.testing.assert_array_equal(box_ops.unique_rois(rois, 1 / 16), [0, 1])
 
 
+def test_unique_rois_rounds_as_the_pooling_does():
+    # at scale 1/4, 8 -> 2 and 10 -> 2.5 -> 3: other cells; half to even would give 2 and 2
+    rois = np.array([[8, 0, 40, 40], [10, 0, 40, 40]], np.float32)
+    np.testing.assert_array_equal(box_ops.unique_rois(rois, 1 / 4), [0, 1])
+
+
 def naive_nms(boxes, scores, threshold):
     left = [i for i in np.argsort(-scores, kind="stable") if np.isfinite(scores[i])]
     kept = []

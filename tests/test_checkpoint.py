@@ -35,6 +35,12 @@ def test_what_is_not_there(tmp_path):
     with pytest.raises(InputError, match="no checkpoints here; train first"):
         load_model(tmp_path, tree(0.0))
     with open_checkpoints(tmp_path) as checkpoints:
+        pass
+    with pytest.raises(InputError, match="no checkpoint yet; train first"):
+        load_model(tmp_path, tree(0.0))
+    with open_checkpoints(tmp_path) as checkpoints:
         save(checkpoints, 4, tree(4.0), {"m": jnp.zeros(2)})
+    with pytest.raises(InputError, match="4: not a whole checkpoint of this network"):
+        load_model(tmp_path, {"other": jnp.zeros(3)})
     with pytest.raises(InputError, match=r"no checkpoint of step 5; there are \[4\]"):
         load_model(tmp_path, tree(0.0), 5)

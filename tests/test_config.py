@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from frcnn_jax.config import get_config, load_config
+from frcnn_jax.config import check_config, get_config, load_config
 from frcnn_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +25,42 @@ def test_recipes_are_deltas(recipe):
     assert set(config) == set(get_config())
     assert config["seed"] == 5
     json.dumps(config)
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("config.learing_rate = 0.5", "learning_rate"),
+        ("import no_such_module", "ModuleNotFoundError"),
+        ("config = config['x']", "KeyError"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_one_line(tmp_path, line, text):
+    body = ["from frcnn_jax import config as c", "def get_config():", "    config = c.get_config()", f"    {line}"]
+    (tmp_path / "recipe.py").write_text("\n".join([*body, "    return config", ""]))
+    with pytest.raises(InputError, match=text) as error:
+        load_config(["--workdir", "w", f"--config={tmp_path / 'recipe.py'}"])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"steps": 0}, r"--config\.steps must be over 0, got 0"),
+        ({"log_every": -1}, "log_every must be over 0"),
+        ({"workers": -1}, "workers must be 0 or more"),
+        ({"nms_iou": 1.5}, r"nms_iou must be from 0 to 1, got 1\.5"),
+        ({"learning_rate": float("nan")}, "learning_rate must be over 0"),
+        ({"learning_rate": float("inf")}, "learning_rate must be finite"),
+        ({"min_size": 300}, "max_size must be at least min_size"),
+        ({"candidates_per_class": 600}, "candidates_per_class must be at most 512"),
+        ({"images_per_batch": 200}, "rois_per_batch must be at least images_per_batch"),
+        ({"learning_rate_drops": ("a",)}, "learning_rate_drops must be steps"),
+    ],
+)
+def test_values_out_of_range(options, text):
+    with pytest.raises(InputError, match=text):
+        check_config({**get_config().to_dict(), **options})
 
 
 @pytest.mark.parametrize(

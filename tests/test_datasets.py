@@ -58,6 +58,8 @@ def test_counts_of_the_real_set(shared):
         (voc_object(box=(1, 1, 51, 40)), r"000001\.xml: box of 'dog' \(1, 1, 51, 40\).*xmax <= 50"),
         (voc_object(box=(30, 1, 20, 40)), r"000001\.xml: box of 'dog' \(30, 1, 20, 40\)"),
         (voc_object(box=(0, 1, 20, 40)), r"000001\.xml: box of 'dog' \(0, 1, 20, 40\)"),
+        (voc_object(box=(20, 1, 20, 40)), r"000001\.xml: box of 'dog' \(20, 1, 20, 40\)"),
+        ("</annotation><annotation>", r"000001\.xml"),
         (voc_object(box=("a", 1, 20, 40)), r"four numbers expected, got 'a'"),
         (voc_object(box=("nan", 1, 20, 40)), r"box of 'dog' \(nan, 1, 20, 40\)"),
         ("<object>", r"000001\.xml: mismatched tag"),

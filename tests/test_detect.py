@@ -83,7 +83,10 @@ def test_detector_takes_paths_pictures_and_arrays(workdir, tmp_path):
     Image.fromarray(image).save(tmp_path / "a.png")
     detector = Detector.from_workdir(workdir)
     assert detector.class_names == CLASS_NAMES
-    results = [detector(given, score_threshold=0) for given in (image, Image.fromarray(image), tmp_path / "a.png")]
+    results = [
+        detector(given, score_threshold=0)
+        for given in (image, Image.fromarray(image).convert("RGBA"), tmp_path / "a.png")
+    ]
     assert 0 < len(results[0].boxes) <= 100
     for result in results[1:]:
         for ours, other in zip(results[0], result, strict=True):
@@ -123,6 +126,13 @@ def test_a_folder_that_is_no_workdir(tmp_path):
         Detector.from_workdir(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"network": "tiny"}'])
+def test_a_config_that_is_none(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=r"config\.json: not a config that frcnn_jax\.train wrote"):
+        Detector.from_workdir(tmp_path)
+
+
 def test_a_step_that_is_not_there(workdir):
     with pytest.raises(InputError, match=r"no checkpoint of step 9; there are \[7\]"):
         Detector.from_workdir(workdir, step=9)
@@ -156,3 +166,5 @@ def test_command_line_names_the_broken_image_and_writes_nothing(workdir, tmp_pat
     assert done.stderr.startswith(f"error: {tmp_path / 'bad.jpg'}: can't be read as an image")
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+    done = run("--workdir", workdir, "a/x.jpg", "b/x.jpg", "--out", tmp_path / "out")
+    assert done.stderr.startswith("error: images of the same name")

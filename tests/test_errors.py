@@ -8,7 +8,8 @@ from frcnn_jax.errors import InputError, run_main
     [
         (InputError("a.xml: broken"), "error: a.xml: broken"),
         (OSError(28, "No space left on device", "w/x"), "error: .*No space left on device"),
-        (KeyboardInterrupt(), "interrupted: the same command goes on"),
+        (KeyboardInterrupt("step 3 is saved"), "^interrupted: step 3 is saved$"),
+        (KeyboardInterrupt(), "^interrupted$"),
     ],
 )
 def test_a_mistake_is_one_line_and_not_zero(error, text):

@@ -81,12 +81,24 @@ def test_norm_gradient_equals_autodiff(rng):
     np.testing.assert_allclose(jax.vjp(lambda x: local_response_norm(x, layer), x)[1](g)[0], expected, atol=1e-5)
 
 
+WIDE = Conv("c", 256, 3, padding=1)  # wide enough, in two groups too, for the weight gradient by taps
+
+
 @pytest.mark.parametrize(
-    "layer", [Conv("c", 6, 3, padding=1), Conv("c", 6, 3, padding=1, groups=2), Conv("c", 6, 5, 2, 1, groups=2)]
+    "layer",
+    [
+        Conv("c", 6, 3, padding=1),
+        Conv("c", 6, 3, padding=1, groups=2),
+        Conv("c", 6, 5, 2, 1, groups=2),
+        WIDE,
+        WIDE._replace(groups=2),
+    ],
 )
 def test_convolution_and_gradients_equal_a_grouped_one(layer, rng):
-    x = jnp.asarray(rng.normal(0, 1, (2, 9, 11, 4)), jnp.float32)
-    kernel = jnp.asarray(rng.normal(0, 1, (layer.kernel, layer.kernel, 4 // layer.groups, 6)), jnp.float32)
+    inputs = 4 if layer.features == 6 else 256
+    x = jnp.asarray(rng.normal(0, 1, (2, 9, 11, inputs)), jnp.float32)
+    kernel_shape = (layer.kernel, layer.kernel, inputs // layer.groups, layer.features)
+    kernel = jnp.asarray(rng.normal(0, 1 / inputs, kernel_shape), jnp.float32)
 
     def grouped(x, kernel):
         edges = [(layer.padding, layer.padding)] * 2

@@ -13,8 +13,11 @@ import pytest
 
 from frcnn_jax import losses
 from frcnn_jax.config import get_config
+from frcnn_jax.datasets import read_voc
+from frcnn_jax.detect import load_variables, read_config
 from frcnn_jax.errors import InputError
 from frcnn_jax.models import FastRCNN, get_network
+from frcnn_jax.pipeline import Sizes, TrainingBatches
 from frcnn_jax.solver import caffe_sgd, step_schedule
 from frcnn_jax.train import create_state, make_train_step, read_metrics, replicate, train_and_evaluate
 
@@ -131,32 +134,50 @@ def test_a_batch_without_any_roi_changes_no_more_than_decay():
     )
 
 
-def test_one_program_for_each_canvas():
-    optimizer = caffe_sgd(step_schedule(0.05, ()))
-    model, state = make_state(optimizer)
-    state, key = replicate((state, jax.random.key(7)))
-    step = make_train_step(model, optimizer)
+def count_programs(run):
+    """Programs compiled while `run()` runs."""
     programs = []
-    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
-        compile_backend = jax._src.compiler.backend_compile_and_load
-        patch.setattr(
-            jax._src.compiler,
-            "backend_compile_and_load",
-            lambda *args, **kwargs: programs.append(args) or compile_backend(*args, **kwargs),
-        )
-        for seed in range(3):
-            for image in (slice(None), slice(0, 40)):
-                batch = make_batch(seed=seed)
-                batch["image"] = batch["image"][:, image]
-                batch["image_size"] = np.minimum(batch["image_size"], batch["image"].shape[1:3]).astype(np.int32)
-                state, _ = step(state, batch, key)
-    assert len(programs) == 2
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: programs.append(event) if event.endswith("backend_compile_duration") else None
+    )
+    try:
+        run()
+    finally:
+        jax.monitoring.clear_event_listeners()
+    return len(programs)
+
+
+@pytest.mark.slow
+def test_an_epoch_over_voc_compiles_at_most_six_programs(shared):
+    """The plan of the whole epoch at a tenth of its size: one step of each kind of batch, and 20 more."""
+    records = read_voc(shared / "voc" / "VOCdevkit", 2007, "train").records
+    nothing = {record.image_id: np.zeros((0, 4), np.float32) for record in records}
+    stats = {"mean": np.zeros((21, 4), np.float32), "std": np.ones((21, 4), np.float32)}
+    batches = TrainingBatches(records, nothing, stats, Sizes(60, 100), steps=2500, rois_per_image=16)
+    plan = batches.plan(0)
+    assert len(plan) >= 2500
+    kinds = [batches.sizes.canvas(records[i].height, records[i].width) for (i, _), *_ in plan]
+    steps = [kinds.index(kind) for kind in sorted(set(kinds))] + list(range(20))
+    optimizer = caffe_sgd(step_schedule(1e-4, ()))
+    model = FastRCNN(NETWORK, 20)
+    first = batches[0]
+    variables = jax.jit(model.init)(jax.random.key(3), first["image"], first["image_size"], first["rois"])
+    state, key = replicate((create_state(variables, NETWORK.frozen, optimizer), jax.random.key(7)))
+    step_fn = make_train_step(model, optimizer)
+
+    def run():
+        nonlocal state
+        for step in steps:
+            state, metrics = step_fn(state, batches[step], key)
+        assert np.isfinite(metrics["loss"])
+
+    assert 1 <= count_programs(run) <= 6
 
 
 def small_config(**options):
     config = get_config()
-    config.update(train_images=6, val_images=2, steps=6, checkpoint_every=3, log_every=2, pictures=1, workers=1)
-    config.learning_rate_drops = (4,)
+    config.update(train_images=6, val_images=2, steps=30, checkpoint_every=10, log_every=2, pictures=1, workers=1)
+    config.learning_rate_drops = (20,)
     config.update(options)
     return config.to_dict()
 
@@ -178,9 +199,9 @@ def test_leaves_all_it_promises(finished):
         "pictures/loss.png",
         "pictures/precision_recall.png",
     } <= names
-    assert {"checkpoints/3", "checkpoints/6", "pictures/val_000000.png"} <= names
+    assert {"checkpoints/20", "checkpoints/30", "pictures/val_000000.png"} <= names
     assert any("tfevents" in name for name in names)
-    assert [row["step"] for row in read_metrics(workdir)] == [2, 4, 6]
+    assert [row["step"] for row in read_metrics(workdir)] == list(range(2, 31, 2))
     assert read_metrics(workdir)[-1]["learning_rate"] == pytest.approx(0.1 * read_metrics(workdir)[0]["learning_rate"])
     config = json.loads((workdir / "config.json").read_text())
     assert set(config) == set(get_config())
@@ -193,7 +214,7 @@ def test_leaves_all_it_promises(finished):
 def test_a_finished_run_says_so(finished, capsys):
     workdir, results = finished
     assert train_and_evaluate(small_config(), workdir) == results
-    assert f"finished at step 6 with mAP {results['map']:.4f}" in capsys.readouterr().out
+    assert f"finished at step 30 with mAP {results['map']:.4f}" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -204,7 +225,7 @@ def test_another_config_in_the_workdir_is_an_error(finished):
 
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_parameters(finished, tmp_path):
-    """SIGTERM in the middle, then the same command: the same metrics as the undisturbed run, to the bit."""
+    """SIGTERM in the middle, then the same command: the parameters of the undisturbed run, to the bit."""
     workdir = tmp_path / "w"
     script = tmp_path / "run.py"
     script.write_text(
@@ -222,11 +243,18 @@ def test_an_interrupted_run_goes_on_to_the_same_parameters(finished, tmp_path):
     first.send_signal(signal.SIGTERM)
     _, errors = first.communicate()
     assert first.returncode == 1
-    assert "goes on from what is saved" in errors
+    assert "the same command goes on from there" in errors
     again = subprocess.run([sys.executable, script], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     assert "goes on from step" in again.stdout
-    ours, undisturbed = read_metrics(workdir)[-1], read_metrics(finished[0])[-1]
-    assert ours["loss"] == undisturbed["loss"]
+    assert [row["step"] for row in read_metrics(workdir)][-1] == 30
+    (_, ours, step), (_, undisturbed, _) = (load_variables(w, read_config(w)) for w in (workdir, finished[0]))
+    assert step == 30
+    jax.tree.map(np.testing.assert_array_equal, ours, undisturbed)
+
+
+@pytest.mark.slow
+def test_housekeeping_may_change(finished):
+    assert train_and_evaluate(small_config(log_every=7, pictures=3), finished[0]) == finished[1]
 
 
 @pytest.mark.slow
@@ -246,6 +274,11 @@ def test_a_bad_config_leaves_nothing(tmp_path):
         ({"dataset": "imagenet"}, "one of synthetic, voc, got 'imagenet'"),
         ({"dataset": "voc"}, "needs --config.voc_dir"),
         ({"network": "resnet"}, "network must be one of"),
+        ({"weights": "nowhere.npz"}, r"nowhere\.npz: no such weights file"),
+        ({"network": "alexnet"}, r"keeps conv1 as they are: give their values with --config\.weights"),
+        ({"proposal_mode": "best"}, "one of fast, quality"),
+        ({"images_per_batch": 0}, "images_per_batch must be over 0"),
+        ({"class_names": ("cat",)}, "leave class_names empty"),
     ):
         with pytest.raises(InputError, match=text):
             train_and_evaluate(small_config(**options), tmp_path / "w")
