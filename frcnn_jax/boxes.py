@@ -84,8 +84,8 @@ def scale(boxes: Array, factor: Any) -> Array:
 
 
 def unique_rois(rois: np.ndarray, spatial_scale: float) -> np.ndarray:
-    """Indices, rising, of the first RoI of each set whose `(N, 4)` corners fall in the same map cells, rounded half away
-    from zero as in RoI pooling: all of a set pool the same features. (The paper's code rounds half to even.)"""
+    """Indices, rising, of the first RoI of each set whose corners, `(N, 4)`, fall in the same map cells, rounded half
+    away from zero as in RoI pooling: all of a set pool the same features. (The paper's code rounds half to even.)"""
     scaled = (rois * np.float32(spatial_scale)).astype(np.float64)
     cells = np.trunc(scaled + np.copysign(0.5, scaled))
     return np.sort(np.unique(cells, axis=0, return_index=True)[1])
