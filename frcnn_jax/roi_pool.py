@@ -1,4 +1,4 @@
-"""RoI max pooling (Fast R-CNN, section 2.1), equal to the bit to Caffe's and torchvision's.
+r"""RoI max pooling (Fast R-CNN, section 2.1), equal to the bit to Caffe's and torchvision's.
 
 A RoI (x1, y1, x2, y2) in image pixels is scaled to map cells and rounded half away from zero, both ends inclusive;
 its height and width, at least one cell, are divided into `rows` by `columns` bins, bin p covering
@@ -9,58 +9,51 @@ This file needs jax and numpy alone and can be lifted out. Shape letters: B maps
 C channels, K RoIs in a flat list, R RoIs a map, P bins along an axis.
 """
 
-from functools import partial
+import itertools
+import math
+import operator
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-METHODS = ("auto", "segment", "loop")
+METHODS = ("auto", "segment", "table", "loop")
 
 
 def roi_pool(
     features: jax.Array,
     rois: jax.Array,
     *,
-    output_size: tuple[int, int] = (7, 7),
+    output_size: int | tuple[int, int] = (7, 7),
     spatial_scale: float = 1 / 16,
     method: str = "auto",
 ) -> jax.Array:
     """RoI max pooling of every map's own RoIs.
 
     Args:
-        features: `(..., H, W, C)` float32, bfloat16 or float16, finite.
+        features: `(..., H, W, C)` float32, bfloat16, float16 or float64, finite.
         rois: `(..., R, 4)` (x1, y1, x2, y2) in image pixels, inclusive; the leading axes are those of `features`. They
-            may lie outside the image. No gradient flows to them.
-        output_size: (rows, columns) of bins, each 1 to 255.
-        spatial_scale: map cells per image pixel.
-        method: "segment" (on `jax.ops.segment_max`), "loop" (over the cells of each bin; fast on CPU), or "auto": the
-            loop on CPU, else segments. All agree to the bit.
+            may lie outside the image: cells beyond the map do not count. Corners further than 2^23 cells away are taken
+            as there. A RoI with a NaN pools nothing. No gradient flows to RoIs.
+        output_size: (rows, columns) of bins, each 1 to 255; one number for both.
+        spatial_scale: map cells per image pixel, over 0.
+        method: "segment" (on `jax.ops.segment_max`), "table" (of maxima over windows, four look-ups a bin), "loop"
+            (over the cells of each bin) or "auto": the fastest for backend and size. All agree to the bit.
 
     Returns:
-        `(..., R, rows, columns, C)` of the features' type.
+        `(..., R, rows, columns, C)` of the features' type; 0 in a bin without cells of the map.
 
     Raises:
-        ValueError: shapes that do not fit, or an unknown method.
+        ValueError: shapes that do not fit, a number out of its range, or an unknown method.
+        TypeError: an argument of another type.
     """
-    features, rois = jnp.asarray(features), jnp.asarray(rois)
-    lead = features.shape[:-3]
-    if features.ndim < 3 or rois.shape[-1:] != (4,) or rois.shape[:-2] != lead:
-        raise ValueError(
-            f"features (..., H, W, C) and rois (..., R, 4) must fit, got {features.shape} and {rois.shape}"
-        )
-    maps = int(np.prod(lead))
-    batch_index = jnp.repeat(jnp.arange(maps, dtype=jnp.int32), rois.shape[-2])
-    pooled = roi_pool_flat(
-        features.reshape(maps, *features.shape[-3:]),
-        rois.reshape(-1, 4),
-        batch_index,
-        output_size=output_size,
-        spatial_scale=spatial_scale,
-        method=method,
+    return over_leading_axes(
+        partial(roi_pool_flat, output_size=output_size, spatial_scale=spatial_scale, method=method), features, rois
     )
-    return pooled.reshape(*lead, rois.shape[-2], *pooled.shape[1:])
 
 
 def roi_pool_flat(
@@ -68,7 +61,7 @@ def roi_pool_flat(
     rois: jax.Array,
     batch_index: jax.Array,
     *,
-    output_size: tuple[int, int] = (7, 7),
+    output_size: int | tuple[int, int] = (7, 7),
     spatial_scale: float = 1 / 16,
     method: str = "auto",
 ) -> jax.Array:
@@ -77,32 +70,100 @@ def roi_pool_flat(
     Args:
         features: `(B, H, W, C)`.
         rois: `(K, 4)`.
-        batch_index: `(K,)` integers in [0, B), the map of each RoI.
+        batch_index: `(K,)` integers, the map of each RoI; one outside [0, B) pools nothing.
         output_size, spatial_scale, method: as in `roi_pool`.
 
     Returns:
         `(K, rows, columns, C)`.
 
     Raises:
-        ValueError: shapes that do not fit, or an unknown method.
+        ValueError, TypeError: as in `roi_pool`.
     """
-    features, rois, batch_index = jnp.asarray(features), jnp.asarray(rois), jnp.asarray(batch_index)
+    features, rois, batch_index = check_flat(features, rois, batch_index)
+    size, scale = check_output(output_size, spatial_scale)
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if features.ndim != 4 or rois.shape != (*batch_index.shape, 4) or rois.ndim != 2:
+    return _pool_rois(features, rois, batch_index, size, scale, method)
+
+
+def rois_from_torchvision(rois: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """torchvision's `(K, 5)` (batch index, x1, y1, x2, y2) -> the `rois` and `batch_index` of the flat functions."""
+    if rois.ndim != 2 or rois.shape[1] != 5:
+        raise ValueError(f"rois must be (K, 5): batch index, x1, y1, x2, y2; got {rois.shape}")
+    return rois[:, 1:], rois[:, 0].astype(np.int32)
+
+
+def rois_from_cells(cells: jax.Array) -> jax.Array:
+    """`(..., 4)` (row, column, height, width) in map cells, as textbooks have it -> RoIs for `spatial_scale=1`."""
+    if cells.shape[-1:] != (4,):
+        raise ValueError(f"cells must be (..., 4): row, column, height, width; got {cells.shape}")
+    row, column, height, width = (cells[..., i] for i in range(4))
+    return cells.__array_namespace__().stack([column, row, column + width - 1, row + height - 1], axis=-1)
+
+
+def over_leading_axes(flat: Callable[..., jax.Array], features: Any, rois: Any) -> jax.Array:
+    """Calls a function of `(B, H, W, C)`, `(K, 4)` and `(K,)` for `(..., H, W, C)` and `(..., R, 4)`."""
+    features, rois = jnp.asarray(features), jnp.asarray(rois)
+    lead = features.shape[:-3]
+    if features.ndim < 3:
+        raise ValueError(f"features must be (..., H, W, C), got {features.shape}")
+    if rois.ndim < 2 or rois.shape[-1] != 4:
+        raise ValueError(f"rois must be (..., R, 4), got {rois.shape}")
+    if rois.shape[:-2] != lead:
         raise ValueError(
-            "features (B, H, W, C), rois (K, 4) and batch_index (K,) must fit, "
-            f"got {features.shape}, {rois.shape} and {batch_index.shape}"
+            f"rois must be {(*lead, 'R', 4)}, the leading axes of features {features.shape}, got {rois.shape}"
         )
-    rows, columns = output_size
-    if not (1 <= rows <= 255 and 1 <= columns <= 255):
-        raise ValueError(f"output_size must be 1 to 255 rows and columns, got {output_size}")
-    rois = lax.stop_gradient(rois).astype(jnp.float32)
-    y = bin_edges(rois[:, 1], rois[:, 3], rows, features.shape[1], spatial_scale)
-    x = bin_edges(rois[:, 0], rois[:, 2], columns, features.shape[2], spatial_scale)
+    maps, count = math.prod(lead), rois.shape[-2]
+    batch_index = np.repeat(np.arange(maps, dtype=np.int32), count)
+    out = flat(features.reshape(maps, *features.shape[-3:]), rois.reshape(maps * count, 4), batch_index)
+    return out.reshape(*lead, count, *out.shape[1:])
+
+
+def check_flat(features: Any, rois: Any, batch_index: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`(B, H, W, C)`, `(K, 4)` float32 and `(K,)` int32 as arrays; ValueError or TypeError for what is not."""
+    features, rois, batch_index = jnp.asarray(features), jnp.asarray(rois), jnp.asarray(batch_index)
+    if features.ndim != 4:
+        raise ValueError(f"features must be (B, H, W, C), got {features.shape}")
+    if rois.ndim != 2 or rois.shape[1] != 4:
+        raise ValueError(f"rois must be (K, 4), got {rois.shape}")
+    if batch_index.shape != rois.shape[:1]:
+        raise ValueError(f"batch_index must be ({len(rois)},), one for each of the rois, got {batch_index.shape}")
+    if not jnp.issubdtype(features.dtype, jnp.floating):
+        raise TypeError(f"features must be floating point, got {features.dtype}")
+    if not (jnp.issubdtype(rois.dtype, jnp.floating) or jnp.issubdtype(rois.dtype, jnp.integer)):
+        raise TypeError(f"rois must be floating point or integers, got {rois.dtype}")
+    if not jnp.issubdtype(batch_index.dtype, jnp.integer):
+        raise TypeError(f"batch_index must be integers, got {batch_index.dtype}")
+    return features, lax.stop_gradient(rois).astype(jnp.float32), batch_index.astype(jnp.int32)
+
+
+def check_output(output_size: Any, spatial_scale: Any) -> tuple[tuple[int, int], float]:
+    """(rows, columns) and the scale; ValueError or TypeError for what is not."""
+    try:
+        size = tuple(map(operator.index, output_size if isinstance(output_size, Sequence) else (output_size,) * 2))
+    except TypeError:
+        raise TypeError(f"output_size must be whole numbers (rows, columns), got {output_size!r}") from None
+    if len(size) != 2 or not all(1 <= bins <= 255 for bins in size):
+        raise ValueError(f"output_size must be (rows, columns), each 1 to 255, got {output_size!r}")
+    try:
+        scale = float(spatial_scale)
+    except TypeError:  # a traced value too: it has to be known when the program is traced
+        raise TypeError(f"spatial_scale must be a number, got {spatial_scale!r}") from None
+    if not 0 < scale < math.inf:
+        raise ValueError(f"spatial_scale must be over 0 and finite, got {spatial_scale!r}")
+    return (size[0], size[1]), scale
+
+
+@partial(jax.jit, static_argnums=(3, 4, 5))
+def _pool_rois(features, rois, batch_index, output_size, spatial_scale, method):
+    maps, height, width, channels = features.shape
+    y = bin_edges(rois[:, 1], rois[:, 3], output_size[0], height, spatial_scale)
+    x = bin_edges(rois[:, 0], rois[:, 2], output_size[1], width, spatial_scale)
     if 0 in (*features.shape, *rois.shape):
-        return jnp.zeros((rois.shape[0], rows, columns, features.shape[3]), features.dtype)
-    return _pool(features, (batch_index.astype(jnp.int32), *y, *x), method)
+        return jnp.zeros((len(rois), *output_size, channels), features.dtype)
+    nothing = jnp.isnan(rois).any(axis=1) | (batch_index < 0) | (batch_index >= maps)
+    y = tuple(jnp.where(nothing[:, None], 0, edge) for edge in y)
+    return _pool(features, (batch_index, *y, *x), method)
 
 
 def bin_edges(
@@ -113,19 +174,21 @@ def bin_edges(
     Compilers may divide by a constant through its reciprocal, which moves some edges by a cell; the quotient is
     therefore corrected to the one that IEEE division gives.
     """
-    limit = np.float32(2**20)
-    scale = np.float32(spatial_scale)
-    first = lax.round(jnp.clip(start * scale, -limit, limit), lax.RoundingMethod.AWAY_FROM_ZERO).astype(jnp.int32)
-    last = lax.round(jnp.clip(end * scale, -limit, limit), lax.RoundingMethod.AWAY_FROM_ZERO).astype(jnp.int32)
-    size = _divide_exactly(jnp.maximum(last - first + 1, 1), bins)[:, None]
-    p = np.arange(bins, dtype=np.float32)
-    low = first[:, None] + jnp.floor(p * size).astype(jnp.int32)
-    high = first[:, None] + jnp.ceil((p + np.float32(1)) * size).astype(jnp.int32)
+    limit = np.float32(2**23 - 1)  # sizes up to 2^24 are whole numbers in float32
+    first, last = (
+        lax.round(jnp.clip(edge * np.float32(spatial_scale), -limit, limit), lax.RoundingMethod.AWAY_FROM_ZERO)
+        .astype(jnp.int32)[:, None]
+        for edge in (start, end)
+    )  # fmt: skip
+    size = _divide_exactly(jnp.maximum(last - first + 1, 1), bins)
+    p = np.arange(bins, dtype=np.float32)[None]
+    low = first + jnp.floor(p * size).astype(jnp.int32)
+    high = first + jnp.ceil((p + np.float32(1)) * size).astype(jnp.int32)
     return jnp.clip(low, 0, cells), jnp.clip(high, 0, cells)
 
 
 def _divide_exactly(n: jax.Array, divisor: int) -> jax.Array:
-    """The float32 nearest to n / divisor for int32 n in [1, 2**22), whatever the compiler makes of a division."""
+    """The float32 nearest to n / divisor for int32 n in [1, 2^24), whatever the compiler makes of a division."""
     bits = lax.bitcast_convert_type(n.astype(jnp.float32) * np.float32(1 / divisor), jnp.int32)
     mantissa, exponent = (bits & 0x7FFFFF) | 0x800000, (bits >> 23) - 150
     # n - quotient * divisor in units of the last place; both terms may wrap around, the difference is small and exact
@@ -134,72 +197,103 @@ def _divide_exactly(n: jax.Array, divisor: int) -> jax.Array:
     return lax.bitcast_convert_type(bits, jnp.float32)
 
 
+# The regions of K RoIs are (batch_index (K,), y_low, y_high (K, rows), x_low, x_high (K, columns)), all int32. A form
+# turns features (B, H, W, C) and regions into (maxima,), (K, rows, columns, C), or with argmax into (maxima, argmax):
+# the place in the flattened features of each maximum's first cell. In an empty bin they are 0 and -1.
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _pool(features, regions, method):
-    """Regions are (batch_index (K,), y_low, y_high (K, rows), x_low, x_high (K, columns)), all int32."""
-    return _dispatch(features, regions, method, with_argmax=False)[0]
+    return _by_method(method, with_argmax=False)(features, regions)[0]
 
 
 def _pool_forward(features, regions, method):
-    pooled, argmax = _dispatch(features, regions, method, with_argmax=True)
-    empty = jnp.zeros((0, *features.shape), features.dtype)  # carries the shape and the type
-    return pooled, (argmax, regions, empty)
+    if features.size >= 2**31:
+        raise ValueError(f"the derivative needs features of fewer than 2^31 elements, got {features.shape}")
+    maxima, argmax = _by_method(method, with_argmax=True)(features, regions)
+    return maxima, (argmax, jnp.zeros((0, *features.shape), features.dtype))  # the latter for its shape and type
 
 
 def _pool_backward(method, residuals, gradient):
-    argmax, (batch_index, *_), empty = residuals
-    maps, height, width, channels = empty.shape[1:]
-    cells = height * width
-    target = ((batch_index[:, None, None, None] * cells + argmax) * channels) + jnp.arange(channels, dtype=jnp.int32)
-    target = jnp.where(argmax < 0, maps * cells * channels, target)  # an empty bin: out of range, dropped
-    summed = jax.ops.segment_sum(
-        gradient.astype(jnp.float32).reshape(-1), target.reshape(-1), num_segments=maps * cells * channels
-    )
-    return summed.reshape(maps, height, width, channels).astype(empty.dtype), None
+    argmax, like = residuals
+    exact = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32)).reshape(-1)
+    summed = jax.ops.segment_sum(exact, argmax.reshape(-1), num_segments=math.prod(like.shape[1:]))  # drops -1
+    return summed.reshape(like.shape[1:]).astype(like.dtype), None
 
 
 _pool.defvjp(_pool_forward, _pool_backward)
 
 
-def _dispatch(features, regions, method, with_argmax):
-    """-> maxima (K, rows, columns, C) and the cell y * W + x of each, -1 in an empty bin (None without argmax)."""
-    loop = partial(_by_loop, with_argmax=with_argmax)
-    segment = partial(_by_segments, with_argmax=with_argmax)
-    if method == "auto":
-        return lax.platform_dependent(features, regions, cpu=loop, default=segment)
-    return (loop if method == "loop" else segment)(features, regions)
+def _by_method(method, with_argmax):
+    """The form of a method; under `vmap` more maps and more RoIs, as loops would else run masked."""
+    segment, table, loop = (partial(form, with_argmax=with_argmax) for form in (_by_segments, _by_table, _by_loop))
+
+    @jax.custom_batching.custom_vmap
+    def pool(features, regions):
+        if method != "auto":
+            return {"segment": segment, "table": table, "loop": loop}[method](features, regions)
+        # on CPU a table pays where it has at most three cells a bin, and no argmax: scripts/bench_roi_pool.py
+        _, y_low, _, x_low, _ = regions
+        few = 3 * y_low.size * x_low.shape[1] < _table_cells(features.shape, y_low.shape[1], x_low.shape[1])
+        return lax.platform_dependent(features, regions, cpu=loop if few or with_argmax else table, default=table)
+
+    @pool.def_vmap
+    def more_maps(size, is_mapped, features, regions):
+        first = jnp.zeros((size, 1), jnp.int32)
+        if is_mapped[0]:
+            first = jnp.arange(size, dtype=jnp.int32)[:, None] * features.shape[1]
+            features = features.reshape(-1, *features.shape[2:])
+        regions = [
+            part if mapped else jnp.broadcast_to(part, (size, *part.shape))
+            for part, mapped in zip(regions, is_mapped[1], strict=True)
+        ]
+        regions[0] += first
+        maxima, *argmax = pool(features, tuple(part.reshape(-1, *part.shape[2:]) for part in regions))
+        maxima, *argmax = (part.reshape(size, -1, *part.shape[1:]) for part in (maxima, *argmax))
+        start = (first * math.prod(features.shape[1:]))[:, :, None, None, None]
+        pooled = maxima, *(jnp.where(part < 0, -1, part - start) for part in argmax)
+        return pooled, (True,) * len(pooled)
+
+    return pool
+
+
+def _comparable(features):
+    """CPUs compare nothing shorter than float32, and would convert a whole map again and again."""
+    return features.astype(jnp.promote_types(features.dtype, jnp.float32))
 
 
 def _by_segments(features, regions, with_argmax):
-    """One RoI after another: a segment maximum over the rows of each bin, then one over its columns."""
-    height, width = features.shape[1:3]
+    """One RoI after another, each by segment maxima."""
+    exact = _comparable(features)
+    maxima, *argmax = lax.map(lambda region: _segment_maxima(exact, region, with_argmax), regions)
+    return maxima.astype(features.dtype), *argmax
+
+
+def _segment_maxima(features, region, with_argmax):
+    """One RoI: a segment maximum over the rows of each bin, then one over its columns."""
+    height, width, channels = features.shape[1:]
     none = height * width
-
-    def one(region):
-        index, y_low, y_high, x_low, x_high = region
-        row, y_segment = _members(y_low, y_high, height)
-        column, x_segment = _members(x_low, x_high, width)
-        lines = features[index][row]  # (members of y, W, C)
-        by_row = partial(
-            jax.ops.segment_max, segment_ids=y_segment, num_segments=len(y_low) + 1, indices_are_sorted=True
-        )
-        by_column = partial(
-            jax.ops.segment_max, segment_ids=x_segment, num_segments=len(x_low) + 1, indices_are_sorted=True
-        )
-        line_max = by_row(lines)
-        strips = line_max.swapaxes(0, 1)[column]  # (members of x, rows + 1, C)
-        pooled = by_column(strips)
-        empty = (y_low >= y_high)[:, None, None] | (x_low >= x_high)[:, None]
-        maxima = jnp.where(empty, 0, pooled[:-1, :-1].swapaxes(0, 1))
-        if not with_argmax:
-            return maxima, None
-        # the first cell: the least y * W + x among those that equal the maximum, as the largest of its negative
-        first = jnp.where(lines == line_max[y_segment], -(row[:, None] * width + jnp.arange(width))[..., None], -none)
-        first = by_row(first).swapaxes(0, 1)[column]
-        cell = -by_column(jnp.where(strips == pooled[x_segment], first, -none))
-        return maxima, jnp.where(empty, -1, cell[:-1, :-1].swapaxes(0, 1))
-
-    return lax.map(one, regions)
+    index, y_low, y_high, x_low, x_high = region
+    row, y_segment = _members(y_low, y_high, height)
+    column, x_segment = _members(x_low, x_high, width)
+    by_row, by_column = (
+        partial(jax.ops.segment_max, segment_ids=segment, num_segments=len(low) + 1, indices_are_sorted=True)
+        for segment, low in ((y_segment, y_low), (x_segment, x_low))
+    )
+    lines = features[index][row]  # (members of y, W, C)
+    line_max = by_row(lines)
+    strips = line_max.swapaxes(0, 1)[column]  # (members of x, rows + 1, C)
+    pooled = by_column(strips)
+    empty = (y_low >= y_high)[:, None, None] | (x_low >= x_high)[None, :, None]
+    maxima = jnp.where(empty, 0, pooled[:-1, :-1].swapaxes(0, 1))
+    if not with_argmax:
+        return (maxima,)
+    # the first cell: the least y * W + x among those that equal the maximum, as the largest of its negative
+    cell = row[:, None] * width + jnp.arange(width, dtype=jnp.int32)[None]
+    first = by_row(jnp.where(lines == line_max[y_segment], -cell[..., None], -none)).swapaxes(0, 1)[column]
+    first = -by_column(jnp.where(strips == pooled[x_segment], first, -none))[:-1, :-1].swapaxes(0, 1)
+    argmax = (index * none + first) * channels + jnp.arange(channels, dtype=jnp.int32)
+    return maxima, jnp.where(empty, -1, argmax)
 
 
 def _members(low, high, cells):
@@ -214,35 +308,115 @@ def _members(low, high, cells):
     return jnp.clip(high[jnp.minimum(segment, len(low) - 1)] - back_from_end, 0, cells - 1), segment
 
 
+def _by_table(features, regions, with_argmax):
+    """The maxima of windows of a few sizes from every cell on; a bin is the union of four such windows that overlap.
+    RoIs that reach beyond the map may have bins too large for that: those go to segments, one after another."""
+    maps, height, width, channels = features.shape
+    batch_index, y_low, y_high, x_low, x_high = regions
+    table = (features,)
+    if with_argmax:
+        table = features, jnp.arange(features.size, dtype=jnp.int32).reshape(features.shape)
+    y_sizes, x_sizes = _window_sizes(height, y_low.shape[1]), _window_sizes(width, x_low.shape[1])
+    table = _window_maxima(_window_maxima(table, y_sizes, axis=1), x_sizes, axis=3)
+    table = [part.reshape(-1, channels) for part in table]  # (x sizes, y sizes, B, H, W) cells
+
+    y_level, y_first, y_second = _two_windows(y_low, y_high, y_sizes)
+    x_level, x_first, x_second = _two_windows(x_low, x_high, x_sizes)
+    level = x_level[:, None, :] * len(y_sizes) + y_level[:, :, None]
+    start = (level * maps + batch_index[:, None, None]) * (height * width)
+
+    def look_up(y, x):
+        at = start + y[:, :, None] * width + x[:, None, :]
+        return [part.at[at].get(mode="clip") for part in table]
+
+    corners = [look_up(y, x) for y in (y_first, y_second) for x in (x_first, x_second)]
+    empty = ((y_low >= y_high)[:, :, None] | (x_low >= x_high)[:, None, :])[..., None]
+    pooled = reduce(_larger, corners)
+    pooled = tuple(jnp.where(empty, nothing, part) for part, nothing in zip(pooled, (0, -1), strict=False))
+
+    too_large = ((y_high - y_low) > 2 * y_sizes[-1]).any(1) | ((x_high - x_low) > 2 * x_sizes[-1]).any(1)
+    (those,) = jnp.nonzero(too_large, size=len(too_large))
+
+    exact = _comparable(features)
+
+    def by_segments(i, pooled):
+        region = jax.tree.map(lambda part: part[those[i]], regions)
+        one = _segment_maxima(exact, region, with_argmax)
+        return tuple(part.at[those[i]].set(new.astype(part.dtype)) for part, new in zip(pooled, one, strict=True))
+
+    return lax.fori_loop(0, too_large.sum(), by_segments, pooled)
+
+
+def _window_sizes(cells, bins):
+    """Window sizes, rising from 1, so that any bin of a RoI within the map is two windows of one size."""
+    largest, sizes = min(-(-cells // bins) + 1, cells), []
+    while largest > 0:
+        sizes.append(-(-largest // 2))
+        largest = sizes[-1] - 1
+    return sizes[::-1]
+
+
+def _table_cells(shape, rows, columns):
+    maps, height, width, _ = shape
+    return maps * height * width * len(_window_sizes(height, rows)) * len(_window_sizes(width, columns))
+
+
+def _window_maxima(parts, sizes, axis):
+    """Along an axis, the maxima of the windows of each size from each cell on; stacked in front. Those that would reach
+    beyond the end hold other cells; no bin looks at them."""
+    levels = [parts]
+    for former, size in itertools.pairwise(sizes):
+        starts = sorted({*range(former, size - former, former), size - former})
+        shifted = [[jnp.roll(part, -start, axis) for part in levels[-1]] for start in starts]
+        levels.append(reduce(_larger, shifted, levels[-1]))
+    return [jnp.stack(level) for level in zip(*levels, strict=True)]
+
+
+def _two_windows(low, high, sizes):
+    """The number of the largest window size that fits, and where its first and its last window within a bin start."""
+    fits = [(high - low >= size).astype(jnp.int32) for size in sizes[1:]]
+    level = sum(fits, jnp.zeros_like(low))
+    return level, low, jnp.maximum(high - jnp.asarray(sizes, jnp.int32)[level], low)
+
+
+def _larger(one, other):
+    """Of two maxima the larger and, with argmax, the first place that holds it."""
+    if len(one) == 1:
+        return (jnp.maximum(one[0], other[0]),)
+    (value, place), (other_value, other_place) = one, other
+    take = (other_value > value) | ((other_value == value) & (other_place < place))
+    return jnp.where(take, other_value, value), jnp.where(take, other_place, place)
+
+
 def _by_loop(features, regions, with_argmax):
     """Bin after bin, cell after cell, all channels at once."""
     height, width, channels = features.shape[1:]
     batch_index, y_low, y_high, x_low, x_high = regions
-    (count, rows), columns = y_low.shape, x_low.shape[1]
-    lowest = jnp.full((channels,), -jnp.inf, features.dtype)
-    flat = features.reshape(-1, channels)
+    flat = _comparable(features).reshape(-1, channels)
 
-    def one_bin(i, out):
-        k, p, q = i // (rows * columns), i // columns % rows, i % columns
-        y, y_end, x, x_end = y_low[k, p], y_high[k, p], x_low[k, q], x_high[k, q]
+    channel = jnp.arange(channels, dtype=jnp.int32)
+
+    def one_bin(region):
+        start, y, y_end, x, x_end = region
         wide = x_end - x
-        cells = jnp.where((y_end > y) & (wide > 0), (y_end - y) * wide, 0)
-        start = batch_index[k] * (height * width)
+        cells = jnp.where(y_end > y, (y_end - y) * wide, 0)
+
+        def look_at(j):
+            cell = start + (y + j // wide) * width + x + j % wide
+            return lax.dynamic_index_in_dim(flat, cell, keepdims=False), cell * channels + channel
 
         def one_cell(j, best):
-            cell = (y + j // wide) * width + x + j % wide
-            here = lax.dynamic_index_in_dim(flat, start + cell, keepdims=False)
+            here, place = look_at(j)
             if not with_argmax:
                 return (jnp.maximum(best[0], here),)
-            return jnp.where(here > best[0], here, best[0]), jnp.where(here > best[0], cell, best[1])
+            return jnp.where(here > best[0], here, best[0]), jnp.where(here > best[0], place, best[1])
 
-        initial = (lowest, jnp.full((channels,), -1, jnp.int32)) if with_argmax else (lowest,)
-        best = lax.fori_loop(0, cells, one_cell, initial)
-        best = (jnp.where(cells > 0, best[0], 0), *best[1:])
-        return tuple(lax.dynamic_update_index_in_dim(o, b, i, axis=0) for o, b in zip(out, best, strict=True))
+        best = lax.fori_loop(1, cells, one_cell, look_at(jnp.zeros_like(x))[: 1 + with_argmax])
+        return tuple(jnp.where(cells > 0, part, nothing) for part, nothing in zip(best, (0, -1), strict=False))
 
-    types = (features.dtype, jnp.int32) if with_argmax else (features.dtype,)
-    out = tuple(jnp.zeros((count * rows * columns, channels), dtype) for dtype in types)
-    out = lax.fori_loop(0, count * rows * columns, one_bin, out)
-    maxima, *argmax = (o.reshape(count, rows, columns, channels) for o in out)
-    return maxima, argmax[0] if with_argmax else None
+    bins = batch_index[:, None, None] * (height * width), y_low[:, :, None], y_high[:, :, None]
+    bins = jnp.broadcast_arrays(*bins, x_low[:, None, :], x_high[:, None, :])
+    maxima, *argmax = (
+        part.reshape(*bins[0].shape, channels) for part in lax.map(one_bin, [part.reshape(-1) for part in bins])
+    )
+    return maxima.astype(features.dtype), *argmax

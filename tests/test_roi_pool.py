@@ -130,9 +130,9 @@ def test_rois_get_no_gradient(rng):
 @pytest.mark.parametrize(
     ("features", "rois", "options", "text"),
     [
-        ((4, 5, 2), (3, 5), {}, "must fit"),
-        ((2, 4, 5, 2), (3, 4), {}, "must fit"),
-        ((4, 5, 2), (3, 4), {"method": "magic"}, "one of auto, segment, loop"),
+        ((4, 5, 2), (3, 5), {}, "must be"),
+        ((2, 4, 5, 2), (3, 4), {}, "must be"),
+        ((4, 5, 2), (3, 4), {"method": "magic"}, "one of auto, segment, table, loop"),
         ((4, 5, 2), (3, 4), {"output_size": (0, 7)}, "1 to 255"),
     ],
 )
