@@ -10,7 +10,8 @@ from frcnn_jax.errors import InputError
 from frcnn_jax.losses import log_loss, smooth_l1
 from frcnn_jax.models import NETWORKS, FastRCNN, Network, get_network
 from frcnn_jax.proposals import selective_search
-from frcnn_jax.roi_pool import roi_pool, roi_pool_flat
+from frcnn_jax.roi_align import roi_align, roi_align_flat
+from frcnn_jax.roi_pool import roi_pool, roi_pool_flat, rois_from_cells, rois_from_torchvision
 
 if TYPE_CHECKING:
     from frcnn_jax.detect import Detections, Detector
@@ -28,8 +29,12 @@ __all__ = [
     "iou",
     "log_loss",
     "nms",
+    "roi_align",
+    "roi_align_flat",
     "roi_pool",
     "roi_pool_flat",
+    "rois_from_cells",
+    "rois_from_torchvision",
     "selective_search",
     "smooth_l1",
 ]

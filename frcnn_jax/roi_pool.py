@@ -316,7 +316,7 @@ def _by_table(features, regions, with_argmax):
     table = (features,)
     if with_argmax:
         table = features, jnp.arange(features.size, dtype=jnp.int32).reshape(features.shape)
-    y_sizes, x_sizes = _window_sizes(height, y_low.shape[1]), _window_sizes(width, x_low.shape[1])
+    y_sizes, x_sizes = window_sizes(height, y_low.shape[1]), window_sizes(width, x_low.shape[1])
     table = _window_maxima(_window_maxima(table, y_sizes, axis=1), x_sizes, axis=3)
     table = [part.reshape(-1, channels) for part in table]  # (x sizes, y sizes, B, H, W) cells
 
@@ -347,7 +347,7 @@ def _by_table(features, regions, with_argmax):
     return lax.fori_loop(0, too_large.sum(), by_segments, pooled)
 
 
-def _window_sizes(cells, bins):
+def window_sizes(cells, bins):
     """Window sizes, rising from 1, so that any bin of a RoI within the map is two windows of one size."""
     largest, sizes = min(-(-cells // bins) + 1, cells), []
     while largest > 0:
@@ -358,7 +358,7 @@ def _window_sizes(cells, bins):
 
 def _table_cells(shape, rows, columns):
     maps, height, width, _ = shape
-    return maps * height * width * len(_window_sizes(height, rows)) * len(_window_sizes(width, columns))
+    return maps * height * width * len(window_sizes(height, rows)) * len(window_sizes(width, columns))
 
 
 def _window_maxima(parts, sizes, axis):
