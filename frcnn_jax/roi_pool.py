@@ -147,7 +147,7 @@ def check_output(output_size: Any, spatial_scale: Any) -> tuple[tuple[int, int],
         raise ValueError(f"output_size must be (rows, columns), each 1 to 255, got {output_size!r}")
     try:
         scale = float(spatial_scale)
-    except TypeError:  # a traced value too: it has to be known when the program is traced
+    except (TypeError, ValueError):  # a traced value too: it has to be known when the program is traced
         raise TypeError(f"spatial_scale must be a number, got {spatial_scale!r}") from None
     if not 0 < scale < math.inf:
         raise ValueError(f"spatial_scale must be over 0 and finite, got {spatial_scale!r}")
