@@ -110,7 +110,7 @@ def test_both_backward_forms_agree(rng, monkeypatch):
     chosen = []
     monkeypatch.setattr(lax, "platform_dependent", lambda *args, cpu, default: chosen.append(default) or default(*args))
     jax.clear_caches()
-    np.testing.assert_allclose(gradient(ROIS), one_by_one, atol=1e-5)
+    np.testing.assert_allclose(gradient(ROIS), one_by_one, rtol=2e-5, atol=2e-5)
     assert len(chosen) == 1
     jax.clear_caches()
 
