@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
-from frcnn_jax.roi_pool import check_flat, check_output, over_leading_axes
+from frcnn_jax.roi_pool import check_flat, check_output, over_leading_axes, widened
 
 
 def roi_align(
-    features: jax.Array,
-    rois: jax.Array,
+    features: ArrayLike,
+    rois: ArrayLike,
     *,
     output_size: int | tuple[int, int] = (7, 7),
     spatial_scale: float = 1 / 16,
@@ -61,9 +62,9 @@ def roi_align(
 
 
 def roi_align_flat(
-    features: jax.Array,
-    rois: jax.Array,
-    batch_index: jax.Array,
+    features: ArrayLike,
+    rois: ArrayLike,
+    batch_index: ArrayLike,
     *,
     output_size: int | tuple[int, int] = (7, 7),
     spatial_scale: float = 1 / 16,
@@ -123,7 +124,7 @@ def _grid(start, end, bins, cells, ratio, aligned):
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _align(features, grids, output_size, ratio):
     shape, flat = features.shape, features.reshape(-1, features.shape[3])
-    exact = jnp.promote_types(features.dtype, jnp.float32)
+    exact = widened(flat[:0]).dtype
 
     def add_sample(total, grids, i, j):
         for cell, weight in _cells(grids, shape, output_size, i, j):
@@ -135,7 +136,7 @@ def _align(features, grids, output_size, ratio):
         for i, j in np.ndindex(ratio, ratio):
             total = add_sample(total, grids, i, j)
     else:
-        nothing = _zeros((1, *output_size, shape[3]), flat).astype(exact)
+        nothing = _zeros((1, *output_size, shape[3]), flat.astype(exact))
         total = lax.map(lambda grid: _add_own_samples(add_sample, nothing, grid)[0], grids)
     return total.astype(features.dtype)
 
@@ -148,7 +149,7 @@ def _align_forward(features, grids, output_size, ratio):
 def _align_backward(output_size, ratio, residuals, gradient):
     grids, like = residuals
     shape = like.shape[1:]
-    gradient = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))
+    gradient = widened(gradient)
 
     def add_sample(total, grids, i, j, gradient):
         for cell, weight in _cells(grids, shape, output_size, i, j):
@@ -168,7 +169,7 @@ def _align_backward(output_size, ratio, residuals, gradient):
         return lax.scan(add_roi, total, (grids, gradient))[0]
 
     total = _zeros((math.prod(shape[:3]), shape[3]), gradient)
-    # on CPU one by one takes a third of the time and next to no memory: scripts/bench_roi_pool.py
+    # together means 4 ratio^2 arrays of the result's size, which CPUs would write and read
     total = lax.platform_dependent(total, cpu=one_by_one, default=together) if ratio else one_by_one(total)
     return total.reshape(shape).astype(like.dtype), None
 
@@ -198,7 +199,7 @@ def _cells(grids, shape, output_size, i, j):
     start = batch_index[:, None, None] * (height * width)
     for y, y_weight in _two_cells(y_grid, output_size[0], height, i):
         for x, x_weight in _two_cells(x_grid, output_size[1], width, j):
-            weight = (valid[:, None] * y_weight)[:, :, None] * x_weight[:, None, :]
+            weight = jnp.where(valid[:, None], y_weight, 0)[:, :, None] * x_weight[:, None, :]
             yield start + y[:, :, None] * width + x[:, None, :], weight[..., None]
 
 

@@ -20,13 +20,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
+
+Array = Any  # numpy.ndarray or jax.Array
 
 METHODS = ("auto", "segment", "table", "loop")
 
 
 def roi_pool(
-    features: jax.Array,
-    rois: jax.Array,
+    features: ArrayLike,
+    rois: ArrayLike,
     *,
     output_size: int | tuple[int, int] = (7, 7),
     spatial_scale: float = 1 / 16,
@@ -57,9 +60,9 @@ def roi_pool(
 
 
 def roi_pool_flat(
-    features: jax.Array,
-    rois: jax.Array,
-    batch_index: jax.Array,
+    features: ArrayLike,
+    rois: ArrayLike,
+    batch_index: ArrayLike,
     *,
     output_size: int | tuple[int, int] = (7, 7),
     spatial_scale: float = 1 / 16,
@@ -86,14 +89,14 @@ def roi_pool_flat(
     return _pool_rois(features, rois, batch_index, size, scale, method)
 
 
-def rois_from_torchvision(rois: jax.Array) -> tuple[jax.Array, jax.Array]:
+def rois_from_torchvision(rois: Array) -> tuple[Array, Array]:
     """torchvision's `(K, 5)` (batch index, x1, y1, x2, y2) -> the `rois` and `batch_index` of the flat functions."""
     if rois.ndim != 2 or rois.shape[1] != 5:
         raise ValueError(f"rois must be (K, 5): batch index, x1, y1, x2, y2; got {rois.shape}")
     return rois[:, 1:], rois[:, 0].astype(np.int32)
 
 
-def rois_from_cells(cells: jax.Array) -> jax.Array:
+def rois_from_cells(cells: Array) -> Array:
     """`(..., 4)` (row, column, height, width) in map cells, as textbooks have it -> RoIs for `spatial_scale=1`."""
     if cells.shape[-1:] != (4,):
         raise ValueError(f"cells must be (..., 4): row, column, height, width; got {cells.shape}")
@@ -216,8 +219,8 @@ def _pool_forward(features, regions, method):
 
 def _pool_backward(method, residuals, gradient):
     argmax, like = residuals
-    exact = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32)).reshape(-1)
-    summed = jax.ops.segment_sum(exact, argmax.reshape(-1), num_segments=math.prod(like.shape[1:]))  # drops -1
+    size = math.prod(like.shape[1:])
+    summed = jax.ops.segment_sum(widened(gradient).reshape(-1), argmax.reshape(-1), num_segments=size)  # drops -1
     return summed.reshape(like.shape[1:]).astype(like.dtype), None
 
 
@@ -257,14 +260,15 @@ def _by_method(method, with_argmax):
     return pool
 
 
-def _comparable(features):
-    """CPUs compare nothing shorter than float32, and would convert a whole map again and again."""
-    return features.astype(jnp.promote_types(features.dtype, jnp.float32))
+def widened(array):
+    """float32 where the type is shorter: to add up in, and as CPUs compare nothing shorter (they would convert a whole
+    map again and again)."""
+    return array if jnp.finfo(array.dtype).bits > 32 else array.astype(jnp.float32)
 
 
 def _by_segments(features, regions, with_argmax):
     """One RoI after another, each by segment maxima."""
-    exact = _comparable(features)
+    exact = widened(features)
     maxima, *argmax = lax.map(lambda region: _segment_maxima(exact, region, with_argmax), regions)
     return maxima.astype(features.dtype), *argmax
 
@@ -292,7 +296,7 @@ def _segment_maxima(features, region, with_argmax):
     cell = row[:, None] * width + jnp.arange(width, dtype=jnp.int32)[None]
     first = by_row(jnp.where(lines == line_max[y_segment], -cell[..., None], -none)).swapaxes(0, 1)[column]
     first = -by_column(jnp.where(strips == pooled[x_segment], first, -none))[:-1, :-1].swapaxes(0, 1)
-    argmax = (index * none + first) * channels + jnp.arange(channels, dtype=jnp.int32)
+    argmax = (index * none + first) * channels + jnp.arange(channels, dtype=jnp.int32)[None, None]
     return maxima, jnp.where(empty, -1, argmax)
 
 
@@ -337,7 +341,7 @@ def _by_table(features, regions, with_argmax):
     too_large = ((y_high - y_low) > 2 * y_sizes[-1]).any(1) | ((x_high - x_low) > 2 * x_sizes[-1]).any(1)
     (those,) = jnp.nonzero(too_large, size=len(too_large))
 
-    exact = _comparable(features)
+    exact = widened(features)
 
     def by_segments(i, pooled):
         region = jax.tree.map(lambda part: part[those[i]], regions)
@@ -392,7 +396,7 @@ def _by_loop(features, regions, with_argmax):
     """Bin after bin, cell after cell, all channels at once."""
     height, width, channels = features.shape[1:]
     batch_index, y_low, y_high, x_low, x_high = regions
-    flat = _comparable(features).reshape(-1, channels)
+    flat = widened(features).reshape(-1, channels)
 
     channel = jnp.arange(channels, dtype=jnp.int32)
 

@@ -153,6 +153,17 @@ def test_x64_gradient(method, rng):
     np.testing.assert_allclose(wide, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "op", [*(partial(roi_pool, method=m) for m in FORMS), roi_align, partial(roi_align, sampling_ratio=0)]
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_under_strict_promotion(op, dtype, rng):
+    features, rois = random_case(rng)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        out, pullback = jax.vjp(lambda f: op(f, rois), jnp.asarray(features, dtype))
+        assert pullback(out)[0].dtype == out.dtype == dtype
+
+
 @pytest.mark.parametrize("method", FORMS)
 def test_jit_and_no_jit_alike(method, rng):
     features, rois = random_case(rng, count=3)

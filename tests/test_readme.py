@@ -1,0 +1,26 @@
+"""The programs in README.md and docs/ run as they stand."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAMS = [
+    pytest.param(code, id=f"{page.name}-{i}")
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for i, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+    if "from_workdir" not in code  # needs a trained network: tests/test_detect.py
+]
+
+
+@pytest.mark.parametrize("code", PROGRAMS)
+def test_program_runs(code):
+    names = {}
+    exec(compile(code, "program", "exec"), names)
+    if "optimizer" in names:
+        assert names["loss"] < 0.2
+
+
+def test_there_are_programs():
+    assert len(PROGRAMS) >= 4
