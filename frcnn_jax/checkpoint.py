@@ -24,6 +24,12 @@ def save(checkpoints: ocp.CheckpointManager, step: int, model: Any, optimizer: A
     checkpoints.save(step, args=items)
 
 
+def save_model(workdir: Path, step: int, model: Any) -> None:
+    """A checkpoint to detect with, not to train on from: no optimizer in it."""
+    with open_checkpoints(workdir) as checkpoints:
+        checkpoints.save(step, args=ocp.args.Composite(model=ocp.args.StandardSave(model)))
+
+
 def restore(checkpoints: ocp.CheckpointManager, step: int, model: Any, optimizer: Any) -> tuple[Any, Any]:
     """The model's and the optimizer's pytrees of a step, shaped and placed like those given."""
     items = ocp.args.Composite(model=ocp.args.StandardRestore(model), optimizer=ocp.args.StandardRestore(optimizer))

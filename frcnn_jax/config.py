@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     config.val_split = "val"
     config.train_images = 600  # synthetic: images in the train split
     config.val_images = 200  # synthetic: images in the val split
+    config.train_difficult = True  # objects marked difficult are trained on, as the paper's code does
     config.class_names = ()  # filled in from the data
 
     # Proposals: OpenCV's selective search
@@ -40,6 +41,11 @@ def get_config() -> ConfigDict:
     # Network
     config.network = "tiny"  # a row of models.NETWORKS
     config.weights = ""  # an .npz of pretrained layers; random where empty
+    config.train_from = (
+        ""  # the first layer that is trained (section 4.5), "fc6" for none of the convolutions; the row's
+    )
+    config.compute_type = "float32"  # or "bfloat16"; parameters stay float32
+    config.fc_ranks = ()  # of fc6 and fc7 as two layers each; scripts/compress.py sets it
     config.min_size = 144  # the shorter side of an image after resizing, in pixels ...
     config.max_size = 192  # ... unless the longer one would be over this
 
@@ -51,6 +57,7 @@ def get_config() -> ConfigDict:
     config.bg_iou_low = 0.0  # background has its best IoU in [low, high)
     config.bg_iou_high = 0.5
     config.flip = True
+    config.box_loss_weight = 1.0  # lambda of equation 1; 0 trains on classes alone
 
     # Solver
     config.steps = 2000
@@ -58,10 +65,13 @@ def get_config() -> ConfigDict:
     config.learning_rate_drops = (1700,)  # times 0.1 from these steps on
     config.momentum = 0.9
     config.weight_decay = 0.0005
+    config.decay_biases = False  # the paper's text says yes, its code no
+    config.warmup_steps = 0  # the rate rises linearly over them
     config.seed = 0
 
     # Test (section 3)
     config.nms_iou = 0.3
+    config.test_box_regression = True  # off: RoIs as they are
     config.candidates_per_class = 100  # best scores of a class that enter its NMS
 
     # Housekeeping
@@ -93,8 +103,9 @@ _POSITIVE = [
     "keep_checkpoints",
     "learning_rate",
 ]
-_NOT_NEGATIVE = ["workers", "pictures", "seed", "weight_decay"]
+_NOT_NEGATIVE = ["workers", "pictures", "seed", "weight_decay", "box_loss_weight", "warmup_steps"]
 _FRACTIONS = ["fg_fraction", "fg_iou", "bg_iou_low", "bg_iou_high", "momentum", "nms_iou", "picture_threshold"]
+COMPUTE_TYPES = ("float32", "bfloat16")
 MOST_CANDIDATES = 512  # RoIs are padded to a multiple of this at test
 
 
@@ -112,6 +123,12 @@ def check_config(config: Mapping[str, Any]) -> None:
             "learning_rate_drops",
             all(isinstance(step, int) and step >= 0 for step in config["learning_rate_drops"]),
             "steps, whole numbers",
+        ),
+        ("compute_type", config["compute_type"] in COMPUTE_TYPES, f"one of {', '.join(COMPUTE_TYPES)}"),
+        (
+            "fc_ranks",
+            len(config["fc_ranks"]) in (0, 2) and all(isinstance(r, int) and r >= 0 for r in config["fc_ranks"]),
+            "empty or two whole numbers, 0 for a full layer",
         ),
         ("class_names", all(isinstance(name, str) for name in config["class_names"]), "names"),
     ]

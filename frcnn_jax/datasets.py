@@ -6,7 +6,7 @@ reads: an InputError names the file and the box.
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +43,17 @@ class Dataset:
 
     class_names: tuple[str, ...]
     records: Sequence[Record]
+
+
+def without_difficult(dataset: Dataset) -> Dataset:
+    """The set with the objects left out that are marked difficult ("07 minus difficult", section 4.3)."""
+
+    def easy(record: Record) -> Record:
+        keep = ~record.difficult
+        fields = {name: getattr(record, name)[keep] for name in ("boxes", "labels", "difficult")}
+        return replace(record, **fields)
+
+    return Dataset(dataset.class_names, [easy(record) for record in dataset.records])
 
 
 def load_image(path: Path, expected_size: tuple[int, int] | None = None) -> np.ndarray:

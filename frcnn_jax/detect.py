@@ -38,16 +38,19 @@ class Detections(NamedTuple):
     scores: np.ndarray  # (D,) float32, in [0, 1]
 
 
-def make_predict_step(model: FastRCNN, *, nms_iou: float = 0.3, candidates: int = 100) -> Callable[..., Predictions]:
+def make_predict_step(
+    model: FastRCNN, *, nms_iou: float = 0.3, candidates: int = 100, box_regression: bool = True
+) -> Callable[..., Predictions]:
     """Builds the jitted `predict(variables, batch)` -> boxes `(B, K, M, 4)` in original pixels, scores `(B, K, M)` and
     valid `(B, K, M)`, best first.
 
-    Of each class the `candidates` best RoIs are decoded, clipped to the image and enter its greedy NMS at `nms_iou`.
+    Of each class the `candidates` best RoIs are decoded (left as they are without `box_regression`), clipped to the
+    image and enter its greedy NMS at `nms_iou`.
     """
 
     def one_class(scores, deltas, rois, scale, original_size):
         top, index = lax.top_k(scores, candidates)
-        decoded = box_ops.decode(rois[index], deltas[index]) / scale
+        decoded = (box_ops.decode(rois[index], deltas[index]) if box_regression else rois[index]) / scale
         boxes = box_ops.clip(decoded, original_size[0], original_size[1])
         kept, valid = box_ops.nms(boxes, top, iou_threshold=nms_iou, max_outputs=candidates)
         return boxes[kept], jnp.where(valid, top[kept], 0), valid
@@ -79,15 +82,28 @@ def read_config(workdir: Path) -> dict[str, Any]:
         ) from None
     except (NotADirectoryError, ValueError) as error:
         raise InputError(f"{path}: not a config that frcnn_jax.train wrote ({error})") from None
-    missing = set(get_config()) - set(config) if isinstance(config, dict) else {"all fields"}
+    missing = {"network", "class_names"} - set(config) if isinstance(config, dict) else {"all fields"}
     if missing:
         raise InputError(f"{path}: not a config that frcnn_jax.train wrote (without {', '.join(sorted(missing))})")
-    return config
+    defaults = get_config()
+    if unknown := sorted(set(config) - set(defaults)):
+        raise InputError(f"{path}: has fields that this version does not know: {', '.join(unknown)}")
+    return {**json.loads(json.dumps(defaults.to_dict())), **config}  # fields that came later: as it was before them
+
+
+def make_model(config: Mapping[str, Any], num_classes: int) -> FastRCNN:
+    """The network that a config describes. InputError for an unknown one."""
+    network = get_network(config["network"])
+    if config["train_from"]:
+        network = network.trained_from(config["train_from"])
+    if config["fc_ranks"]:
+        network = network._replace(fc_ranks=tuple(config["fc_ranks"]))
+    return FastRCNN(network, num_classes, jnp.dtype(config["compute_type"]))
 
 
 def load_variables(workdir: Path, config: Mapping[str, Any], step: int | None = None) -> tuple[FastRCNN, Any, int]:
     """The model, its variables and the step of a workdir's newest checkpoint, or of `step`'s."""
-    model = FastRCNN(get_network(config["network"]), len(config["class_names"]))
+    model = make_model(config, len(config["class_names"]))
     canvas = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     size, rois = jax.ShapeDtypeStruct((1, 2), jnp.int32), jax.ShapeDtypeStruct((1, 1, 4), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), canvas, size, rois)
@@ -102,7 +118,12 @@ class Detector:
         self._variables = variables
         self._config = config
         self._network = model.network
-        self._step = partial(make_predict_step, model, candidates=config["candidates_per_class"])
+        self._step = partial(
+            make_predict_step,
+            model,
+            candidates=config["candidates_per_class"],
+            box_regression=config["test_box_regression"],
+        )
         self._compiled: dict[float, Callable[..., Predictions]] = {}
 
     @classmethod

@@ -15,7 +15,7 @@ import numpy as np
 from PIL.Image import Image
 from tqdm import tqdm
 
-from frcnn_jax.datasets import VOC_CLASSES, Dataset, Record, read_voc
+from frcnn_jax.datasets import VOC_CLASSES, Dataset, Record, read_voc, without_difficult
 from frcnn_jax.detect import Detections, Predictions, load_variables, make_predict_step, read_config
 from frcnn_jax.errors import InputError
 from frcnn_jax.metrics import (
@@ -50,7 +50,8 @@ def read_split(config: Mapping[str, Any], split: str) -> Dataset:
         if not config["voc_dir"]:
             raise InputError("the data set 'voc' needs --config.voc_dir=VOCDEVKIT, the folder that holds VOC<year>")
         names = config["class_names"] or VOC_CLASSES
-        return read_voc(Path(config["voc_dir"]), config["year"], config[f"{split}_split"], names)
+        dataset = read_voc(Path(config["voc_dir"]), config["year"], config[f"{split}_split"], names)
+        return without_difficult(dataset) if split == "train" and not config["train_difficult"] else dataset
     raise InputError(f"dataset must be one of {', '.join(DATASETS)}, got {config['dataset']!r}")
 
 
@@ -165,7 +166,12 @@ def evaluate_workdir(
     proposals = split_proposals(config, workdir, dataset)
     sizes = Sizes(config["min_size"], config["max_size"])
     batches = TestBatches(dataset.records, proposals, sizes, model.network.spatial_scale)
-    predict = make_predict_step(model, nms_iou=config["nms_iou"], candidates=config["candidates_per_class"])
+    predict = make_predict_step(
+        model,
+        nms_iou=config["nms_iou"],
+        candidates=config["candidates_per_class"],
+        box_regression=config["test_box_regression"],
+    )
     predictions = predict_split(predict, variables, batches)
     results, curves = score(predictions.by_class, dataset, metric=metric, iou_threshold=iou_threshold)
     if pictures:

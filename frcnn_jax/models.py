@@ -8,7 +8,7 @@ Shape letters: B images, R RoIs, K foreground classes, C channels.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -30,6 +30,23 @@ class Network(NamedTuple):
     input_scale: float = 1.0  # of the pixels, for networks that start at random
     fc_std: float | None = 0.005  # of fc6 and fc7 where they start at random, with bias 0.1; He's where None
     dropout: float = 0.5  # after fc6 and fc7
+    fc_ranks: tuple[int, int] = (0, 0)  # of fc6 and fc7 where they are two layers each (section 3.1); 0: one
+
+    @property
+    def convolutions(self) -> list[str]:
+        """Names, in order."""
+        return [layer.name for layer in self.layers if isinstance(layer, Conv)]
+
+    def trained_from(self, name: str) -> "Network":
+        """The row with all convolutions before `name` frozen and no others; "fc6": all of them (section 4.5).
+
+        Raises:
+            InputError: no such layer.
+        """
+        names = [*self.convolutions, "fc6"]
+        if name not in names:
+            raise InputError(f"train_from must be one of {', '.join(names)}, got {name!r}")
+        return self._replace(frozen=tuple(names[: names.index(name)]))
 
 
 def _blocks(*blocks: tuple[int, int]) -> tuple[Conv | Pool | Norm, ...]:
@@ -118,17 +135,18 @@ class Convolution(nn.Module):
 
 
 class Backbone(nn.Module):
-    """The convolutions up to the RoI layer, run once an image (section 2.1)."""
+    """The convolutions up to the RoI layer, run once an image (section 2.1), computed in `dtype`."""
 
     network: Network
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images, image_size):
         """`(B, H, W, 3)` images and `(B, 2)` sizes -> `(B, H', W', C)`, zero beyond each image's own map."""
-        x, size = images * self.network.input_scale, image_size
+        x, size = (images * self.network.input_scale).astype(self.dtype), image_size
         for layer in self.network.layers:
-            if isinstance(layer, Norm):
-                x = local_response_norm(x, layer)
+            if isinstance(layer, Norm):  # squares and powers, in float32
+                x = local_response_norm(x.astype(jnp.float32), layer).astype(self.dtype)
                 continue
             x = Convolution(layer, name=layer.name)(x) if isinstance(layer, Conv) else max_pool(x, layer)
             size = output_size(layer, size)
@@ -157,40 +175,46 @@ class RoIHead(nn.Module):
 
     network: Network
     num_classes: int
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, pooled, dropout_keys=None):
         """`(B, R, rows, columns, C)` and `(B,)` keys, or None for no dropout -> logits `(B, R, K + 1)` and normalised
-        deltas `(B, R, K + 1, 4)`."""
+        deltas `(B, R, K + 1, 4)`, float32."""
         x = pooled.reshape(*pooled.shape[:2], math.prod(pooled.shape[2:]))
-        for i, features in enumerate(self.network.fc):
+        for i, (features, rank) in enumerate(zip(self.network.fc, self.network.fc_ranks, strict=True)):
+            if rank:
+                x = nn.Dense(rank, use_bias=False, dtype=self.dtype, name=f"fc{6 + i}_reduce")(x)
             x = nn.relu(self._dense(features, self.network.fc_std, 0.1, f"fc{6 + i}")(x))
             keys = None if dropout_keys is None else jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, i)
             x = dropout(x, keys, self.network.dropout)
         outputs = self.num_classes + 1
         logits = self._dense(outputs, 0.01, 0.0, "cls_score")(x)
         deltas = self._dense(4 * outputs, 0.001, 0.0, "bbox_pred")(x)
-        return logits, deltas.reshape(*deltas.shape[:2], outputs, 4)
+        deltas = deltas.reshape(*deltas.shape[:2], outputs, 4)
+        return logits.astype(jnp.float32), deltas.astype(jnp.float32)
 
     def _dense(self, features, std, bias, name):
         return nn.Dense(
             features,
             kernel_init=nn.initializers.he_normal() if std is None else nn.initializers.normal(std),
             bias_init=nn.initializers.constant(bias),
+            dtype=self.dtype,
             name=name,
         )
 
 
 class FastRCNN(nn.Module):
-    """The whole network. Its collection "box_stats" holds the mean and standard deviation `(K + 1, 4)` of each
-    class's regression targets, by which the deltas are normalised."""
+    """The whole network, computed in `dtype` with float32 parameters. Its collection "box_stats" holds the mean and
+    standard deviation `(K + 1, 4)` of each class's regression targets, by which the deltas are normalised."""
 
     network: Network
     num_classes: int
+    dtype: Any = jnp.float32
 
     def setup(self):
-        self.backbone = Backbone(self.network)
-        self.head = RoIHead(self.network, self.num_classes)
+        self.backbone = Backbone(self.network, self.dtype)
+        self.head = RoIHead(self.network, self.num_classes, self.dtype)
         shape = (self.num_classes + 1, 4)
         self.box_mean = self.variable("box_stats", "mean", jnp.zeros, shape)
         self.box_std = self.variable("box_stats", "std", jnp.ones, shape)

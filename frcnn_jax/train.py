@@ -30,10 +30,10 @@ from tqdm import tqdm
 from frcnn_jax import checkpoint, losses
 from frcnn_jax.config import HOUSEKEEPING, check_config, load_config
 from frcnn_jax.datasets import Dataset
-from frcnn_jax.detect import read_config
+from frcnn_jax.detect import make_model, read_config
 from frcnn_jax.errors import InputError, run_main
 from frcnn_jax.evaluate import evaluate_workdir, read_split, results_table, split_proposals, write_json, write_text
-from frcnn_jax.models import FastRCNN, get_network
+from frcnn_jax.models import FastRCNN
 from frcnn_jax.pipeline import Batch, Sizes, TrainingBatches, prefetch
 from frcnn_jax.sampling import assign, target_statistics
 from frcnn_jax.solver import caffe_sgd, step_schedule
@@ -80,6 +80,7 @@ def train_step(
     *,
     model: FastRCNN,
     optimizer: optax.GradientTransformation,
+    box_loss_weight: float = 1.0,
     axis_name: str = AXIS,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of stochastic gradient descent on the multi-task loss (equation 1); pure, mapped over `axis_name`.
@@ -91,6 +92,7 @@ def train_step(
         state: the same on every device.
         batch: the device's part of `pipeline.TrainingBatches`.
         key: the run's.
+        box_loss_weight: lambda of equation 1.
     """
     dropout_keys = jax.vmap(partial(jax.random.fold_in, key))(batch["index"])
     mask = batch["roi_mask"]
@@ -103,7 +105,7 @@ def train_step(
         logits, deltas = model.apply(variables, batch["image"], batch["image_size"], batch["rois"], dropout_keys)
         loss_cls = jnp.where(mask, losses.log_loss(logits, batch["labels"]), 0).sum() / rois
         loss_box = jnp.where(mask, losses.box_loss(deltas, batch["box_targets"], batch["labels"]), 0).sum() / rois
-        return loss_cls + loss_box, (loss_cls, loss_box)
+        return loss_cls + box_loss_weight * loss_box, (loss_cls, loss_box)
 
     (loss, (loss_cls, loss_box)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     foreground = (mask & (batch["labels"] > 0)).sum() / rois
@@ -120,11 +122,11 @@ def _mean_over_devices(tree: Any, axis_name: str) -> Any:
 
 
 def make_train_step(
-    model: FastRCNN, optimizer: optax.GradientTransformation
+    model: FastRCNN, optimizer: optax.GradientTransformation, **options: Any
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """`train_step` mapped by `jax.pmap` over the local devices. It takes a batch of all B images; the state, alike on
-    all devices and without a device axis, is donated."""
-    step = partial(train_step, model=model, optimizer=optimizer)
+    """`train_step`, with its options, mapped by `jax.pmap` over the local devices. It takes a batch of all B images;
+    the state, alike on all devices and without a device axis, is donated."""
+    step = partial(train_step, model=model, optimizer=optimizer, **options)
     mapped = jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0)
     devices = jax.local_device_count()
 
@@ -148,7 +150,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
         return results
 
     # what is wrong with any of it is said before the long work begins, and nothing is written
-    network = get_network(config["network"])
+    network = make_model(config, 1).network
     images, devices = config["images_per_batch"], jax.local_device_count()
     if images % devices:
         raise InputError(f"images_per_batch must be a multiple of the {devices} devices, got {images}")
@@ -159,7 +161,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
         )
     train_set = read_split(config, "train")
     read_split(config, "val")
-    model = FastRCNN(network, len(train_set.class_names))
+    model = make_model(config, len(train_set.class_names))
     key = jax.random.key(config["seed"])
     variables = initial_variables(model, key, config["weights"])
     batches = _training_batches(config, train_set, split_proposals(config, workdir, train_set))
@@ -167,8 +169,15 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
     config["class_names"] = list(train_set.class_names)
     write_json(workdir / "config.json", config)
 
-    schedule = step_schedule(config["learning_rate"], config["learning_rate_drops"])
-    optimizer = caffe_sgd(schedule, momentum=config["momentum"], weight_decay=config["weight_decay"])
+    schedule = step_schedule(
+        config["learning_rate"], config["learning_rate_drops"], warmup_steps=config["warmup_steps"]
+    )
+    optimizer = caffe_sgd(
+        schedule,
+        momentum=config["momentum"],
+        weight_decay=config["weight_decay"],
+        decay_biases=config["decay_biases"],
+    )
     state = create_state({**variables, "box_stats": dict(batches.box_stats)}, network.frozen, optimizer)
 
     with checkpoint.open_checkpoints(workdir, keep=config["keep_checkpoints"]) as checkpoints:
@@ -178,7 +187,8 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
             state = state.replace(step=jnp.int32(last), opt_state=opt_state)
             print(f"{workdir}: goes on from step {last}")
         state, key = replicate((state, key))
-        train(state, make_train_step(model, optimizer), batches, key, checkpoints, schedule, config, workdir)
+        step_fn = make_train_step(model, optimizer, box_loss_weight=config["box_loss_weight"])
+        train(state, step_fn, batches, key, checkpoints, schedule, config, workdir)
 
     results = evaluate_workdir(workdir, pictures=workdir / "pictures")
     plot_losses(read_metrics(workdir), workdir / "pictures" / "loss.png")

@@ -85,3 +85,33 @@ def test_dropout_follows_the_key_of_each_image():
 def test_unknown_network_lists_the_choices():
     with pytest.raises(InputError, match=r"caffenet.*vgg16.*'resnet'"):
         get_network("resnet")
+
+
+@pytest.mark.parametrize("name", ["caffenet", "vgg_cnn_m_1024", "vgg16", "tiny"])
+def test_bfloat16_is_near_float32(name, rng):
+    """Maps within 2e-2; parameters, logits and deltas stay float32."""
+    network = get_network(name)._replace(fc=(16, 16))
+    image = rng.normal(0, 60, (1, 97, 131, 3)).astype(np.float32)
+    size, rois = np.array([[97, 131]], np.int32), np.array([[[0, 0, 90, 80]]], np.float32)
+    exact, low = FastRCNN(network, 3), FastRCNN(network, 3, jnp.bfloat16)
+    variables = jax.jit(low.init)(jax.random.key(0), image, size, rois)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+    backbone = {"params": variables["params"]["backbone"]}
+    expected = jax.jit(Backbone(network).apply)(backbone, image, size)
+    got = jax.jit(Backbone(network, jnp.bfloat16).apply)(backbone, image, size)
+    assert got.dtype == jnp.bfloat16
+    assert np.linalg.norm(got.astype(jnp.float32) - expected) / np.linalg.norm(expected) < 2e-2
+    for a, b in zip(
+        jax.jit(low.apply)(variables, image, size, rois), exact.apply(variables, image, size, rois), strict=True
+    ):
+        assert a.dtype == b.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, atol=0.05 * max(np.abs(b).max(), 1))
+
+
+def test_trained_from():
+    network = get_network("vgg16")
+    assert network.trained_from("conv3_1").frozen == network.frozen  # the paper's choice for L
+    assert network.trained_from("conv1_1").frozen == ()
+    assert network.trained_from("fc6").frozen == tuple(network.convolutions)
+    with pytest.raises(InputError, match=r"train_from must be one of conv1_1.*conv5_3, fc6, got 'conv9'"):
+        network.trained_from("conv9")

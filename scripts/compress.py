@@ -1,0 +1,58 @@
+"""Truncated SVD of a trained workdir's fc6 and fc7 (section 3.1) into a new workdir; both compared on the val split:
+
+python scripts/compress.py --workdir W --fc6 1024 --fc7 256 [--out W-svd] [--images N]
+"""
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from frcnn_jax.checkpoint import save_model
+from frcnn_jax.compress import compress_head
+from frcnn_jax.detect import load_variables, read_config
+from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.evaluate import evaluate_workdir, write_json
+
+
+def parameters(head: Mapping[str, Any]) -> int:
+    layers = [layer for name, layer in head.items() if name.startswith("fc")]
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(layers))
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="the new workdir; W-svd by default")
+    parser.add_argument("--fc6", type=int, default=1024, help="rank, 0 to leave it; default %(default)s")
+    parser.add_argument("--fc7", type=int, default=256, help="rank, 0 to leave it; default %(default)s")
+    parser.add_argument("--images", type=int, help="compare on the first N of the val split only; 0 for no comparison")
+    args = parser.parse_args(argv)
+    out = args.out or args.workdir.with_name(args.workdir.name + "-svd")
+    if out.exists():
+        raise InputError(f"{out} exists; name another folder with --out")
+    config = read_config(args.workdir)
+    if config["fc_ranks"]:
+        raise InputError(f"{args.workdir}: its fc6 and fc7 are factored already")
+    _, variables, step = load_variables(args.workdir, config)
+    params = compress_head(variables["params"], (args.fc6, args.fc7))
+    save_model(out, step, {**variables, "params": params})
+    cache = config["proposal_cache"] or str((args.workdir / "proposals").absolute())
+    write_json(out / "config.json", {**config, "fc_ranks": [args.fc6, args.fc7], "proposal_cache": cache})
+    before, after = (parameters(head) for head in (variables["params"]["head"], params["head"]))
+    print(f"{out}: fc6 and fc7 have {after / 1e6:.1f} of {before / 1e6:.1f} million parameters")
+    if args.images == 0:
+        return
+    full, factored = (evaluate_workdir(workdir, images=args.images) for workdir in (args.workdir, out))
+    if args.images is None:
+        write_json(out / "results.json", factored)
+    for name, results in ((args.workdir, full), (out, factored)):
+        score = "-" if results["map"] is None else format(results["map"], ".4f")
+        print(f"{name}: mAP {score} on {results['images']} images, {results['seconds_per_image'] or 0:.3f} s an image")
+
+
+if __name__ == "__main__":
+    run_main(main)
