@@ -4,6 +4,7 @@ A recipe in experiments/ is a delta on this. Only the command lines read it; all
 """
 
 import argparse
+import ast
 import difflib
 import math
 import re
@@ -135,6 +136,38 @@ def check_config(config: Mapping[str, Any]) -> None:
     for name, holds, expected in checks:
         if not holds:
             raise InputError(f"--config.{name} must be {expected}, got {config[name]!r}")
+
+
+# Fields that a trained network can be evaluated with other values of.
+TEST_FIELDS = frozenset(
+    (
+        "min_size", "max_size", "max_proposals", "nms_iou", "candidates_per_class", "test_box_regression",
+        "compute_type", "voc_dir", "year", "val_split", "val_images", "proposal_cache", "workers",
+    )
+)  # fmt: skip
+
+
+def evaluation_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """Values by field of `--config.FIELD=VALUE` arguments, for evaluation.
+
+    Raises:
+        InputError: another argument, a field that is fixed once trained, or a value of another type.
+    """
+    defaults, values = get_config(), {}
+    for argument in arguments:
+        match = re.fullmatch(r"--config\.([^=]*)=(.*)", argument)
+        if not match:
+            raise InputError(f"unknown argument {argument!r}; a field is set with --config.FIELD=VALUE")
+        name, text = match.groups()
+        if name not in TEST_FIELDS:
+            raise InputError(f"--config.{name}: not a field of evaluation; those are {', '.join(sorted(TEST_FIELDS))}")
+        try:
+            values[name] = text if isinstance(defaults[name], str) else ast.literal_eval(text.capitalize())
+        except (ValueError, SyntaxError):
+            values[name] = None
+        if type(values[name]) is not type(defaults[name]):
+            raise InputError(f"--config.{name} must be a {type(defaults[name]).__name__}, got {text!r}")
+    return values
 
 
 def load_config(argv: Sequence[str]) -> tuple[dict[str, Any], Path]:

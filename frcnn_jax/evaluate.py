@@ -15,6 +15,7 @@ import numpy as np
 from PIL.Image import Image
 from tqdm import tqdm
 
+from frcnn_jax.config import check_config
 from frcnn_jax.datasets import VOC_CLASSES, Dataset, Record, read_voc, without_difficult
 from frcnn_jax.detect import Detections, Predictions, load_variables, make_predict_step, read_config
 from frcnn_jax.errors import InputError
@@ -151,15 +152,17 @@ def evaluate_workdir(
     iou_threshold: float = 0.5,
     images: int | None = None,
     pictures: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Scores a workdir's newest checkpoint (or `step`'s) on its val split, or on the first `images` of it, and draws
     detections and curves into the folder `pictures`, if one is given. Returns the results of `score`, with
-    "seconds_per_image" and "step".
+    "seconds_per_image" and "step". `overrides` are fields that take other values than in training.
 
     Raises:
-        InputError: there is no such checkpoint, or the data can't be read.
+        InputError: there is no such checkpoint, a field is out of its range, or the data can't be read.
     """
-    config = read_config(workdir)
+    config = {**read_config(workdir), **(overrides or {})}
+    check_config(config)
     model, variables, step = load_variables(workdir, config, step)
     dataset = read_split(config, "val")
     dataset = Dataset(dataset.class_names, dataset.records[:images])

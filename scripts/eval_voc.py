@@ -1,15 +1,18 @@
-"""VOC scores of a trained workdir, or of result files:
+r"""VOC scores of a trained workdir, or of result files:
 
-    python scripts/eval_voc.py --workdir W [--step N] [--images N] [--pictures DIR] [--json F]
+    python scripts/eval_voc.py --workdir W [--step N] [--images N] [--pictures DIR] [--json F] \
+        [--config.FIELD=VALUE ...]
     python scripts/eval_voc.py --detections DIR --voc VOCDEVKIT --year 2007 --split val
 
-Both take --metric voc07_11point (the default) or area. A workdir's val split is the one that it was trained with.
+Both take --metric voc07_11point (the default) or area. A workdir's val split is the one that it was trained with,
+and so are all fields of the config that are not given here, such as --config.test_box_regression=False.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from frcnn_jax.config import evaluation_overrides
 from frcnn_jax.datasets import read_voc
 from frcnn_jax.errors import InputError, run_main
 from frcnn_jax.evaluate import evaluate_workdir, read_comp4, results_table, score, write_json
@@ -29,16 +32,22 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--split", default="val")
     parser.add_argument("--metric", choices=METRICS, default=METRICS[0])
     parser.add_argument("--json", type=Path, help="where to write the results")
-    args = parser.parse_args(argv)
+    args, fields = parser.parse_known_args(argv)
+    overrides = evaluation_overrides(fields)
     if args.images is not None and args.images < 1:
         raise InputError(f"--images must be at least 1, got {args.images}")
     if args.json and not args.json.parent.is_dir():
         raise InputError(f"--json {args.json}: its folder does not exist")
-    if args.detections and (args.step is not None or args.images or args.pictures):
-        raise InputError("--step, --images and --pictures go with --workdir, not with --detections")
+    if args.detections and (args.step is not None or args.images or args.pictures or overrides):
+        raise InputError("--step, --images, --pictures and --config go with --workdir, not with --detections")
     if args.workdir:
         results = evaluate_workdir(
-            args.workdir, step=args.step, metric=args.metric, images=args.images, pictures=args.pictures
+            args.workdir,
+            step=args.step,
+            metric=args.metric,
+            images=args.images,
+            pictures=args.pictures,
+            overrides=overrides,
         )
     else:
         dataset = read_voc(args.voc, args.year, args.split)

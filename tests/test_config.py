@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from frcnn_jax.config import check_config, get_config, load_config
+from frcnn_jax.config import check_config, evaluation_overrides, get_config, load_config
 from frcnn_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,3 +79,28 @@ def test_mistakes_are_one_line(argument, text):
     with pytest.raises(InputError, match=text) as error:
         load_config(["--workdir", "w", argument])
     assert "\n" not in str(error.value)
+
+
+def test_evaluation_overrides():
+    arguments = [
+        "--config.test_box_regression=false",
+        "--config.min_size=480",
+        "--config.nms_iou=0.4",
+        "--config.voc_dir=x=y",
+    ]
+    expected = {"test_box_regression": False, "min_size": 480, "nms_iou": 0.4, "voc_dir": "x=y"}
+    assert evaluation_overrides(arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("argument", "text"),
+    [
+        ("--imges=3", "unknown argument '--imges=3'"),
+        ("--config.steps=3", r"--config\.steps: not a field of evaluation; those are"),
+        ("--config.min_size=1.5", r"--config\.min_size must be a int, got '1\.5'"),
+        ("--config.min_size=__import__('os')", r"--config\.min_size must be a int"),
+    ],
+)
+def test_mistakes_in_evaluation_overrides(argument, text):
+    with pytest.raises(InputError, match=text):
+        evaluation_overrides([argument])
