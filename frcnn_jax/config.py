@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
 
     # Network
     config.network = "tiny"  # a row of models.NETWORKS
-    config.weights = ""  # an .npz of pretrained layers; random where empty
+    config.weights = ""  # a file of pretrained layers, see weight_files.py; random where empty
     config.train_from = (
         ""  # the first layer that is trained (section 4.5), "fc6" for none of the convolutions; the row's
     )

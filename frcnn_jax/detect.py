@@ -101,13 +101,17 @@ def make_model(config: Mapping[str, Any], num_classes: int) -> FastRCNN:
     return FastRCNN(network, num_classes, jnp.dtype(config["compute_type"]))
 
 
+def model_shapes(model: FastRCNN) -> Any:
+    """The shapes and types of its variables."""
+    canvas = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    size, rois = jax.ShapeDtypeStruct((1, 2), jnp.int32), jax.ShapeDtypeStruct((1, 1, 4), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), canvas, size, rois)
+
+
 def load_variables(workdir: Path, config: Mapping[str, Any], step: int | None = None) -> tuple[FastRCNN, Any, int]:
     """The model, its variables and the step of a workdir's newest checkpoint, or of `step`'s."""
     model = make_model(config, len(config["class_names"]))
-    canvas = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    size, rois = jax.ShapeDtypeStruct((1, 2), jnp.int32), jax.ShapeDtypeStruct((1, 1, 4), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), canvas, size, rois)
-    return model, *load_model(workdir, variables, step)
+    return model, *load_model(workdir, model_shapes(model), step)
 
 
 class Detector:

@@ -38,7 +38,8 @@ from frcnn_jax.pipeline import Batch, Sizes, TrainingBatches, prefetch
 from frcnn_jax.sampling import assign, target_statistics
 from frcnn_jax.solver import caffe_sgd, step_schedule
 from frcnn_jax.visualize import plot_losses
-from frcnn_jax.weights import merge_backbone, read_npz
+from frcnn_jax.weight_files import read_weights
+from frcnn_jax.weights import OUTPUTS, merge_weights
 
 AXIS = "device"
 
@@ -229,17 +230,20 @@ def _training_batches(config: Mapping[str, Any], dataset: Dataset, proposals: Ma
 
 
 def initial_variables(model: FastRCNN, key: jax.Array, weights: str) -> dict[str, Any]:
-    """Fresh variables with the pretrained convolutions of the file `weights`, if one is named.
+    """Fresh variables with the pretrained layers of the file `weights`, if one is named.
 
     Raises:
         InputError: the file is missing or does not fit the network.
     """
-    arrays = read_npz(Path(weights)) if weights else None
+    arrays = read_weights(Path(weights)) if weights else None
     sizes = jnp.full((1, 2), 64, jnp.int32)
     variables = jax.jit(model.init)(key, jnp.zeros((1, 64, 64, 3)), sizes, jnp.zeros((1, 1, 4)))
     if arrays is None:
         return variables
-    return {**variables, "params": merge_backbone(variables["params"], arrays, source=weights)}
+    if outputs := sorted(name for name in arrays if name.split(".")[0] in OUTPUTS):
+        raise InputError(f"{weights}: a trained detector ({', '.join(outputs)}); training begins from fc7 at most")
+    params = merge_weights(variables["params"], arrays, roi_size=model.network.roi_size, source=weights)
+    return {**variables, "params": params}
 
 
 def train(

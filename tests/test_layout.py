@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "frcnn_jax"
 LAYERS = [
     {"errors"},
-    {"config", "boxes", "roi_pool", "layers", "proposals", "weights", "checkpoint", "compress"},
+    {"config", "boxes", "roi_pool", "layers", "proposals", "weights", "weight_files", "checkpoint", "compress"},
     {"roi_align", "losses", "solver", "models", "sampling", "metrics", "datasets"},
     {"synthetic", "pipeline"},
     {"detect", "visualize"},
