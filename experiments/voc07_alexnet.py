@@ -8,18 +8,15 @@ fc6 and fc7 start at random.
 
 from ml_collections import ConfigDict
 
-from frcnn_jax.config import get_config as get_base_config
+from frcnn_jax.config import voc07_config
 
 
 def get_config() -> ConfigDict:
     """The paper's recipe, with fewer steps."""
-    config = get_base_config()
-    config.dataset = "voc"
-    config.network = "alexnet"
-    config.min_size = 600
-    config.max_size = 1000
-    config.bg_iou_low = 0.1
-    config.learning_rate = 0.001
+    config = voc07_config("alexnet")
+    config.train_split = "train"
+    config.val_split = "val"
     config.steps = 2000
     config.learning_rate_drops = (1500,)
+    config.checkpoint_every = 500
     return config

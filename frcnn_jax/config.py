@@ -84,6 +84,23 @@ def get_config() -> ConfigDict:
     return config.lock()
 
 
+def voc07_config(network: str) -> ConfigDict:
+    """The paper's recipe on VOC2007: trained on trainval, scored on test (sections 2.3 and 4.2)."""
+    config = get_config()
+    config.dataset = "voc"
+    config.train_split = "trainval"
+    config.val_split = "test"
+    config.network = network
+    config.min_size = 600
+    config.max_size = 1000
+    config.bg_iou_low = 0.1
+    config.learning_rate = 0.001
+    config.steps = 40_000
+    config.learning_rate_drops = (30_000,)
+    config.checkpoint_every = 2000
+    return config
+
+
 # Fields that do not change what is trained: they may differ when a run goes on.
 HOUSEKEEPING = frozenset(
     ("log_every", "checkpoint_every", "keep_checkpoints", "pictures", "picture_threshold", "workers", "proposal_cache")

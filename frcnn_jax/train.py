@@ -158,7 +158,8 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
     if network.frozen and not config["weights"]:
         frozen = ", ".join(network.frozen)
         raise InputError(
-            f"{config['network']} keeps {frozen} as they are: give their values with --config.weights=FILE.npz"
+            f"{config['network']} keeps {frozen} as they are: give their values with --config.weights=FILE; "
+            "experiments/README.md says which files there are"
         )
     train_set = read_split(config, "train")
     read_split(config, "val")
