@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from frcnn_jax.datasets import load_image, read_voc
+from frcnn_jax.datasets import load_image, read_voc, without_difficult
 from frcnn_jax.errors import InputError
 
 OBJECT = "<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{box}</bndbox></object>"
@@ -37,6 +37,15 @@ def test_reads_the_devkit(tmp_path):
     assert [dataset.class_names[label - 1] for label in record.labels] == ["dog", "cat"]
     assert list(record.difficult) == [False, True]
     assert pickle.loads(pickle.dumps(record)).load().shape == (40, 50, 3)
+
+
+def test_without_difficult(tmp_path):
+    objects = [voc_object(), voc_object("cat", (5, 6, 20, 30), difficult=1), voc_object("cow", (2, 2, 9, 9))]
+    dataset = without_difficult(read_voc(write_voc(tmp_path, objects), 2007, "train"))
+    (record,) = dataset.records
+    np.testing.assert_array_equal(record.labels, [12, 10])
+    np.testing.assert_array_equal(record.boxes, [[0, 0, 49, 39], [1, 1, 8, 8]])
+    assert not record.difficult.any()
 
 
 def test_an_image_without_objects_is_a_record(tmp_path):

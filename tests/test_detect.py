@@ -9,8 +9,6 @@ import pytest
 from PIL import Image
 
 from frcnn_jax import boxes as box_ops
-from frcnn_jax.checkpoint import open_checkpoints, save
-from frcnn_jax.config import get_config
 from frcnn_jax.detect import Detector, make_predict_step, select_detections
 from frcnn_jax.errors import InputError
 from frcnn_jax.models import FastRCNN, get_network
@@ -19,29 +17,6 @@ from frcnn_jax.synthetic import CLASS_NAMES, draw_scene
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORK = get_network("tiny")
-
-
-@pytest.fixture(scope="module")
-def model_and_variables():
-    model = FastRCNN(NETWORK, len(CLASS_NAMES))
-    canvas, sizes = np.zeros((1, 64, 64, 3), np.float32), np.array([[64, 64]], np.int32)
-    variables = jax.jit(model.init)(jax.random.key(0), canvas, sizes, np.zeros((1, 1, 4), np.float32))
-    # heads that say something, and statistics that matter
-    noise = iter(jax.random.split(jax.random.key(1), 9))
-    head = variables["params"]["head"]
-    for name, scale in (("cls_score", 0.3), ("bbox_pred", 0.1)):
-        head[name]["kernel"] = jax.random.normal(next(noise), head[name]["kernel"].shape) * scale
-    stats = {"mean": np.full((7, 4), 0.05, np.float32), "std": np.full((7, 4), 0.2, np.float32)}
-    return model, {"params": variables["params"], "box_stats": stats}
-
-
-@pytest.fixture(scope="module")
-def workdir(model_and_variables, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("w")
-    (folder / "config.json").write_text(json.dumps({**get_config().to_dict(), "class_names": CLASS_NAMES}))
-    with open_checkpoints(folder) as checkpoints:
-        save(checkpoints, 7, jax.tree.map(jax.numpy.asarray, model_and_variables[1]), {"m": np.zeros(1)})
-    return folder
 
 
 def test_predict_step_equals_a_loop(model_and_variables, rng):
