@@ -39,8 +39,8 @@ def roi_align(
             taken as there. A RoI with a NaN gives 0. No gradient flows to RoIs.
         output_size: (rows, columns) of bins, each 1 to 255; one number for both.
         spatial_scale: map cells per image pixel, over 0.
-        sampling_ratio: samples a bin along each axis; 0: as many as the bin has cells, rounded up, at most twice the
-            map's; one RoI after another then, which is slow on accelerators.
+        sampling_ratio: samples a bin along each axis; 0: as many as the bin has cells, rounded up, but at most twice
+            the map's (torchvision has no such limit); one RoI after another then, which is slow on accelerators.
         aligned: cell centres lie at half pixels, as they should. False: the older form, up to half a cell off, in which
             a RoI has at least one cell each way.
 
@@ -141,15 +141,10 @@ def _align(features, grids, output_size, ratio):
     return total.astype(features.dtype)
 
 
-def _align_forward(features, grids, output_size, ratio):
-    like = jnp.zeros((0, *features.shape), features.dtype)  # carries the shape and the type
-    return _align(features, grids, output_size, ratio), (grids, like)
-
-
-def _align_backward(output_size, ratio, residuals, gradient):
-    grids, like = residuals
-    shape = like.shape[1:]
-    gradient = widened(gradient)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _spread(gradient, grids, shape, output_size, ratio):
+    """The transpose of `_align`: gradients of the bins to features of a shape."""
+    exact = widened(gradient)
 
     def add_sample(total, grids, i, j, gradient):
         for cell, weight in _cells(grids, shape, output_size, i, j):
@@ -158,7 +153,7 @@ def _align_backward(output_size, ratio, residuals, gradient):
 
     def together(total):
         for i, j in np.ndindex(ratio, ratio):
-            total = add_sample(total, grids, i, j, gradient)
+            total = add_sample(total, grids, i, j, exact)
         return total
 
     def one_by_one(total):
@@ -166,15 +161,34 @@ def _align_backward(output_size, ratio, residuals, gradient):
             grid, own = roi
             return _add_own_samples(partial(add_sample, gradient=own[None]), total, grid), None
 
-        return lax.scan(add_roi, total, (grids, gradient))[0]
+        return lax.scan(add_roi, total, (grids, exact))[0]
 
-    total = _zeros((math.prod(shape[:3]), shape[3]), gradient)
+    total = _zeros((math.prod(shape[:3]), shape[3]), exact)
     # together means 4 ratio^2 arrays of the result's size, which CPUs would write and read
     total = lax.platform_dependent(total, cpu=one_by_one, default=together) if ratio else one_by_one(total)
-    return total.reshape(shape).astype(like.dtype), None
+    return total.reshape(shape).astype(gradient.dtype)
+
+
+def _align_forward(features, grids, output_size, ratio):
+    like = jnp.zeros((0, *features.shape), features.dtype)  # carries the shape
+    return _align(features, grids, output_size, ratio), (grids, like)
+
+
+def _align_backward(output_size, ratio, residuals, gradient):
+    grids, like = residuals
+    return _spread(gradient, grids, like.shape[1:], output_size, ratio), None
+
+
+def _spread_forward(gradient, grids, shape, output_size, ratio):
+    return _spread(gradient, grids, shape, output_size, ratio), grids
+
+
+def _spread_backward(shape, output_size, ratio, grids, features):
+    return _align(features, grids, output_size, ratio), None
 
 
 _align.defvjp(_align_forward, _align_backward)
+_spread.defvjp(_spread_forward, _spread_backward)
 
 
 def _zeros(shape, like):

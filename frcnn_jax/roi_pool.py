@@ -12,7 +12,7 @@ C channels, K RoIs in a flat list, R RoIs a map, P bins along an axis.
 import itertools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any
 
@@ -38,7 +38,7 @@ def roi_pool(
     """RoI max pooling of every map's own RoIs.
 
     Args:
-        features: `(..., H, W, C)` float32, bfloat16, float16 or float64, finite.
+        features: `(..., H, W, C)` float32, bfloat16, float16 or float64, finite; not Caffe's C, H, W order.
         rois: `(..., R, 4)` (x1, y1, x2, y2) in image pixels, inclusive; the leading axes are those of `features`. They
             may lie outside the image: cells beyond the map do not count. Corners further than 2^23 cells away are taken
             as there. A RoI with a NaN pools nothing. No gradient flows to RoIs.
@@ -89,42 +89,59 @@ def roi_pool_flat(
     return _pool_rois(features, rois, batch_index, size, scale, method)
 
 
-def rois_from_torchvision(rois: Array) -> tuple[Array, Array]:
+def rois_from_torchvision(rois: Any) -> tuple[Array, Array]:
     """torchvision's `(K, 5)` (batch index, x1, y1, x2, y2) -> the `rois` and `batch_index` of the flat functions."""
+    rois, xp = _array_and_namespace(rois)
     if rois.ndim != 2 or rois.shape[1] != 5:
         raise ValueError(f"rois must be (K, 5): batch index, x1, y1, x2, y2; got {rois.shape}")
-    return rois[:, 1:], rois[:, 0].astype(np.int32)
+    return rois[:, 1:], xp.where(xp.isnan(rois[:, 0]), -1, xp.trunc(rois[:, 0])).astype(np.int32)
 
 
-def rois_from_cells(cells: Array) -> Array:
+def rois_from_cells(cells: Any) -> Array:
     """`(..., 4)` (row, column, height, width) in map cells, as textbooks have it -> RoIs for `spatial_scale=1`."""
+    cells, xp = _array_and_namespace(cells)
     if cells.shape[-1:] != (4,):
         raise ValueError(f"cells must be (..., 4): row, column, height, width; got {cells.shape}")
     row, column, height, width = (cells[..., i] for i in range(4))
-    return cells.__array_namespace__().stack([column, row, column + width - 1, row + height - 1], axis=-1)
+    return xp.stack([column, row, column + width - 1, row + height - 1], axis=-1)
+
+
+def _array_and_namespace(array: Any) -> tuple[Array, Any]:
+    array = array if isinstance(array, jax.Array) else np.asarray(array)
+    return array, array.__array_namespace__()
 
 
 def over_leading_axes(flat: Callable[..., jax.Array], features: Any, rois: Any) -> jax.Array:
     """Calls a function of `(B, H, W, C)`, `(K, 4)` and `(K,)` for `(..., H, W, C)` and `(..., R, 4)`."""
-    features, rois = jnp.asarray(features), jnp.asarray(rois)
+    features, rois = _as_array(features, "features"), _as_array(rois, "rois")
     lead = features.shape[:-3]
     if features.ndim < 3:
         raise ValueError(f"features must be (..., H, W, C), got {features.shape}")
     if rois.ndim < 2 or rois.shape[-1] != 4:
         raise ValueError(f"rois must be (..., R, 4), got {rois.shape}")
     if rois.shape[:-2] != lead:
-        raise ValueError(
-            f"rois must be {(*lead, 'R', 4)}, the leading axes of features {features.shape}, got {rois.shape}"
-        )
+        expected = ", ".join(map(str, (*lead, "R", 4)))
+        raise ValueError(f"rois must be ({expected}), as features are {features.shape}, got {rois.shape}")
     maps, count = math.prod(lead), rois.shape[-2]
     batch_index = np.repeat(np.arange(maps, dtype=np.int32), count)
     out = flat(features.reshape(maps, *features.shape[-3:]), rois.reshape(maps * count, 4), batch_index)
     return out.reshape(*lead, count, *out.shape[1:])
 
 
+def _as_array(value: Any, name: str) -> jax.Array:
+    try:
+        if getattr(value, "dtype", None) in (np.int64, np.uint64):  # what becomes int32 must not wrap around
+            value = value.clip(-1 if value.dtype == np.int64 else 0, 2**31 - 1)
+        return jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be an array, got {value!r:.60}") from None
+
+
 def check_flat(features: Any, rois: Any, batch_index: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`(B, H, W, C)`, `(K, 4)` float32 and `(K,)` int32 as arrays; ValueError or TypeError for what is not."""
-    features, rois, batch_index = jnp.asarray(features), jnp.asarray(rois), jnp.asarray(batch_index)
+    """`(B, H, W, C)`, `(K, 4)` float32 and `(K,)` int32 as arrays that vary over the same axes of a mesh, which
+    `shard_map` asks of loops and derivatives; ValueError or TypeError for what they are not."""
+    features, rois = _as_array(features, "features"), _as_array(rois, "rois")
+    batch_index = _as_array(batch_index, "batch_index")
     if features.ndim != 4:
         raise ValueError(f"features must be (B, H, W, C), got {features.shape}")
     if rois.ndim != 2 or rois.shape[1] != 4:
@@ -137,23 +154,30 @@ def check_flat(features: Any, rois: Any, batch_index: Any) -> tuple[jax.Array, j
         raise TypeError(f"rois must be floating point or integers, got {rois.dtype}")
     if not jnp.issubdtype(batch_index.dtype, jnp.integer):
         raise TypeError(f"batch_index must be integers, got {batch_index.dtype}")
-    return features, lax.stop_gradient(rois).astype(jnp.float32), batch_index.astype(jnp.int32)
+    rois, batch_index = lax.stop_gradient(rois).astype(jnp.float32), batch_index.astype(jnp.int32)
+    varying = [lax.stop_gradient(part[..., :0]).sum() for part in (features, rois, batch_index)]  # zeros
+    zero = sum((part.astype(jnp.float32) for part in varying[1:]), varying[0].astype(jnp.float32))
+    return features + zero.astype(features.dtype), rois + zero, batch_index + zero.astype(jnp.int32)
 
 
 def check_output(output_size: Any, spatial_scale: Any) -> tuple[tuple[int, int], float]:
     """(rows, columns) and the scale; ValueError or TypeError for what is not."""
     try:
-        size = tuple(map(operator.index, output_size if isinstance(output_size, Sequence) else (output_size,) * 2))
-    except TypeError:
+        size = tuple(map(operator.index, output_size if np.ndim(output_size) else (output_size,) * 2))
+    except (TypeError, ValueError):
         raise TypeError(f"output_size must be whole numbers (rows, columns), got {output_size!r}") from None
     if len(size) != 2 or not all(1 <= bins <= 255 for bins in size):
         raise ValueError(f"output_size must be (rows, columns), each 1 to 255, got {output_size!r}")
     try:
-        scale = float(spatial_scale)
+        if isinstance(spatial_scale, str):
+            raise TypeError
+        scale = float(np.float32(spatial_scale))
     except (TypeError, ValueError):  # a traced value too: it has to be known when the program is traced
         raise TypeError(f"spatial_scale must be a number, got {spatial_scale!r}") from None
+    except OverflowError:
+        scale = math.inf
     if not 0 < scale < math.inf:
-        raise ValueError(f"spatial_scale must be over 0 and finite, got {spatial_scale!r}")
+        raise ValueError(f"spatial_scale must be over 0 and finite in float32, got {spatial_scale!r}")
     return (size[0], size[1]), scale
 
 
@@ -210,10 +234,14 @@ def _pool(features, regions, method):
     return _by_method(method, with_argmax=False)(features, regions)[0]
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _pool_and_argmax(features, regions, method):
+    """What the forward pass of a derivative runs; it has one of its own, for derivatives of derivatives."""
+    return _by_method(method, with_argmax=True)(features, regions)
+
+
 def _pool_forward(features, regions, method):
-    if features.size >= 2**31:
-        raise ValueError(f"the derivative needs features of fewer than 2^31 elements, got {features.shape}")
-    maxima, argmax = _by_method(method, with_argmax=True)(features, regions)
+    maxima, argmax = _pool_and_argmax(features, regions, method)
     return maxima, (argmax, jnp.zeros((0, *features.shape), features.dtype))  # the latter for its shape and type
 
 
@@ -224,7 +252,17 @@ def _pool_backward(method, residuals, gradient):
     return summed.reshape(like.shape[1:]).astype(like.dtype), None
 
 
+def _pool_and_argmax_forward(features, regions, method):
+    maxima, residuals = _pool_forward(features, regions, method)
+    return (maxima, residuals[0]), residuals
+
+
+def _pool_and_argmax_backward(method, residuals, gradients):
+    return _pool_backward(method, residuals, gradients[0])
+
+
 _pool.defvjp(_pool_forward, _pool_backward)
+_pool_and_argmax.defvjp(_pool_and_argmax_forward, _pool_and_argmax_backward)
 
 
 def _by_method(method, with_argmax):
@@ -233,6 +271,8 @@ def _by_method(method, with_argmax):
 
     @jax.custom_batching.custom_vmap
     def pool(features, regions):
+        if with_argmax and features.size >= 2**31:
+            raise ValueError(f"the derivative needs features of fewer than 2^31 elements, got {features.shape}")
         if method != "auto":
             return {"segment": segment, "table": table, "loop": loop}[method](features, regions)
         # on CPU a table pays where it has at most three cells a bin, and no argmax: scripts/bench_roi_pool.py

@@ -238,6 +238,8 @@ rng = np.random.default_rng(0)
 features = rng.integers(-4, 5, (2, 9, 13, 3)).astype(np.float32)
 rois = rng.uniform(-40, 250, (2, 5, 4)).astype(np.float32)
 mesh, rows = Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data")
+few = np.tile(rois[:1], (2, 1, 1))
+nobody = PartitionSpec()
 ops = [partial(roi_pool, method=m) for m in ("auto", "segment", "table", "loop")]
 ops += [roi_align, partial(roi_align, sampling_ratio=0)]
 for op in ops:
@@ -247,6 +249,14 @@ for op in ops:
     for mapped in (jax.pmap(both), sharded):
         for got, want in zip(mapped(features, rois), expected):
             np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    # features split, RoIs the same everywhere; and features the same everywhere, RoIs split
+    gradient = jax.grad(lambda f, r: (op(f, r) ** 2).sum())
+    one = jax.jit(jax.shard_map(gradient, mesh=mesh, in_specs=(rows, nobody), out_specs=rows))(features, rois[:1])
+    np.testing.assert_allclose(one, gradient(features, few), rtol=1e-5, atol=1e-5)
+    split = PartitionSpec(None, "data")
+    total = jax.jit(jax.shard_map(op, mesh=mesh, in_specs=(nobody, split), out_specs=split))
+    got = jax.grad(lambda f, r: (total(f, r) ** 2).sum())(features, rois[:, :4])
+    np.testing.assert_allclose(got, gradient(features, rois[:, :4]), rtol=1e-5, atol=1e-5)
 print("equal")
 """
 
@@ -275,6 +285,23 @@ def test_gradient_equals_finite_differences(method, rng):
         np.testing.assert_allclose(gradient.reshape(-1)[cell], difference, atol=1e-2)
 
 
+@pytest.mark.parametrize(
+    "op", [*(partial(roi_pool, method=m) for m in FORMS), roi_align, partial(roi_align, sampling_ratio=0)]
+)
+def test_second_derivative(op, rng):
+    """Of the sum of squares: 2 J' J, reverse over reverse, ties among the maxima; forward over reverse says that it is
+    not there."""
+    features = rng.integers(-3, 4, (5, 6, 1)).astype(np.float32)
+    rois = np.array([[0, 0, 90, 70], [20, 10, 60, 75]], np.float32)
+    pool = lambda f: op(f, rois, output_size=(2, 2))  # noqa: E731
+    jacobian = jax.jacrev(pool)(features).reshape(-1, features.size)
+    square = lambda f: (pool(f) ** 2).sum()  # noqa: E731
+    second = jax.jacrev(jax.grad(square))(features).reshape(features.size, features.size)
+    np.testing.assert_allclose(second, 2 * jacobian.T @ jacobian, atol=1e-4)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.hessian(square)(features)
+
+
 def test_deterministic(rng):
     features, rois = random_case(rng, count=50)
     gradient = jax.jit(jax.grad(lambda f: (roi_pool(f, rois) ** 2).sum()))
@@ -293,7 +320,7 @@ def test_nan_rois_and_foreign_indices_pool_nothing(method, rng):
     features, _ = random_case(rng)
     good = [0, 0, 100, 100]
     rois = np.array([good, [np.nan, 0, 9, 9], [0, 0, 9, np.nan], good, good, [-np.inf, 0, np.inf, 50]], np.float32)
-    index = np.array([1, 0, 0, -1, 2, 0])
+    index = np.array([1, 0, 0, -1, 2**32, 0])
     out, pullback = jax.vjp(lambda f: roi_pool_flat(f, rois, index, method=method), features)
     assert not np.asarray(out[1:5]).any()
     clean = np.array([0, 5])
@@ -350,6 +377,9 @@ def test_helpers_for_other_layouts():
     np.testing.assert_array_equal(rois, [[5, 6, 7, 8], [1, 2, 3, 4]])
     np.testing.assert_array_equal(index, [1, 0])
     assert index.dtype == np.int32
+    for namespace in (np, jnp):
+        _, index = rois_from_torchvision(namespace.asarray([[np.nan, 1, 2, 3, 4]]))
+        assert index.tolist() == [-1]
     # 5 rows by 7 columns from row 3, column 0 of an 8 x 8 map, pooled to 2 x 2: bins overlap by a row and a column
     cells = rois_from_cells(np.array([[3, 0, 5, 7]], np.float32))
     np.testing.assert_array_equal(cells, [[0, 3, 6, 7]])
@@ -447,18 +477,20 @@ ERRORS = [
     ((4, 5), (3, 4), {}, ValueError, r"features must be \(\.\.\., H, W, C\), got \(4, 5\)"),
     ((4, 5, 2), (4,), {}, ValueError, r"rois must be \(\.\.\., R, 4\), got \(4,\)"),
     ((4, 5, 2), (3, 5), {}, ValueError, r"rois must be \(\.\.\., R, 4\), got \(3, 5\)"),
-    ((2, 4, 5, 2), (3, 4), {}, ValueError, r"rois must be \(2, 'R', 4\), the leading axes of features"),
+    ((2, 4, 5, 2), (3, 4), {}, ValueError, r"rois must be \(2, R, 4\), as features are \(2, 4, 5, 2\), got \(3, 4\)"),
     ((4, 5, 2), (3, 4), {"output_size": (0, 7)}, ValueError, r"each 1 to 255, got \(0, 7\)"),
     ((4, 5, 2), (3, 4), {"output_size": (7, 7, 7)}, ValueError, r"each 1 to 255, got \(7, 7, 7\)"),
     ((4, 5, 2), (3, 4), {"output_size": 2.5}, TypeError, r"output_size must be whole numbers.*got 2\.5"),
-    ((4, 5, 2), (3, 4), {"spatial_scale": 0}, ValueError, "spatial_scale must be over 0 and finite, got 0"),
+    ((4, 5, 2), (3, 4), {"spatial_scale": 0}, ValueError, "spatial_scale must be over 0 and finite in float32, got 0"),
     (
         (4, 5, 2),
         (3, 4),
         {"spatial_scale": float("nan")},
         ValueError,
-        "spatial_scale must be over 0 and finite, got nan",
+        "spatial_scale must be over 0 and finite in float32, got nan",
     ),
+    ((4, 5, 2), (3, 4), {"spatial_scale": 1e-46}, ValueError, "spatial_scale must be over 0 .* got 1e-46"),
+    ((4, 5, 2), (3, 4), {"spatial_scale": 10**400}, ValueError, "spatial_scale must be over 0 and finite"),
     ((4, 5, 2), (3, 4), {"spatial_scale": "1/16"}, TypeError, "spatial_scale must be a number, got '1/16'"),
 ]
 
@@ -488,8 +520,19 @@ def test_errors_of_the_flat_forms(op, shapes, types, error, text):
         op(*arrays)
 
 
+def test_places_must_fit_int32():
+    rois = jax.ShapeDtypeStruct((3, 4), np.float32)
+    gradient = jax.grad(lambda f, r: roi_pool(f, r).sum())
+    mapped = jax.vmap(gradient, (0, None))
+    for f, shape in ((gradient, (2**11, 2**11, 2**9)), (mapped, (2, 2**11, 2**11, 2**8))):
+        with pytest.raises(ValueError, match=r"fewer than 2\^31 elements"):
+            jax.eval_shape(f, jax.ShapeDtypeStruct(shape, np.float32), rois)
+
+
 def test_unknown_method_and_traced_scale():
     with pytest.raises(ValueError, match="one of auto, segment, table, loop, got 'magic'"):
         roi_pool(jnp.ones((4, 5, 2)), jnp.ones((3, 4)), method="magic")
+    with pytest.raises(TypeError, match="features must be an array, got None"):
+        roi_pool(None, jnp.ones((3, 4)))
     with pytest.raises(TypeError, match="spatial_scale must be a number"):
         jax.jit(lambda scale: roi_pool(jnp.ones((4, 5, 2)), jnp.ones((3, 4)), spatial_scale=scale))(0.5)
