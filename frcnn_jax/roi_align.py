@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from frcnn_jax.roi_pool import check_flat, check_output, over_leading_axes, widened
+from frcnn_jax.roi_pool import check_flat, check_output, over_leading_axes, varying_alike, widened
 
 
 def roi_align(
@@ -98,6 +98,7 @@ def roi_align_flat(
 
 @partial(jax.jit, static_argnums=(3, 4, 5, 6))
 def _align_rois(features, rois, batch_index, output_size, spatial_scale, ratio, aligned):
+    features, rois, batch_index = varying_alike(features, rois, batch_index)
     maps, height, width, channels = features.shape
     if 0 in (*features.shape, *rois.shape):
         return jnp.zeros((len(rois), *output_size, channels), features.dtype)

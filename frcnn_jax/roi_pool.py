@@ -138,8 +138,7 @@ def _as_array(value: Any, name: str) -> jax.Array:
 
 
 def check_flat(features: Any, rois: Any, batch_index: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`(B, H, W, C)`, `(K, 4)` float32 and `(K,)` int32 as arrays that vary over the same axes of a mesh, which
-    `shard_map` asks of loops and derivatives; ValueError or TypeError for what they are not."""
+    """`(B, H, W, C)`, `(K, 4)` float32 and `(K,)` int32 as arrays; ValueError or TypeError for what is not."""
     features, rois = _as_array(features, "features"), _as_array(rois, "rois")
     batch_index = _as_array(batch_index, "batch_index")
     if features.ndim != 4:
@@ -154,10 +153,15 @@ def check_flat(features: Any, rois: Any, batch_index: Any) -> tuple[jax.Array, j
         raise TypeError(f"rois must be floating point or integers, got {rois.dtype}")
     if not jnp.issubdtype(batch_index.dtype, jnp.integer):
         raise TypeError(f"batch_index must be integers, got {batch_index.dtype}")
-    rois, batch_index = lax.stop_gradient(rois).astype(jnp.float32), batch_index.astype(jnp.int32)
-    varying = [lax.stop_gradient(part[..., :0]).sum() for part in (features, rois, batch_index)]  # zeros
-    zero = sum((part.astype(jnp.float32) for part in varying[1:]), varying[0].astype(jnp.float32))
-    return features + zero.astype(features.dtype), rois + zero, batch_index + zero.astype(jnp.int32)
+    return features, lax.stop_gradient(rois).astype(jnp.float32), batch_index.astype(jnp.int32)
+
+
+def varying_alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """The arrays, varying over the same axes of a mesh, which `shard_map` asks of loops and derivatives: each plus a
+    zero, made of all of them, that compilers drop."""
+    zeros = [lax.stop_gradient(array[..., :0]).sum().astype(jnp.float32) for array in arrays]
+    zero = reduce(operator.add, zeros)
+    return tuple(array + zero.astype(array.dtype) for array in arrays)
 
 
 def check_output(output_size: Any, spatial_scale: Any) -> tuple[tuple[int, int], float]:
@@ -183,6 +187,7 @@ def check_output(output_size: Any, spatial_scale: Any) -> tuple[tuple[int, int],
 
 @partial(jax.jit, static_argnums=(3, 4, 5))
 def _pool_rois(features, rois, batch_index, output_size, spatial_scale, method):
+    features, rois, batch_index = varying_alike(features, rois, batch_index)
     maps, height, width, channels = features.shape
     y = bin_edges(rois[:, 1], rois[:, 3], output_size[0], height, spatial_scale)
     x = bin_edges(rois[:, 0], rois[:, 2], output_size[1], width, spatial_scale)
