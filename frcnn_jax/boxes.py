@@ -83,11 +83,20 @@ def scale(boxes: Array, factor: Any) -> Array:
     return boxes * np.float32(factor)
 
 
-def unique_rois(rois: np.ndarray, spatial_scale: float) -> np.ndarray:
-    """Indices, rising, of the first RoI of each set whose corners, `(N, 4)`, fall in the same map cells, rounded half
-    away from zero as in RoI pooling: all of a set pool the same features. (The paper's code rounds half to even.)"""
+def pyramid_level(rois: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """For each of `(N, 4)` RoIs, of an image that is resized by several `(S,)` factors, the one at which its area is
+    nearest to that of 224 x 224 pixels, the first of equals (SPPnet; section 5.2): `(N,)` int32."""
+    areas = area(rois).astype(np.float64)[:, None] * factors.astype(np.float64) ** 2
+    return np.abs(areas - 224**2).argmin(axis=1).astype(np.int32)
+
+
+def unique_rois(rois: np.ndarray, spatial_scale: float, level: np.ndarray | int = 0) -> np.ndarray:
+    """Indices, rising, of the first RoI of each set of the same `level` whose corners, `(N, 4)`, fall in the same map
+    cells, rounded half away from zero as in RoI pooling: all of a set pool the same features. (The paper's code rounds
+    half to even.)"""
     scaled = (rois * np.float32(spatial_scale)).astype(np.float64)
     cells = np.trunc(scaled + np.copysign(0.5, scaled))
+    cells = np.column_stack([cells, np.broadcast_to(level, len(cells))])
     return np.sort(np.unique(cells, axis=0, return_index=True)[1])
 
 

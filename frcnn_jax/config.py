@@ -47,8 +47,10 @@ def get_config() -> ConfigDict:
     )
     config.compute_type = "float32"  # or "bfloat16"; parameters stay float32
     config.fc_ranks = ()  # of fc6 and fc7 as two layers each; scripts/compress.py sets it
+    config.classifier = "softmax"  # "svm": cls_score holds one SVM a class; scripts/train_svm.py sets it
     config.min_size = 144  # the shorter side of an image after resizing, in pixels ...
     config.max_size = 192  # ... unless the longer one would be over this
+    config.scales = ()  # several shorter sides (section 5.2): one drawn an image in training, an image pyramid at test
 
     # Mini-batch (section 2.3)
     config.images_per_batch = 2  # over all devices
@@ -123,6 +125,7 @@ _POSITIVE = [
 ]
 _NOT_NEGATIVE = ["workers", "pictures", "seed", "weight_decay", "box_loss_weight", "warmup_steps"]
 _FRACTIONS = ["fg_fraction", "fg_iou", "bg_iou_low", "bg_iou_high", "momentum", "nms_iou", "picture_threshold"]
+CLASSIFIERS = ("softmax", "svm")
 COMPUTE_TYPES = ("float32", "bfloat16")
 MOST_CANDIDATES = 512  # RoIs are padded to a multiple of this at test
 
@@ -142,11 +145,17 @@ def check_config(config: Mapping[str, Any]) -> None:
             all(isinstance(step, int) and step >= 0 for step in config["learning_rate_drops"]),
             "steps, whole numbers",
         ),
+        ("classifier", config["classifier"] in CLASSIFIERS, f"one of {', '.join(CLASSIFIERS)}"),
         ("compute_type", config["compute_type"] in COMPUTE_TYPES, f"one of {', '.join(COMPUTE_TYPES)}"),
         (
             "fc_ranks",
             len(config["fc_ranks"]) in (0, 2) and all(isinstance(r, int) and r >= 0 for r in config["fc_ranks"]),
             "empty or two whole numbers, 0 for a full layer",
+        ),
+        (
+            "scales",
+            all(isinstance(s, int) and 0 < s <= config["max_size"] for s in config["scales"]),
+            "sides of 1 to max_size",
         ),
         ("class_names", all(isinstance(name, str) for name in config["class_names"]), "names"),
     ]
@@ -158,7 +167,7 @@ def check_config(config: Mapping[str, Any]) -> None:
 # Fields that a trained network can be evaluated with other values of.
 TEST_FIELDS = frozenset(
     (
-        "min_size", "max_size", "max_proposals", "nms_iou", "candidates_per_class", "test_box_regression",
+        "min_size", "max_size", "scales", "max_proposals", "nms_iou", "candidates_per_class", "test_box_regression",
         "compute_type", "voc_dir", "year", "val_split", "val_images", "proposal_cache", "workers",
     )
 )  # fmt: skip

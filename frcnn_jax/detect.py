@@ -26,6 +26,7 @@ from frcnn_jax.errors import InputError, run_main
 from frcnn_jax.models import FastRCNN, get_network
 from frcnn_jax.pipeline import Sizes, prepare_test
 from frcnn_jax.proposals import selective_search
+from frcnn_jax.weights import canonical_arrays, fold_box_stats
 
 Predictions = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -50,23 +51,26 @@ def make_predict_step(
 
     def one_class(scores, deltas, rois, scale, original_size):
         top, index = lax.top_k(scores, candidates)
-        decoded = (box_ops.decode(rois[index], deltas[index]) if box_regression else rois[index]) / scale
+        decoded = box_ops.decode(rois[index], deltas[index]) if box_regression else rois[index]
+        decoded = decoded / jnp.broadcast_to(scale, scores.shape)[index, None]
         boxes = box_ops.clip(decoded, original_size[0], original_size[1])
         kept, valid = box_ops.nms(boxes, top, iou_threshold=nms_iou, max_outputs=candidates)
         return boxes[kept], jnp.where(valid, top[kept], 0), valid
 
-    def one_image(probs, deltas, rois, mask, scale, original_size):
-        scores = jnp.where(mask, probs[:, 1:].T, -jnp.inf)
+    def one_image(scores, deltas, rois, mask, scale, original_size):
+        scores = jnp.where(mask, scores[:, 1:].T, -jnp.inf)
         classes = jax.vmap(one_class, (0, 1, None, None, None))
         return classes(scores, deltas[:, 1:], rois, scale, original_size)
 
     @jax.jit
     def predict(variables: Any, batch: Mapping[str, jax.Array]) -> Predictions:
-        probs, deltas = model.apply(
-            variables, batch["image"], batch["image_size"], batch["rois"], method=FastRCNN.predict
-        )
+        images = [batch[name] for name in ("image", "image_size", "rois")]
+        if "level" in batch:
+            scores, deltas = model.apply(variables, *images, batch["level"], method=FastRCNN.predict_pyramid)
+        else:
+            scores, deltas = model.apply(variables, *images, method=FastRCNN.predict)
         arguments = (batch[name] for name in ("rois", "roi_mask", "scale", "original_size"))
-        return jax.vmap(one_image)(probs, deltas, *arguments)
+        return jax.vmap(one_image)(scores, deltas, *arguments)
 
     return predict
 
@@ -98,7 +102,13 @@ def make_model(config: Mapping[str, Any], num_classes: int) -> FastRCNN:
         network = network.trained_from(config["train_from"])
     if config["fc_ranks"]:
         network = network._replace(fc_ranks=tuple(config["fc_ranks"]))
+    network = network._replace(classifier=config["classifier"])
     return FastRCNN(network, num_classes, jnp.dtype(config["compute_type"]))
+
+
+def image_sizes(config: Mapping[str, Any]) -> tuple[Sizes, ...]:
+    """How a config resizes images."""
+    return tuple(Sizes(shorter, config["max_size"]) for shorter in config["scales"] or (config["min_size"],))
 
 
 def model_shapes(model: FastRCNN) -> Any:
@@ -112,6 +122,14 @@ def load_variables(workdir: Path, config: Mapping[str, Any], step: int | None = 
     """The model, its variables and the step of a workdir's newest checkpoint, or of `step`'s."""
     model = make_model(config, len(config["class_names"]))
     return model, *load_model(workdir, model_shapes(model), step)
+
+
+def workdir_arrays(workdir: Path) -> dict[str, np.ndarray]:
+    """A workdir's newest checkpoint as canonical arrays (`weight_files`), its box layer for targets that are not
+    normalised."""
+    model, variables, _ = load_variables(workdir, read_config(workdir))
+    arrays = canonical_arrays(variables["params"], roi_size=model.network.roi_size)
+    return fold_box_stats(arrays, **variables["box_stats"])
 
 
 class Detector:
@@ -173,8 +191,7 @@ class Detector:
             raise InputError(f"rois must be finite (N, 4) boxes, got shape {rois.shape}")
         if nms_threshold not in self._compiled:
             self._compiled[nms_threshold] = self._step(nms_iou=nms_threshold)
-        sizes = Sizes(self._config["min_size"], self._config["max_size"])
-        batch = prepare_test(pixels, rois, sizes=sizes, spatial_scale=self._network.spatial_scale)
+        batch = prepare_test(pixels, rois, sizes=image_sizes(self._config), spatial_scale=self._network.spatial_scale)
         predictions = jax.device_get(self._compiled[nms_threshold](self._variables, batch))
         boxes, scores, valid = (p[0] for p in predictions)
         return select_detections(boxes, scores, valid, score_threshold, max_detections)

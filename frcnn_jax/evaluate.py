@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from frcnn_jax.config import check_config
 from frcnn_jax.datasets import VOC_CLASSES, Dataset, Record, read_voc, without_difficult
-from frcnn_jax.detect import Detections, Predictions, load_variables, make_predict_step, read_config
+from frcnn_jax.detect import Detections, Predictions, image_sizes, load_variables, make_predict_step, read_config
 from frcnn_jax.errors import InputError
 from frcnn_jax.metrics import (
     ClassDetections,
@@ -26,7 +26,7 @@ from frcnn_jax.metrics import (
     mean_average_precision,
     precision_recall,
 )
-from frcnn_jax.pipeline import Sizes, TestBatches, prefetch
+from frcnn_jax.pipeline import TestBatches, prefetch
 from frcnn_jax.proposals import make_proposals
 from frcnn_jax.synthetic import read_synthetic
 from frcnn_jax.visualize import draw_boxes, plot_precision_recall, side_by_side
@@ -56,10 +56,10 @@ def read_split(config: Mapping[str, Any], split: str) -> Dataset:
     raise InputError(f"dataset must be one of {', '.join(DATASETS)}, got {config['dataset']!r}")
 
 
-def split_proposals(config: Mapping[str, Any], workdir: Path, dataset: Dataset) -> dict[str, np.ndarray]:
-    """The selective-search boxes of a split by image id, through the cache that the config names."""
+def split_proposals(config: Mapping[str, Any], workdir: Path, records: Sequence[Record]) -> dict[str, np.ndarray]:
+    """The selective-search boxes of records by image id, through the cache that the config names."""
     return make_proposals(
-        {record.image_id: record.load for record in dataset.records},
+        {record.image_id: record.load for record in records},
         cache_dir=Path(config["proposal_cache"] or workdir / "proposals"),
         mode=config["proposal_mode"],
         max_boxes=config["max_proposals"],
@@ -85,7 +85,7 @@ def predict_split(predict: Callable[..., Predictions], variables: Any, batches: 
             label, place = np.nonzero(valid)
             found.append((label, np.full(len(label), i), scores[label, place], boxes[label, place]))
             end = time.perf_counter()
-            if (shape := (batch["image"].shape, batch["rois"].shape)) in shapes:
+            if (shape := str(jax.tree.map(np.shape, batch))) in shapes:
                 seconds.append(end - begin)
             shapes.add(shape)
             begin = end
@@ -166,9 +166,8 @@ def evaluate_workdir(
     model, variables, step = load_variables(workdir, config, step)
     dataset = read_split(config, "val")
     dataset = Dataset(dataset.class_names, dataset.records[:images])
-    proposals = split_proposals(config, workdir, dataset)
-    sizes = Sizes(config["min_size"], config["max_size"])
-    batches = TestBatches(dataset.records, proposals, sizes, model.network.spatial_scale)
+    proposals = split_proposals(config, workdir, dataset.records)
+    batches = TestBatches(dataset.records, proposals, image_sizes(config), model.network.spatial_scale)
     predict = make_predict_step(
         model,
         nms_iou=config["nms_iou"],
@@ -184,6 +183,15 @@ def evaluate_workdir(
             found = image_detections(predictions.by_class, i, score_threshold=config["picture_threshold"])
             _compare(record, found, dataset.class_names).save(pictures / f"{record.image_id}.png")
     return {**results, "seconds_per_image": predictions.seconds_per_image, "step": step}
+
+
+def compare_workdirs(workdirs: Sequence[Path], *, images: int | None = None) -> list[dict[str, Any]]:
+    """Scores each workdir on its val split, or the first `images` of it, and prints mAP and seconds an image."""
+    results = [evaluate_workdir(workdir, images=images) for workdir in workdirs]
+    for workdir, found in zip(workdirs, results, strict=True):
+        score = "-" if found["map"] is None else format(found["map"], ".4f")
+        print(f"{workdir}: mAP {score} on {found['images']} images, {found['seconds_per_image'] or 0:.3f} s an image")
+    return results
 
 
 def _compare(record: Record, found: Detections, class_names: Sequence[str]) -> Image:
@@ -209,11 +217,21 @@ def results_table(results: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"{'mAP':<{width}}  {total}  ({how})"])
 
 
+def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """A file, whole or not at all: `write` fills one beside it, which then takes its name."""
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        with open(beside, "wb") as file:
+            write(file)
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
 def write_text(path: Path, text: str) -> None:
     """A text file, whole or not at all."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text)
-    os.replace(beside, path)
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
 def write_json(path: Path, value: Any) -> None:

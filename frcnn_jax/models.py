@@ -31,6 +31,7 @@ class Network(NamedTuple):
     fc_std: float | None = 0.005  # of fc6 and fc7 where they start at random, with bias 0.1; He's where None
     dropout: float = 0.5  # after fc6 and fc7
     fc_ranks: tuple[int, int] = (0, 0)  # of fc6 and fc7 where they are two layers each (section 3.1); 0: one
+    classifier: str = "softmax"  # "svm": scores are the margins that cls_score gives (section 5.4)
 
     @property
     def convolutions(self) -> list[str]:
@@ -38,12 +39,13 @@ class Network(NamedTuple):
         return [layer.name for layer in self.layers if isinstance(layer, Conv)]
 
     def trained_from(self, name: str) -> "Network":
-        """The row with all convolutions before `name` frozen and no others; "fc6": all of them (section 4.5).
+        """The row with all layers before `name` frozen and no others: "fc6" leaves all convolutions as they are
+        (section 4.5), "bbox_pred" trains nothing but the box head (stage-wise training, section 5.1).
 
         Raises:
             InputError: no such layer.
         """
-        names = [*self.convolutions, "fc6"]
+        names = [*self.convolutions, "fc6", "fc7", "cls_score", "bbox_pred"]
         if name not in names:
             raise InputError(f"train_from must be one of {', '.join(names)}, got {name!r}")
         return self._replace(frozen=tuple(names[: names.index(name)]))
@@ -222,11 +224,25 @@ class FastRCNN(nn.Module):
     def __call__(self, images, image_size, rois, dropout_keys=None):
         """`(B, H, W, 3)` images, `(B, 2)` sizes, `(B, R, 4)` RoIs in canvas pixels -> logits `(B, R, K + 1)` and
         normalised deltas `(B, R, K + 1, 4)`."""
+        return self.head(self._pool(images, image_size, rois), dropout_keys)
+
+    def _pool(self, images, image_size, rois):
         features = self.backbone(images, image_size)
-        pooled = roi_pool(features, rois, output_size=self.network.roi_size, spatial_scale=self.network.spatial_scale)
-        return self.head(pooled, dropout_keys)
+        return roi_pool(features, rois, output_size=self.network.roi_size, spatial_scale=self.network.spatial_scale)
 
     def predict(self, images, image_size, rois):
-        """-> class probabilities `(B, R, K + 1)` and deltas `(B, R, K + 1, 4)` as `boxes.decode` takes them."""
-        logits, deltas = self(images, image_size, rois)
-        return jax.nn.softmax(logits), deltas * self.box_std.value + self.box_mean.value
+        """-> scores `(B, R, K + 1)`, probabilities or an SVM's margins, and deltas `(B, R, K + 1, 4)` as
+        `boxes.decode` takes them."""
+        return self._outputs(self._pool(images, image_size, rois))
+
+    def predict_pyramid(self, images, image_size, rois, level):
+        """As `predict`, for images at several scales: `images` and `image_size` are sequences, one a scale, and each
+        RoI, in the pixels of its own scale, is pooled from the map of its `level` `(B, R)`."""
+        pooled = [self._pool(*scale, rois) for scale in zip(images, image_size, strict=True)]
+        own = level[..., None, None, None]
+        return self._outputs(sum(jnp.where(own == i, of_scale, 0) for i, of_scale in enumerate(pooled)))
+
+    def _outputs(self, pooled):
+        logits, deltas = self.head(pooled)
+        scores = logits if self.network.classifier == "svm" else jax.nn.softmax(logits)
+        return scores, deltas * self.box_std.value + self.box_mean.value

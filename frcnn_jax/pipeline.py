@@ -11,8 +11,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
 
 from frcnn_jax import boxes as box_ops
@@ -70,27 +71,43 @@ def prepare_image(image: np.ndarray, sizes: Sizes) -> Batch:
     }
 
 
-def prepare_test(image: np.ndarray, rois: np.ndarray, *, sizes: Sizes, spatial_scale: float) -> Batch:
-    """A batch of one image and its RoIs: all but those pooled from the same cells as an earlier one, padded to a
-    multiple of ROI_MULTIPLE.
+def prepare_test(image: np.ndarray, rois: np.ndarray, *, sizes: Sequence[Sizes], spatial_scale: float | None) -> Batch:
+    """A batch of one image and its RoIs, padded to a multiple of ROI_MULTIPLE.
+
+    With several sizes, "image" and "image_size" are tuples, one entry a size, and "level" `(B, R)` says to which of
+    them a RoI belongs (`boxes.pyramid_level`); "rois" are in that one's pixels and "scale" is `(B, R)`.
 
     Args:
         image: `(H, W, 3)` uint8 RGB.
         rois: `(N, 4)` in the image's pixels; N may be 0.
         sizes: how the image is resized.
-        spatial_scale: the network's, the grid on which RoIs count as the same.
+        spatial_scale: the network's; RoIs that fall in the same cells as an earlier one are left out. None keeps all.
     """
-    batch = prepare_image(image, sizes)
-    scaled = box_ops.scale(rois, batch["scale"])
-    scaled = scaled[box_ops.unique_rois(scaled, spatial_scale)]
+    resized = [prepare_image(image, size) for size in sizes]
+    factors = np.array([at_size["scale"] for at_size in resized])
+    level = box_ops.pyramid_level(rois, factors)
+    scaled = rois * factors[level, None]
+    if spatial_scale is not None:
+        kept = box_ops.unique_rois(scaled, spatial_scale, level)
+        scaled, level = scaled[kept], level[kept]
     count = max(math.ceil(len(scaled) / ROI_MULTIPLE), 1) * ROI_MULTIPLE
-    batch["rois"] = _pad(scaled, count)
-    batch["roi_mask"] = np.arange(count) < len(scaled)
-    return {name: value[None] for name, value in batch.items()}
+    batch = {**resized[0], "rois": _pad(scaled, count), "roi_mask": np.arange(count) < len(scaled)}
+    if len(sizes) > 1:
+        batch |= {name: tuple(at_size[name] for at_size in resized) for name in ("image", "image_size")}
+        batch |= {"level": _pad(level, count), "scale": factors[_pad(level, count)]}
+    return jax.tree.map(lambda value: value[None], batch)
 
 
 def _pad(array: np.ndarray, count: int) -> np.ndarray:
     return np.pad(array, [(0, count - len(array))] + [(0, 0)] * (array.ndim - 1))
+
+
+class Entry(NamedTuple):
+    """An image in the plan."""
+
+    record: int
+    mirrored: bool
+    size: Sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +117,7 @@ class TrainingBatches:
     Args:
         records, proposals: the split, and by image id its `(N, 4)` boxes.
         box_stats: "mean" and "std" `(K + 1, 4)` by which targets are normalised.
-        sizes: how images are resized.
+        sizes: how images are resized; of several, one is drawn for each image and epoch.
         steps: the length of the sequence.
         images_per_batch, rois_per_image: B and R.
         fg_fraction, fg_iou, bg_iou: as `sampling.sample`.
@@ -111,7 +128,7 @@ class TrainingBatches:
     records: Sequence[Record]
     proposals: Mapping[str, np.ndarray]
     box_stats: Mapping[str, np.ndarray]
-    sizes: Sizes
+    sizes: Sequence[Sizes]
     steps: int
     images_per_batch: int = 2
     rois_per_image: int = 64
@@ -125,13 +142,18 @@ class TrainingBatches:
         return self.steps
 
     @lru_cache(maxsize=4)  # noqa: B019 - a run has one of these
-    def plan(self, epoch: int) -> list[list[tuple[int, bool]]]:
-        """The epoch's batches of (record, mirrored), every image once each way. Where a canvas's images are no multiple
-        of B, its first ones fill the last batch."""
-        by_canvas: dict[tuple[int, int], list[tuple[int, bool]]] = {}
-        for i, record in enumerate(self.records):
-            entries = by_canvas.setdefault(self.sizes.canvas(record.height, record.width), [])
-            entries += [(i, False), (i, True)] if self.flip else [(i, False)]
+    def plan(self, epoch: int) -> list[list[Entry]]:
+        """The epoch's batches, every image once each way. Where a canvas's images are no multiple of B, its first ones
+        fill the last batch."""
+        by_canvas: dict[tuple[int, int], list[Entry]] = {}
+        ways = (False, True) if self.flip else (False,)
+        draws = np.random.default_rng((self.seed, epoch, 2)).integers(
+            len(self.sizes), size=(len(self.records), len(ways))
+        )
+        for (i, record), drawn in zip(enumerate(self.records), draws, strict=True):
+            for mirrored, draw in zip(ways, drawn, strict=True):
+                size = self.sizes[draw]
+                by_canvas.setdefault(size.canvas(record.height, record.width), []).append(Entry(i, mirrored, size))
         rng = np.random.default_rng((self.seed, epoch))
         batches = []
         for _, entries in sorted(by_canvas.items()):
@@ -146,13 +168,13 @@ class TrainingBatches:
         per_epoch = len(self.plan(0))
         entries = self.plan(step // per_epoch)[step % per_epoch]
         first = step * self.images_per_batch
-        images = [self._image(i, flip, first + place) for place, (i, flip) in enumerate(entries)]
+        images = [self._image(entry, first + place) for place, entry in enumerate(entries)]
         return {name: np.stack([image[name] for image in images]) for name in images[0]}
 
-    def _image(self, i: int, mirrored: bool, index: int) -> Batch:
-        record = self.records[i]
+    def _image(self, entry: Entry, index: int) -> Batch:
+        record = self.records[entry.record]
         image, proposals, gt_boxes = record.load(), self.proposals[record.image_id], record.boxes
-        if mirrored:
+        if entry.mirrored:
             image = image[:, ::-1]
             proposals, gt_boxes = (box_ops.flip(b, record.width) for b in (proposals, gt_boxes))
         drawn = sample(
@@ -163,7 +185,7 @@ class TrainingBatches:
             fg_iou=self.fg_iou,
             bg_iou=self.bg_iou,
         )
-        batch = prepare_image(image, self.sizes)
+        batch = prepare_image(image, entry.size)
         foreground = drawn.labels[:, None] > 0
         normalised = (drawn.deltas - self.box_stats["mean"][drawn.labels]) / self.box_stats["std"][drawn.labels]
         batch["rois"] = _pad(box_ops.scale(drawn.rois, batch["scale"]), self.rois_per_image)
@@ -198,8 +220,8 @@ class TestBatches:
 
     records: Sequence[Record]
     proposals: Mapping[str, np.ndarray]
-    sizes: Sizes
-    spatial_scale: float
+    sizes: Sequence[Sizes]
+    spatial_scale: float | None
 
     def __len__(self) -> int:
         return len(self.records)

@@ -30,11 +30,11 @@ from tqdm import tqdm
 from frcnn_jax import checkpoint, losses
 from frcnn_jax.config import HOUSEKEEPING, check_config, load_config
 from frcnn_jax.datasets import Dataset
-from frcnn_jax.detect import make_model, read_config
+from frcnn_jax.detect import image_sizes, make_model, read_config, workdir_arrays
 from frcnn_jax.errors import InputError, run_main
 from frcnn_jax.evaluate import evaluate_workdir, read_split, results_table, split_proposals, write_json, write_text
 from frcnn_jax.models import FastRCNN
-from frcnn_jax.pipeline import Batch, Sizes, TrainingBatches, prefetch
+from frcnn_jax.pipeline import Batch, TrainingBatches, prefetch
 from frcnn_jax.sampling import assign, target_statistics
 from frcnn_jax.solver import caffe_sgd, step_schedule
 from frcnn_jax.visualize import plot_losses
@@ -49,7 +49,7 @@ class TrainState(flax.struct.PyTreeNode):
 
     step: jax.Array  # () int32
     params: Any  # those that are trained
-    frozen: Any  # backbone layers that are not
+    frozen: Any  # the layers that are not
     box_stats: Any  # "mean" and "std", (K + 1, 4)
     opt_state: optax.OptState
 
@@ -60,18 +60,21 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def _join(params: Mapping, frozen: Mapping) -> dict:
-    return {**params, "backbone": {**params["backbone"], **frozen}}
+    return {part: {**params[part], **frozen[part]} for part in params}
 
 
 def create_state(
     variables: Mapping[str, Any], frozen_layers: Sequence[str], optimizer: optax.GradientTransformation
 ) -> TrainState:
     """The state at step 0; frozen layers get no gradient and no momentum."""
-    backbone = variables["params"]["backbone"]
-    trained = {name: layer for name, layer in backbone.items() if name not in frozen_layers}
-    frozen = {name: layer for name, layer in backbone.items() if name in frozen_layers}
-    params = {**variables["params"], "backbone": trained}
-    return TrainState(jnp.zeros((), jnp.int32), params, frozen, variables["box_stats"], optimizer.init(params))
+    trained, frozen = (
+        {
+            part: {name: layer for name, layer in layers.items() if (name in frozen_layers) == is_frozen}
+            for part, layers in variables["params"].items()
+        }
+        for is_frozen in (False, True)
+    )
+    return TrainState(jnp.zeros((), jnp.int32), trained, frozen, variables["box_stats"], optimizer.init(trained))
 
 
 def train_step(
@@ -166,7 +169,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
     model = make_model(config, len(train_set.class_names))
     key = jax.random.key(config["seed"])
     variables = initial_variables(model, key, config["weights"])
-    batches = _training_batches(config, train_set, split_proposals(config, workdir, train_set))
+    batches = _training_batches(config, train_set, split_proposals(config, workdir, train_set.records))
     workdir.mkdir(parents=True, exist_ok=True)
     config["class_names"] = list(train_set.class_names)
     write_json(workdir / "config.json", config)
@@ -218,7 +221,7 @@ def _training_batches(config: Mapping[str, Any], dataset: Dataset, proposals: Ma
         dataset.records,
         proposals,
         {"mean": mean, "std": std},
-        Sizes(config["min_size"], config["max_size"]),
+        image_sizes(config),
         config["steps"],
         images_per_batch=config["images_per_batch"],
         rois_per_image=config["rois_per_batch"] // config["images_per_batch"],
@@ -231,20 +234,26 @@ def _training_batches(config: Mapping[str, Any], dataset: Dataset, proposals: Ma
 
 
 def initial_variables(model: FastRCNN, key: jax.Array, weights: str) -> dict[str, Any]:
-    """Fresh variables with the pretrained layers of the file `weights`, if one is named.
+    """Fresh variables with the pretrained layers of `weights`, a file or a workdir, if it is named. Where cls_score is
+    frozen it has to be there; otherwise both output layers start afresh.
 
     Raises:
         InputError: the file is missing or does not fit the network.
     """
-    arrays = read_weights(Path(weights)) if weights else None
+    path = Path(weights)
+    arrays = (workdir_arrays(path) if path.is_dir() else read_weights(path)) if weights else None
     sizes = jnp.full((1, 2), 64, jnp.int32)
     variables = jax.jit(model.init)(key, jnp.zeros((1, 64, 64, 3)), sizes, jnp.zeros((1, 1, 4)))
     if arrays is None:
         return variables
-    if outputs := sorted(name for name in arrays if name.split(".")[0] in OUTPUTS):
-        raise InputError(f"{weights}: a trained detector ({', '.join(outputs)}); training begins from fc7 at most")
+    outputs = {name for name in arrays if name.split(".")[0] in OUTPUTS}
+    if "cls_score" in model.network.frozen and not outputs:
+        raise InputError(f"{weights}: no cls_score in it; the box head alone is trained on a trained detector")
+    if "cls_score" not in model.network.frozen:
+        arrays = {name: array for name, array in arrays.items() if name not in outputs}
     params = merge_weights(variables["params"], arrays, roi_size=model.network.roi_size, source=weights)
-    return {**variables, "params": params}
+    head = {**params["head"], "bbox_pred": variables["params"]["head"]["bbox_pred"]}
+    return {**variables, "params": {**params, "head": head}}
 
 
 def train(

@@ -15,7 +15,7 @@ from frcnn_jax.checkpoint import save_model
 from frcnn_jax.compress import compress_head
 from frcnn_jax.detect import load_variables, read_config
 from frcnn_jax.errors import InputError, run_main
-from frcnn_jax.evaluate import evaluate_workdir, write_json
+from frcnn_jax.evaluate import compare_workdirs, write_json
 
 
 def parameters(head: Mapping[str, Any]) -> int:
@@ -46,12 +46,9 @@ def main(argv: Sequence[str]) -> None:
     print(f"{out}: fc6 and fc7 have {after / 1e6:.1f} of {before / 1e6:.1f} million parameters")
     if args.images == 0:
         return
-    full, factored = (evaluate_workdir(workdir, images=args.images) for workdir in (args.workdir, out))
+    _, factored = compare_workdirs((args.workdir, out), images=args.images)
     if args.images is None:
         write_json(out / "results.json", factored)
-    for name, results in ((args.workdir, full), (out, factored)):
-        score = "-" if results["map"] is None else format(results["map"], ".4f")
-        print(f"{name}: mAP {score} on {results['images']} images, {results['seconds_per_image'] or 0:.3f} s an image")
 
 
 if __name__ == "__main__":

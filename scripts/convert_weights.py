@@ -19,17 +19,11 @@ import numpy as np
 from frcnn_jax.checkpoint import save_model
 from frcnn_jax.config import get_config
 from frcnn_jax.datasets import VOC_CLASSES
-from frcnn_jax.detect import load_variables, make_model, model_shapes, read_config
+from frcnn_jax.detect import make_model, model_shapes, workdir_arrays
 from frcnn_jax.errors import InputError, run_main
 from frcnn_jax.evaluate import write_json
 from frcnn_jax.weight_files import Arrays, read_weights, write_weights
-from frcnn_jax.weights import OUTPUTS, canonical_arrays, fold_box_stats, merge_weights
-
-
-def read_workdir(workdir: Path) -> Arrays:
-    model, variables, _ = load_variables(workdir, read_config(workdir))
-    arrays = canonical_arrays(variables["params"], roi_size=model.network.roi_size)
-    return fold_box_stats(arrays, **variables["box_stats"])
+from frcnn_jax.weights import OUTPUTS, merge_weights
 
 
 def make_detector(arrays: Arrays, source: Path, out: Path, network: str, class_names: Sequence[str]) -> None:
@@ -57,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     if args.out.exists():
         raise InputError(f"{args.out} exists; name another")
-    arrays = read_workdir(args.source) if args.source.is_dir() else read_weights(args.source)
+    arrays = workdir_arrays(args.source) if args.source.is_dir() else read_weights(args.source)
     if args.detector:
         make_detector(arrays, args.source, args.out, args.network, args.classes.split(","))
     else:

@@ -119,3 +119,16 @@ def test_nms_under_jit_and_vmap(rng, iou_threshold):
     run = jax.jit(jax.vmap(lambda b, s: box_ops.nms(b, s, iou_threshold=iou_threshold, max_outputs=40)))
     for i, (indices, valid) in enumerate(zip(*map(np.asarray, run(boxes, scores)), strict=True)):
         assert list(indices[valid]) == naive_nms(boxes[i], scores[i], iou_threshold)
+
+
+def test_pyramid_level_is_the_one_nearest_to_224_squared():
+    rois = np.array([[0, 0, 111, 111], [0, 0, 223, 223], [0, 0, 447, 447], [0, 0, 0, 0], [0, 0, 999, 999]], np.float32)
+    factors = np.array([2.0, 1.0, 0.5], np.float32)
+    np.testing.assert_array_equal(box_ops.pyramid_level(rois, factors), [0, 1, 2, 0, 2])
+    np.testing.assert_array_equal(box_ops.pyramid_level(rois, np.ones(2)), np.zeros(5))
+    assert box_ops.pyramid_level(rois[:0], factors).shape == (0,)
+
+
+def test_unique_rois_of_different_levels_are_different():
+    rois = np.zeros((4, 4), np.float32)
+    np.testing.assert_array_equal(box_ops.unique_rois(rois, 1 / 16, np.array([1, 0, 1, 2])), [0, 1, 3])

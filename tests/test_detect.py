@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from frcnn_jax import boxes as box_ops
+from frcnn_jax.config import get_config
 from frcnn_jax.detect import Detector, make_predict_step, select_detections
 from frcnn_jax.errors import InputError
 from frcnn_jax.models import FastRCNN, get_network
@@ -25,7 +26,7 @@ def test_predict_step_equals_a_loop(model_and_variables, rng):
     image = draw_scene(0, "test", 1).image
     corners = np.sort(rng.uniform(0, 1, (300, 2, 2)), axis=1).reshape(300, 4)
     rois = (corners * [191, 143, 191, 143]).astype(np.float32)
-    batch = prepare_test(image, rois, sizes=Sizes(216, 288), spatial_scale=NETWORK.spatial_scale)
+    batch = prepare_test(image, rois, sizes=[Sizes(216, 288)], spatial_scale=NETWORK.spatial_scale)
     boxes, scores, valid = (np.asarray(p[0]) for p in make_predict_step(model)(variables, batch))
     probs, deltas = jax.jit(lambda *a: model.apply(*a, method=FastRCNN.predict))(
         variables, batch["image"], batch["image_size"], batch["rois"]
@@ -143,3 +144,37 @@ def test_command_line_names_the_broken_image_and_writes_nothing(workdir, tmp_pat
     assert not (tmp_path / "out").exists()
     done = run("--workdir", workdir, "a/x.jpg", "b/x.jpg", "--out", tmp_path / "out")
     assert done.stderr.startswith("error: images of the same name")
+
+
+def test_a_pyramid_equals_each_scale_by_itself(model_and_variables, rng):
+    model, variables = model_and_variables
+    image, sizes = draw_scene(0, "test", 1).image, [Sizes(216, 288), Sizes(576, 768)]
+    corners = np.sort(rng.uniform(0, 1, (60, 2, 2)), axis=1).reshape(60, 4)
+    rois = (corners * [191, 143, 191, 143]).astype(np.float32)
+    batch = prepare_test(image, rois, sizes=sizes, spatial_scale=None)
+    level, count = batch["level"][0, :60], 60
+    assert 0 < level.sum() < count
+    images = [batch[name] for name in ("image", "image_size", "rois", "level")]
+    together = jax.jit(lambda *a: model.apply(*a, method=FastRCNN.predict_pyramid))(variables, *images)
+    for i, size in enumerate(sizes):
+        alone = prepare_test(image, rois, sizes=[size], spatial_scale=None)
+        images = [alone[name] for name in ("image", "image_size", "rois")]
+        expected = jax.jit(lambda *a: model.apply(*a, method=FastRCNN.predict))(variables, *images)
+        for a, b in zip(together, expected, strict=True):
+            np.testing.assert_allclose(a[0, :60][level == i], b[0, :60][level == i], rtol=1e-4, atol=1e-5)
+
+    # without box regression the boxes of the step are the RoIs, whatever their scale
+    boxes, _, valid = make_predict_step(model, box_regression=False)(variables, batch)
+    found = np.asarray(boxes[0])[np.asarray(valid[0])]
+    assert len(found) > 10
+    assert np.abs(found[:, None] - rois).max(axis=2).min(axis=1).max() < 1e-3
+
+
+def test_detector_with_a_pyramid(model_and_variables, workdir):
+    model, variables = model_and_variables
+    image, rois = draw_scene(0, "test", 3).image, np.array([[0, 0, 100, 80], [20, 30, 90, 140]], np.float32)
+    config = json.loads((workdir / "config.json").read_text())
+    single = Detector(model, variables, {**get_config().to_dict(), **config})(image, rois, score_threshold=0)
+    pyramid = Detector(model, variables, {**get_config().to_dict(), **config, "scales": [144]})
+    for a, b in zip(pyramid(image, rois, score_threshold=0), single, strict=True):
+        np.testing.assert_array_equal(a, b)

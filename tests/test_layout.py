@@ -13,7 +13,7 @@ LAYERS = [
     {"synthetic", "pipeline"},
     {"detect", "visualize"},
     {"evaluate"},
-    {"train"},
+    {"train", "svm"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 

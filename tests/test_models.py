@@ -113,5 +113,8 @@ def test_trained_from():
     assert network.trained_from("conv3_1").frozen == network.frozen  # the paper's choice for L
     assert network.trained_from("conv1_1").frozen == ()
     assert network.trained_from("fc6").frozen == tuple(network.convolutions)
-    with pytest.raises(InputError, match=r"train_from must be one of conv1_1.*conv5_3, fc6, got 'conv9'"):
+    assert network.trained_from("bbox_pred").frozen == (*network.convolutions, "fc6", "fc7", "cls_score")
+    with pytest.raises(
+        InputError, match=r"train_from must be one of conv1_1.*conv5_3, fc6, fc7, cls_score, bbox_pred, got 'conv9'"
+    ):
         network.trained_from("conv9")

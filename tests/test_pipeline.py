@@ -28,8 +28,8 @@ PROPOSALS = {
 
 
 def training_batches(**options):
-    options = {"images_per_batch": 2, "rois_per_image": 8, "steps": 40, **options}
-    return TrainingBatches(RECORDS, PROPOSALS, STATS, Sizes(60, 100), **options)
+    options = {"sizes": [Sizes(60, 100)], "images_per_batch": 2, "rois_per_image": 8, "steps": 40, **options}
+    return TrainingBatches(RECORDS, PROPOSALS, STATS, **options)
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,9 @@ def test_prepare_image_subtracts_bgr_means_and_pads_with_zeros():
 def test_every_image_comes_once_each_way_in_an_epoch():
     batches = training_batches()
     seen = Counter(entry for batch in batches.plan(0) for entry in batch)
-    assert set(seen) == {(i, flip) for i in range(7) for flip in (False, True)}
+    assert set(seen) == {(i, flip, Sizes(60, 100)) for i in range(7) for flip in (False, True)}
     for batch in batches.plan(0):
-        assert len({batches.sizes.canvas(RECORDS[i].height, RECORDS[i].width) for i, _ in batch}) == 1
+        assert len({size.canvas(RECORDS[i].height, RECORDS[i].width) for i, _, size in batch}) == 1
     assert batches.plan(0) == training_batches().plan(0)
     assert batches.plan(0) != batches.plan(1)
     assert batches.plan(0) != training_batches(seed=1).plan(0)
@@ -85,7 +85,21 @@ def test_every_image_comes_once_each_way_in_an_epoch():
 def test_an_odd_number_of_images_fills_its_last_batch():
     plan = training_batches(flip=False).plan(0)
     assert all(len(batch) == 2 for batch in plan)
-    assert {i for batch in plan for i, _ in batch} == set(range(7))
+    assert {entry.record for batch in plan for entry in batch} == set(range(7))
+
+
+def test_of_several_sizes_one_is_drawn_an_image_and_epoch():
+    sizes = [Sizes(30, 100), Sizes(60, 100), Sizes(90, 100)]
+    batches = training_batches(sizes=sizes)
+    drawn: dict = {}
+    for epoch in range(20):
+        for batch in batches.plan(epoch):
+            assert len({entry.size.canvas(*RECORDS[entry.record].load().shape[:2]) for entry in batch}) == 1
+            for entry in batch:
+                drawn.setdefault((entry.record, entry.mirrored), set()).add(entry.size)
+    assert all(seen == set(sizes) for seen in drawn.values())
+    (entry, _) = batches.plan(0)[0]
+    assert batches[0]["scale"][0] == np.float32(entry.size.scale(*RECORDS[entry.record].load().shape[:2]))
 
 
 def test_batches_have_static_shapes_and_follow_the_step():
@@ -128,8 +142,8 @@ def test_an_image_without_objects_and_one_without_proposals_train():
     batches = training_batches(bg_iou=(0.0, 0.5))
     masks = {}
     for step in range(len(batches.plan(0))):
-        for image, (i, _) in enumerate(batches.plan(0)[step]):
-            masks[i] = batches[step]["roi_mask"][image].sum()
+        for image, entry in enumerate(batches.plan(0)[step]):
+            masks[entry.record] = batches[step]["roi_mask"][image].sum()
     assert masks[0] == 3  # no object: three background RoIs
     assert masks[5] == 1  # no proposal: its object
 
@@ -154,27 +168,41 @@ def test_prefetch_hands_on_errors():
 @pytest.mark.parametrize(("count", "padded"), [(0, 512), (1, 512), (512, 512), (513, 1024)])
 def test_test_rois_are_padded_and_none_is_cut(count, padded):
     rois = np.array([[i % 40, i // 40, 40, 30] for i in range(count)], np.float32).reshape(-1, 4)
-    batch = prepare_test(image_of(60, 80, 0), rois, sizes=Sizes(60, 80), spatial_scale=1.0)
+    batch = prepare_test(image_of(60, 80, 0), rois, sizes=[Sizes(60, 80)], spatial_scale=1.0)
     assert batch["rois"].shape == (1, padded, 4)
     assert batch["roi_mask"].sum() == count
 
 
 def test_test_batches_come_in_order():
-    batches = TestBatches(RECORDS, PROPOSALS, Sizes(60, 100), 1 / 16)
+    batches = TestBatches(RECORDS, PROPOSALS, [Sizes(60, 100)], 1 / 16)
     assert [tuple(b["original_size"][0]) for b in prefetch(batches)] == [(r.height, r.width) for r in RECORDS]
 
 
 def test_voc_needs_few_shapes_and_little_padding(shared):
     """At most 6 step programs in an epoch; at most 15 % of the canvases is padding."""
     records = read_voc(shared / "voc" / "VOCdevkit", 2007, "train").records
-    batches = TrainingBatches(records, {}, STATS, Sizes(600, 1000), steps=1)
+    batches = TrainingBatches(records, {}, STATS, [Sizes(600, 1000)], steps=1)
     shapes, pixels, canvas_pixels = set(), 0, 0
     for batch in batches.plan(0):
-        for i, _ in batch:
-            height, width = records[i].height, records[i].width
-            canvas = batches.sizes.canvas(height, width)
+        for entry in batch:
+            height, width = records[entry.record].height, records[entry.record].width
+            canvas = entry.size.canvas(height, width)
             shapes.add(canvas)
-            pixels += height * width * batches.sizes.scale(height, width) ** 2
+            pixels += height * width * entry.size.scale(height, width) ** 2
             canvas_pixels += canvas[0] * canvas[1]
     assert len(shapes) <= 6
     assert 1 - pixels / canvas_pixels < 0.15
+
+
+def test_a_pyramid_by_hand():
+    """At factors 1 and 4 a RoI of 224 x 224 pixels stays, one of 50 x 50 is enlarged; areas of 1 and 16 times 100 x 100
+    lie 40,176 below and 109,824 above 224 x 224."""
+    rois = np.array([[0, 0, 223, 223], [10, 20, 59, 69], [10, 20, 60, 70], [0, 0, 99, 99], [10.2, 20, 59, 69]])
+    sizes = [Sizes(240, 320), Sizes(960, 1280)]
+    batch = prepare_test(image_of(240, 320, 0), rois.astype(np.float32), sizes=sizes, spatial_scale=1 / 16)
+    assert [image.shape[1:3] for image in batch["image"]] == [(240, 320), (960, 1280)]
+    np.testing.assert_array_equal(batch["image_size"], [[[240, 320]], [[960, 1280]]])
+    assert batch["roi_mask"].sum() == 4  # the last one falls in the cells of the second
+    np.testing.assert_array_equal(batch["level"][0, :4], [0, 1, 1, 0])
+    np.testing.assert_array_equal(batch["scale"][0, :4], [1, 4, 4, 1])
+    np.testing.assert_array_equal(batch["rois"][0, :4], rois[:4] * [[1], [4], [4], [1]])

@@ -14,13 +14,20 @@ import pytest
 from frcnn_jax import losses
 from frcnn_jax.config import get_config
 from frcnn_jax.datasets import read_voc
-from frcnn_jax.detect import load_variables, read_config
+from frcnn_jax.detect import load_variables, make_model, read_config, workdir_arrays
 from frcnn_jax.errors import InputError
 from frcnn_jax.layers import Conv
 from frcnn_jax.models import FastRCNN, get_network
 from frcnn_jax.pipeline import Sizes, TrainingBatches
 from frcnn_jax.solver import caffe_sgd, step_schedule
-from frcnn_jax.train import create_state, make_train_step, read_metrics, replicate, train_and_evaluate
+from frcnn_jax.train import (
+    create_state,
+    initial_variables,
+    make_train_step,
+    read_metrics,
+    replicate,
+    train_and_evaluate,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = 3
@@ -66,7 +73,7 @@ def test_a_step_is_the_gradient_of_the_loss():
     batch, key = make_batch(), jax.random.key(7)
 
     def loss_fn(params):
-        joined = {**params, "backbone": {**params["backbone"], **state.frozen}}
+        joined = {part: {**params[part], **state.frozen[part]} for part in params}
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["index"])
         variables = {"params": joined, "box_stats": state.box_stats}
         logits, deltas = model.apply(variables, batch["image"], batch["image_size"], batch["rois"], keys)
@@ -230,6 +237,39 @@ def test_classes_alone():
     np.testing.assert_array_equal(state.params["head"]["bbox_pred"]["kernel"], before["kernel"])
 
 
+def test_the_box_head_alone_is_trained(workdir):
+    """Stage-wise training: all else, taken from a trained detector, stays as it is."""
+    config = read_config(workdir)
+    model = make_model({**config, "train_from": "bbox_pred"}, len(config["class_names"]))
+    variables = initial_variables(model, jax.random.key(0), str(workdir))
+    _, trained, _ = load_variables(workdir, config)
+    head, trained_head = jax.device_get((variables["params"]["head"], trained["params"]["head"]))
+    np.testing.assert_array_equal(head["cls_score"]["kernel"], trained_head["cls_score"]["kernel"])
+    assert np.abs(head["bbox_pred"]["kernel"]).max() < np.abs(trained_head["bbox_pred"]["kernel"]).max()  # afresh
+
+    optimizer = caffe_sgd(step_schedule(0.05, ()))
+    before = create_state(variables, model.network.frozen, optimizer)
+    assert {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(before.params)} == {"kernel", "bias"}
+    state, key = replicate((before, jax.random.key(7)))
+    state, _ = make_train_step(model, optimizer)(state, make_batch(), key)
+    assert np.abs(state.params["head"]["bbox_pred"]["kernel"] - head["bbox_pred"]["kernel"]).max() > 0
+    rest = {**jax.device_get(state.variables["params"]["head"]), "bbox_pred": None}
+    jax.tree.map(np.testing.assert_array_equal, rest, {**jax.device_get(head), "bbox_pred": None})
+
+
+def test_the_box_head_needs_a_trained_detector(workdir, tmp_path):
+    config = read_config(workdir)
+    arrays = {name: array for name, array in workdir_arrays(workdir).items() if name.startswith(("conv", "fc"))}
+    np.savez(tmp_path / "w.npz", **arrays)
+    alone = make_model({**config, "train_from": "bbox_pred"}, 6)
+    with pytest.raises(InputError, match="no cls_score in it"):
+        initial_variables(alone, jax.random.key(0), str(tmp_path / "w.npz"))
+    with pytest.raises(InputError, match=r"cls_score\.bias is"):
+        initial_variables(make_model({**config, "train_from": "bbox_pred"}, 5), jax.random.key(0), str(workdir))
+    whole = initial_variables(make_model(config, 5), jax.random.key(0), str(workdir))  # another set of classes
+    assert whole["params"]["head"]["cls_score"]["bias"].shape == (6,)
+
+
 def test_frozen_layers_have_no_momentum():
     _, state = make_state(caffe_sgd(step_schedule(0.05, ())))
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)]
@@ -272,7 +312,7 @@ def test_an_epoch_over_voc_compiles_at_most_six_programs(shared):
     records = read_voc(shared / "voc" / "VOCdevkit", 2007, "train").records
     nothing = {record.image_id: np.zeros((0, 4), np.float32) for record in records}
     stats = {"mean": np.zeros((21, 4), np.float32), "std": np.ones((21, 4), np.float32)}
-    batches = TrainingBatches(records, nothing, stats, Sizes(60, 100), steps=2500, rois_per_image=16)
+    batches = TrainingBatches(records, nothing, stats, [Sizes(60, 100)], steps=2500, rois_per_image=16)
     plan = batches.plan(0)
     assert len(plan) >= 2500
     kinds = [batches.sizes.canvas(records[i].height, records[i].width) for (i, _), *_ in plan]

@@ -1,0 +1,53 @@
+"""SVMs on fc7 in place of a trained workdir's softmax (section 5.4), in a new workdir; both compared on the val split:
+
+python scripts/train_svm.py --workdir W [--out W-svm] [--train-images N] [--images N]
+
+Stopped and run again, it goes on from the last 250 images. Scores of the new workdir are margins: 0 is the boundary.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from frcnn_jax.checkpoint import save_model
+from frcnn_jax.detect import image_sizes, load_variables, read_config
+from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.evaluate import compare_workdirs, read_split, split_proposals, write_json
+from frcnn_jax.svm import train_svms
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="the new workdir; W-svm by default")
+    parser.add_argument("--train-images", type=int, help="train on the first N of the train split only")
+    parser.add_argument("--images", type=int, help="compare on the first N of the val split only; 0 for no comparison")
+    args = parser.parse_args(argv)
+    out = args.out or args.workdir.with_name(args.workdir.name + "-svm")
+    if (out / "config.json").exists():
+        raise InputError(f"{out} exists; name another folder with --out")
+    config = read_config(args.workdir)
+    if config["classifier"] == "svm":
+        raise InputError(f"{args.workdir}: its classifier is an SVM already")
+    if config["scales"]:
+        raise InputError(f"{args.workdir}: SVMs are trained at one scale, it has {config['scales']}")
+    model, variables, step = load_variables(args.workdir, config)
+    records = read_split(config, "train").records[: args.train_images]
+    proposals = split_proposals(config, args.workdir, records)
+    (sizes,) = image_sizes(config)
+    out.mkdir(parents=True, exist_ok=True)
+    state = out / "svm.npz"
+    params = train_svms(model, variables, records, proposals, sizes=sizes, state=state, seed=config["seed"])
+    save_model(out, step, {**variables, "params": params})
+    cache = config["proposal_cache"] or str((args.workdir / "proposals").absolute())
+    changed = {"classifier": "svm", "proposal_cache": cache, "picture_threshold": 0.0}
+    write_json(out / "config.json", {**config, **changed})
+    state.unlink()
+    if args.images != 0:
+        _, results = compare_workdirs((args.workdir, out), images=args.images)
+        if args.images is None:
+            write_json(out / "results.json", results)
+
+
+if __name__ == "__main__":
+    run_main(main)
