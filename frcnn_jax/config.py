@@ -23,11 +23,13 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
 
     # Data
-    config.dataset = "synthetic"  # "synthetic" or "voc"
+    config.dataset = "synthetic"  # "synthetic", "voc", "xml" or "coco"
     config.voc_dir = ""  # voc: the VOCdevkit folder
-    config.year = 2007  # voc: which VOC<year>
-    config.train_split = "train"
+    config.year = 2007  # voc: the VOC<year> of splits that name none
+    config.data_dir = ""  # xml: <split>/*.xml, images beside; coco: annotations/instances_<split>.json, <split>/*
+    config.train_split = "train"  # voc: may join several, "2007_trainval+2012_trainval"
     config.val_split = "val"
+    config.on_error = "stop"  # at what is wrong in the data; "skip" leaves the object or image out, and counts
     config.train_images = 600  # synthetic: images in the train split
     config.val_images = 200  # synthetic: images in the val split
     config.train_difficult = True  # objects marked difficult are trained on, as the paper's code does
@@ -145,6 +147,7 @@ def check_config(config: Mapping[str, Any]) -> None:
             all(isinstance(step, int) and step >= 0 for step in config["learning_rate_drops"]),
             "steps, whole numbers",
         ),
+        ("on_error", config["on_error"] in ("stop", "skip"), "stop or skip"),
         ("classifier", config["classifier"] in CLASSIFIERS, f"one of {', '.join(CLASSIFIERS)}"),
         ("compute_type", config["compute_type"] in COMPUTE_TYPES, f"one of {', '.join(COMPUTE_TYPES)}"),
         (
@@ -168,7 +171,8 @@ def check_config(config: Mapping[str, Any]) -> None:
 TEST_FIELDS = frozenset(
     (
         "min_size", "max_size", "scales", "max_proposals", "nms_iou", "candidates_per_class", "test_box_regression",
-        "compute_type", "voc_dir", "year", "val_split", "val_images", "proposal_cache", "workers",
+        "compute_type", "voc_dir", "data_dir", "on_error", "year", "val_split", "val_images", "proposal_cache",
+        "workers",
     )
 )  # fmt: skip
 

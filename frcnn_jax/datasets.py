@@ -1,14 +1,17 @@
 """One record type, and the readers that give it.
 
 Boxes are `(G, 4)` float32 (x1, y1, x2, y2), 0-based and inclusive; labels are 1 to K. Every reader checks what it
-reads: an InputError names the file and the box.
+reads, and hands an InputError that names the file and the box to its `on_problem`: by default that raises it; where it
+returns, the object or the image is left out.
 """
 
+import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from defusedxml import DefusedXmlException, ElementTree
@@ -16,6 +19,7 @@ from PIL import Image, ImageOps
 
 from frcnn_jax.errors import InputError
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 100_000_000  # a larger image is refused, unread
 
 VOC_CLASSES = (
@@ -56,11 +60,18 @@ def without_difficult(dataset: Dataset) -> Dataset:
     return Dataset(dataset.class_names, [easy(record) for record in dataset.records])
 
 
+def stop(problem: InputError) -> None:
+    """The `on_problem` that raises."""
+    raise problem
+
+
 def load_image(path: Path, expected_size: tuple[int, int] | None = None) -> np.ndarray:
-    """An image file as `(H, W, 3)` uint8 RGB, turned upright as its EXIF tag says.
+    """An image file as `(H, W, 3)` uint8 RGB, turned upright as its EXIF tag says, unless `expected_size` is that of
+    the pixels as they are stored. Of 16-bit grey the upper 8 bits are taken; transparency is left out.
 
     Raises:
-        InputError: no such file, not an image, truncated, over MAX_PIXELS, or not of `expected_size` (height, width).
+        InputError: no such file, not an image, truncated, over MAX_PIXELS, of 32-bit pixels, or not of `expected_size`
+            (height, width).
     """
     try:
         with warnings.catch_warnings():
@@ -68,7 +79,14 @@ def load_image(path: Path, expected_size: tuple[int, int] | None = None) -> np.n
             with Image.open(path) as file:
                 if file.width * file.height > MAX_PIXELS:
                     raise InputError(f"{path}: {file.width} x {file.height} pixels, at most {MAX_PIXELS} are read")
-                image = np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
+                if file.mode in ("I", "F"):
+                    raise InputError(f"{path}: pixels of 32 bits; convert it to 8 bits a channel")
+                stored = (file.height, file.width) == expected_size
+                upright = file if stored else ImageOps.exif_transpose(file)
+                if upright.mode.startswith("I;16"):
+                    image = np.repeat((np.asarray(upright) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+                else:
+                    image = np.asarray(upright.convert("RGB"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -80,38 +98,129 @@ def load_image(path: Path, expected_size: tuple[int, int] | None = None) -> np.n
     return image
 
 
-def read_voc(voc_dir: Path, year: int, split: str, class_names: Sequence[str] = VOC_CLASSES) -> Dataset:
-    """A split of a VOCdevkit folder (`VOC<year>/{Annotations,ImageSets/Main,JPEGImages}`).
+def read_voc(
+    voc_dir: Path,
+    year: int,
+    split: str,
+    class_names: Sequence[str] = VOC_CLASSES,
+    on_problem: Callable[[InputError], None] = stop,
+) -> Dataset:
+    """Splits of a VOCdevkit folder (`VOC<year>/{Annotations,ImageSets/Main,JPEGImages}`).
+
+    Args:
+        voc_dir: the folder.
+        year: of the splits that name none.
+        split: the name of a split file, or several joined, such as "2007_trainval+2012_trainval".
+        class_names: of labels 1 to K.
+        on_problem: gets a missing or doubled annotation or image, a broken XML, an unknown class, a box that is
+            reversed or not within the image.
 
     Raises:
-        InputError: a missing split file, annotation or image, a broken XML, an unknown class, a box that is
-            reversed or not within the image.
+        InputError: a missing split file.
     """
-    root = Path(voc_dir) / f"VOC{year}"
-    split_file = root / "ImageSets" / "Main" / f"{split}.txt"
-    if not split_file.is_file():
-        found = sorted(file.stem for file in split_file.parent.glob("*.txt"))
-        raise InputError(f"{split_file}: no such split file; its folder has {', '.join(found[:9]) or 'none'}")
-    image_ids = [line.split()[0] for line in split_file.read_text(errors="replace").splitlines() if line.strip()]
+    images = []
+    for term in split.split("+"):
+        named_year, name = re.fullmatch(r"(?:(\d{4})_)?(.*)", term).groups()  # type: ignore[union-attr]
+        root = Path(voc_dir) / f"VOC{named_year or year}"
+        for image_id in _split_file(root / "ImageSets" / "Main" / f"{name}.txt"):
+            images.append((image_id, root / "Annotations" / f"{image_id}.xml", root / "JPEGImages" / f"{image_id}.jpg"))
+    return Dataset(tuple(class_names), list(_xml_records(images, class_names, on_problem)))
+
+
+def _split_file(path: Path) -> list[str]:
+    if not path.is_file():
+        found = sorted(file.stem for file in path.parent.glob("*.txt"))
+        raise InputError(f"{path}: no such split file; its folder has {', '.join(found[:9]) or 'none'}")
+    image_ids = [line.split()[0] for line in path.read_text(errors="replace").splitlines() if line.strip()]
     if not image_ids:
-        raise InputError(f"{split_file}: names no image")
+        raise InputError(f"{path}: names no image")
+    return image_ids
+
+
+def read_xml_folder(
+    folder: Path, class_names: Sequence[str] = (), on_problem: Callable[[InputError], None] = stop
+) -> Dataset:
+    """A folder of images, each with an annotation of VOC's form beside it, `<name>.xml`.
+
+    Args:
+        folder: with the files.
+        class_names: of labels 1 to K; empty for all that occur, in alphabetical order.
+        on_problem: as in `read_voc`, and an image without annotation.
+
+    Raises:
+        InputError: no such folder, or no annotation in it.
+    """
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder")
+    found = {path.stem: path for path in sorted(Path(folder).iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
+    annotations = sorted(Path(folder).glob("*.xml"))
+    if not annotations:
+        raise InputError(f"{folder}: no annotation (*.xml) in it")
+    for name in sorted(found.keys() - {path.stem for path in annotations}):
+        on_problem(InputError(f"{found[name]}: has no annotation {name}.xml beside it"))
+    images = [(path.stem, path, found.get(path.stem, path.with_suffix(".jpg"))) for path in annotations]
+    class_names = class_names or _xml_classes(annotations)
+    return Dataset(tuple(class_names), list(_xml_records(images, class_names, on_problem)))
+
+
+def _xml_classes(annotations: Iterable[Path]) -> list[str]:
+    names: set[str] = set()
+    for path in annotations:
+        try:
+            tree = ElementTree.fromstring(path.read_bytes())
+        except (ElementTree.ParseError, DefusedXmlException, ValueError):
+            continue  # named when the record is read
+        names.update(node.findtext("name", "").strip() for node in tree.iter("object"))
+    return sorted(names - {""})
+
+
+def _xml_records(
+    images: Iterable[tuple[str, Path, Path]], class_names: Sequence[str], on_problem: Callable[[InputError], None]
+) -> Iterator[Record]:
+    """Records of (id, annotation, image)."""
     labels = {name: label for label, name in enumerate(class_names, 1)}
-    return Dataset(tuple(class_names), [_voc_record(root, image_id, labels) for image_id in image_ids])
+    seen = set()
+    for image_id, path, image in images:
+        try:
+            if leaves_folder(image_id):
+                raise InputError(f"{path}: the image id {image_id!r} leaves the folder")
+            if image_id in seen:
+                raise InputError(f"{path}: the image {image_id!r} is named twice")
+            seen.add(image_id)
+            if not image.is_file():
+                raise InputError(f"{image}: no such image")
+            yield _xml_record(image_id, path, image, labels, on_problem)
+        except InputError as problem:
+            on_problem(problem)
 
 
-def _voc_record(root: Path, image_id: str, labels: dict[str, int]) -> Record:
-    path = root / "Annotations" / f"{image_id}.xml"
-    image = root / "JPEGImages" / f"{image_id}.jpg"
-    if not image.is_file():
-        raise InputError(f"{image}: no such image (named by a split file of {root})")
+def leaves_folder(name: str) -> bool:
+    """Whether a relative path points outside of the folder that it starts from."""
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts
+
+
+def _xml_record(
+    image_id: str, path: Path, image: Path, labels: dict[str, int], on_problem: Callable[[InputError], None]
+) -> Record:
     try:
         tree = ElementTree.fromstring(path.read_bytes())
         width, height = (_whole_number(tree, f"size/{side}") for side in ("width", "height"))
-        objects = [_voc_object(node, labels, width, height) for node in tree.iter("object")]
     except FileNotFoundError:
         raise InputError(f"{path}: no such annotation") from None
-    except (ElementTree.ParseError, DefusedXmlException, ValueError) as error:
+    except (ElementTree.ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise InputError(f"{path}: {error}") from None
+    objects = []
+    for node in tree.iter("object"):
+        try:
+            objects.append(_xml_object(node, labels, width, height))
+        except InputError as problem:
+            on_problem(InputError(f"{path}: {problem}"))
+    return make_record(image_id, height, width, objects, image)
+
+
+def make_record(image_id: str, height: int, width: int, objects: Sequence[tuple], image: Path) -> Record:
+    """The record of an image file and its objects (box, label, difficult)."""
     return Record(
         image_id,
         height,
@@ -123,15 +232,15 @@ def _voc_record(root: Path, image_id: str, labels: dict[str, int]) -> Record:
     )
 
 
-def _whole_number(tree, path: str) -> int:
-    text = tree.findtext(path, "")
-    if not text.strip().isdecimal():
-        raise InputError(f"{path}: a whole number expected, got {text!r}")
+def _whole_number(tree: Any, path: str) -> int:
+    text = tree.findtext(path, "").strip()
+    if not (text.isascii() and text.isdecimal() and int(text[:9]) > 0 and len(text) < 9):
+        raise InputError(f"{path}: a whole number over 0 expected, got {text!r}")
     return int(text)
 
 
-def _voc_object(node, labels: dict[str, int], width: int, height: int) -> tuple[list[float], int, bool]:
-    name = node.findtext("name", "")
+def _xml_object(node: Any, labels: dict[str, int], width: int, height: int) -> tuple[list[float], int, bool]:
+    name = node.findtext("name", "").strip()
     if name not in labels:
         raise InputError(f"unknown class {name!r}; the classes are {', '.join(labels)}")
     sides = [node.findtext(f"bndbox/{side}", "") for side in ("xmin", "ymin", "xmax", "ymax")]

@@ -5,6 +5,7 @@ Shape letters: K foreground classes, D detections.
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +16,9 @@ import numpy as np
 from PIL.Image import Image
 from tqdm import tqdm
 
+from frcnn_jax.coco import read_coco
 from frcnn_jax.config import check_config
-from frcnn_jax.datasets import VOC_CLASSES, Dataset, Record, read_voc, without_difficult
+from frcnn_jax.datasets import VOC_CLASSES, Dataset, Record, read_voc, read_xml_folder, stop, without_difficult
 from frcnn_jax.detect import Detections, Predictions, image_sizes, load_variables, make_predict_step, read_config
 from frcnn_jax.errors import InputError
 from frcnn_jax.metrics import (
@@ -31,15 +33,29 @@ from frcnn_jax.proposals import make_proposals
 from frcnn_jax.synthetic import read_synthetic
 from frcnn_jax.visualize import draw_boxes, plot_precision_recall, side_by_side
 
-DATASETS = ("synthetic", "voc")
+DATASETS = ("synthetic", "voc", "xml", "coco")
 
 
 def read_split(config: Mapping[str, Any], split: str) -> Dataset:
-    """The train or the val split that a config names.
+    """The train or the val split that a config names; where `on_error` is "skip", without what its reader finds wrong.
 
     Raises:
-        InputError: an unknown data set, no VOC folder given, or what its reader finds wrong.
+        InputError: an unknown data set, no folder given, or what its reader finds wrong.
     """
+    if config["on_error"] == "stop":
+        return _read_split(config, split, stop)
+    problems: list[InputError] = []
+    dataset = _read_split(config, split, problems.append)
+    _say_skipped(f"{split} split", problems)
+    return dataset
+
+
+def _say_skipped(what: str, problems: Sequence[InputError]) -> None:
+    if problems:
+        print(f"{what}: {len(problems)} objects or images left out, the first: {problems[0]}", file=sys.stderr)
+
+
+def _read_split(config: Mapping[str, Any], split: str, on_problem: Callable[[InputError], None]) -> Dataset:
     if config["dataset"] == "synthetic":
         dataset = read_synthetic(config[f"{split}_split"], config[f"{split}_images"])
         if tuple(config["class_names"]) not in ((), dataset.class_names):
@@ -51,20 +67,44 @@ def read_split(config: Mapping[str, Any], split: str) -> Dataset:
         if not config["voc_dir"]:
             raise InputError("the data set 'voc' needs --config.voc_dir=VOCDEVKIT, the folder that holds VOC<year>")
         names = config["class_names"] or VOC_CLASSES
-        dataset = read_voc(Path(config["voc_dir"]), config["year"], config[f"{split}_split"], names)
-        return without_difficult(dataset) if split == "train" and not config["train_difficult"] else dataset
-    raise InputError(f"dataset must be one of {', '.join(DATASETS)}, got {config['dataset']!r}")
+        dataset = read_voc(Path(config["voc_dir"]), config["year"], config[f"{split}_split"], names, on_problem)
+    elif config["dataset"] in ("xml", "coco"):
+        folder, name, names = Path(config["data_dir"]), config[f"{split}_split"], config["class_names"]
+        if not config["data_dir"]:
+            raise InputError(f"the data set {config['dataset']!r} needs --config.data_dir=FOLDER")
+        if config["dataset"] == "xml":
+            dataset = read_xml_folder(folder / name, names, on_problem)
+        else:
+            dataset = read_coco(folder / "annotations" / f"instances_{name}.json", folder / name, names, on_problem)
+    else:
+        raise InputError(f"dataset must be one of {', '.join(DATASETS)}, got {config['dataset']!r}")
+    if not dataset.records:
+        raise InputError(f"the {split} split has no image")
+    easy_only = split == "train" and (config["dataset"] == "coco" or not config["train_difficult"])
+    return without_difficult(dataset) if easy_only else dataset
 
 
-def split_proposals(config: Mapping[str, Any], workdir: Path, records: Sequence[Record]) -> dict[str, np.ndarray]:
-    """The selective-search boxes of records by image id, through the cache that the config names."""
-    return make_proposals(
-        {record.image_id: record.load for record in records},
+def with_proposals(config: Mapping[str, Any], workdir: Path, dataset: Dataset) -> tuple[Dataset, dict[str, np.ndarray]]:
+    """The set, where `on_error` is "skip" without images that can't be loaded, and its selective-search boxes by image
+    id, through the cache that the config names.
+
+    Raises:
+        InputError: an image can't be loaded.
+    """
+    problems: list[InputError] = []
+    proposals = make_proposals(
+        {record.image_id: record.load for record in dataset.records},
         cache_dir=Path(config["proposal_cache"] or workdir / "proposals"),
         mode=config["proposal_mode"],
         max_boxes=config["max_proposals"],
         workers=config["workers"] or None,
+        on_problem=stop if config["on_error"] == "stop" else problems.append,
     )
+    _say_skipped("images", problems)
+    records = [record for record in dataset.records if record.image_id in proposals]
+    if not records:
+        raise InputError(f"none of the {len(dataset.records)} images can be loaded, the first: {problems[0]}")
+    return Dataset(dataset.class_names, records), proposals
 
 
 class SplitPredictions(NamedTuple):
@@ -166,7 +206,7 @@ def evaluate_workdir(
     model, variables, step = load_variables(workdir, config, step)
     dataset = read_split(config, "val")
     dataset = Dataset(dataset.class_names, dataset.records[:images])
-    proposals = split_proposals(config, workdir, dataset.records)
+    dataset, proposals = with_proposals(config, workdir, dataset)
     batches = TestBatches(dataset.records, proposals, image_sizes(config), model.network.spatial_scale)
     predict = make_predict_step(
         model,

@@ -93,6 +93,7 @@ def make_proposals(
     mode: str = "fast",
     max_boxes: int = 2000,
     workers: int | None = None,
+    on_problem: Callable[[InputError], None] | None = None,
 ) -> dict[str, np.ndarray]:
     """Selective search on many images, in worker processes, with a progress bar; what is cached is read.
 
@@ -101,6 +102,7 @@ def make_proposals(
         cache_dir: the cache; interrupted work goes on from what it holds.
         mode, max_boxes: as `selective_search`.
         workers: processes, one a core where None.
+        on_problem: gets the InputError of an image that can't be loaded, which is then left out; None raises it.
 
     Returns:
         by image id, `(N, 4)` float32 boxes.
@@ -114,18 +116,23 @@ def make_proposals(
     found: dict[str, np.ndarray] = {}
     with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
-            for image_id, boxes in _run_bounded(pool, search, images, limit=4 * (workers or os.cpu_count() or 1)):
-                found[image_id] = boxes
+            for image_id, search_of in _run_bounded(pool, search, images, limit=4 * (workers or os.cpu_count() or 1)):
+                try:
+                    found[image_id] = search_of.result()
+                except InputError as problem:
+                    if on_problem is None:
+                        raise
+                    on_problem(problem)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return {image_id: found[image_id] for image_id in images}
+    return {image_id: found[image_id] for image_id in images if image_id in found}
 
 
 def _run_bounded(
     pool: ProcessPoolExecutor, search: Callable, images: Mapping[str, Callable], limit: int
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (id, boxes) as they come, with at most `limit` images handed out."""
+) -> Iterator[tuple[str, Future[np.ndarray]]]:
+    """Yields (id, search done) as they come, with at most `limit` images handed out."""
     todo = iter(images.items())
     running: dict[Future[np.ndarray], str] = {}
     with tqdm(total=len(images), desc="selective search", unit="image", smoothing=0.05) as bar:
@@ -135,5 +142,5 @@ def _run_bounded(
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(future), future.result()
+                yield running.pop(future), future
                 bar.update()

@@ -32,13 +32,13 @@ from frcnn_jax.config import HOUSEKEEPING, check_config, load_config
 from frcnn_jax.datasets import Dataset
 from frcnn_jax.detect import image_sizes, make_model, read_config, workdir_arrays
 from frcnn_jax.errors import InputError, run_main
-from frcnn_jax.evaluate import evaluate_workdir, read_split, results_table, split_proposals, write_json, write_text
+from frcnn_jax.evaluate import evaluate_workdir, read_split, results_table, with_proposals, write_json, write_text
 from frcnn_jax.models import FastRCNN
 from frcnn_jax.pipeline import Batch, TrainingBatches, prefetch
 from frcnn_jax.sampling import assign, target_statistics
 from frcnn_jax.solver import caffe_sgd, step_schedule
 from frcnn_jax.visualize import plot_losses
-from frcnn_jax.weight_files import read_weights
+from frcnn_jax.weight_files import WHERE, read_weights
 from frcnn_jax.weights import OUTPUTS, merge_weights
 
 AXIS = "device"
@@ -161,17 +161,19 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
     if network.frozen and not config["weights"]:
         frozen = ", ".join(network.frozen)
         raise InputError(
-            f"{config['network']} keeps {frozen} as they are: give their values with --config.weights=FILE; "
-            "experiments/README.md says which files there are"
+            f"{config['network']} keeps {frozen} as they are: give their values with --config.weights=FILE. "
+            + _where(config["network"])
         )
+    if config["weights"] and not Path(config["weights"]).exists():
+        raise InputError(f"--config.weights={config['weights']}: no such file. {_where(config['network'])}")
     train_set = read_split(config, "train")
+    config["class_names"] = list(train_set.class_names)
     read_split(config, "val")
     model = make_model(config, len(train_set.class_names))
     key = jax.random.key(config["seed"])
     variables = initial_variables(model, key, config["weights"])
-    batches = _training_batches(config, train_set, split_proposals(config, workdir, train_set.records))
+    batches = _training_batches(config, *with_proposals(config, workdir, train_set))
     workdir.mkdir(parents=True, exist_ok=True)
-    config["class_names"] = list(train_set.class_names)
     write_json(workdir / "config.json", config)
 
     schedule = step_schedule(
@@ -201,6 +203,13 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
     print(results_table(results))
     print(f"{_finished(workdir, results)}, {time.perf_counter() - began:.0f} s; see {workdir}/pictures")
     return results
+
+
+def _where(network: str) -> str:
+    return (
+        f"There is {WHERE.get(network, 'no file for this network')}. It is read as it is, or after "
+        "scripts/convert_weights.py; see experiments/README.md"
+    )
 
 
 def _finished(workdir: Path, results: Mapping[str, Any]) -> str:

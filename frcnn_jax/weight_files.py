@@ -30,6 +30,16 @@ _TORCHVISION = dict(
 _KERAS = {f"block{name[4]}_conv{name[6]}": name for name in _VGG_CONVOLUTIONS} | {"fc1": "fc6", "fc2": "fc7"}
 
 
+_TORCH_VGG16 = "import torch, torchvision as t; torch.save(t.models.vgg16(weights='DEFAULT').state_dict(), 'vgg16.pth')"
+WHERE = {  # by network: which ImageNet weights there are, as text
+    "vgg16": "VGG_ILSVRC_16_layers.caffemodel (www.robots.ox.ac.uk/~vgg/research/very_deep), or torchvision's: "
+    f'python -c "{_TORCH_VGG16}"',
+    "caffenet": "bvlc_reference_caffenet.caffemodel (dl.caffe.berkeleyvision.org)",
+    "vgg_cnn_m_1024": "VGG_CNN_M_1024.caffemodel (www.robots.ox.ac.uk/~vgg/software/deep_eval)",
+    "alexnet": "bvlc_alexnet.caffemodel (dl.caffe.berkeleyvision.org)",
+}
+
+
 def read_weights(path: Path) -> Arrays:
     """The canonical arrays of a .npz, .safetensors, .caffemodel, .pth or .h5 file.
 

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from frcnn_jax.checkpoint import save_model
+from frcnn_jax.datasets import Dataset
 from frcnn_jax.detect import image_sizes, load_variables, read_config
 from frcnn_jax.errors import InputError, run_main
-from frcnn_jax.evaluate import compare_workdirs, read_split, split_proposals, write_json
+from frcnn_jax.evaluate import compare_workdirs, read_split, with_proposals, write_json
 from frcnn_jax.svm import train_svms
 
 
@@ -32,12 +33,13 @@ def main(argv: Sequence[str]) -> None:
     if config["scales"]:
         raise InputError(f"{args.workdir}: SVMs are trained at one scale, it has {config['scales']}")
     model, variables, step = load_variables(args.workdir, config)
-    records = read_split(config, "train").records[: args.train_images]
-    proposals = split_proposals(config, args.workdir, records)
+    dataset = read_split(config, "train")
+    dataset = Dataset(dataset.class_names, dataset.records[: args.train_images])
+    dataset, proposals = with_proposals(config, args.workdir, dataset)
     (sizes,) = image_sizes(config)
     out.mkdir(parents=True, exist_ok=True)
     state = out / "svm.npz"
-    params = train_svms(model, variables, records, proposals, sizes=sizes, state=state, seed=config["seed"])
+    params = train_svms(model, variables, dataset.records, proposals, sizes=sizes, state=state, seed=config["seed"])
     save_model(out, step, {**variables, "params": params})
     cache = config["proposal_cache"] or str((args.workdir / "proposals").absolute())
     changed = {"classifier": "svm", "proposal_cache": cache, "picture_threshold": 0.0}

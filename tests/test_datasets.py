@@ -2,9 +2,11 @@ import pickle
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from frcnn_jax.datasets import load_image, read_voc, without_difficult
+from frcnn_jax.datasets import load_image, read_voc, read_xml_folder, without_difficult
 from frcnn_jax.errors import InputError
 
 OBJECT = "<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{box}</bndbox></object>"
@@ -124,3 +126,94 @@ def test_load_image_errors(tmp_path, monkeypatch):
     monkeypatch.setattr("frcnn_jax.datasets.MAX_PIXELS", 100)
     with pytest.raises(InputError, match="99 x 99 pixels, at most 100"):
         load_image(whole)
+
+
+def test_unions_of_years_and_splits(tmp_path):
+    for year, image_id in ((2007, "000001"), (2012, "2008_000003")):
+        (root := tmp_path / f"VOC{year}").mkdir()
+        write_voc(tmp_path, [voc_object()], image_id=image_id)
+        if year == 2012:
+            (tmp_path / "VOC2007").rename(tmp_path / "new")
+            root.rmdir()
+            (tmp_path / "new").rename(root)
+        else:
+            (tmp_path / "VOC2007").rename(tmp_path / "VOC2007-kept")
+    (tmp_path / "VOC2007-kept").rename(tmp_path / "VOC2007")
+    dataset = read_voc(tmp_path, 2007, "train+2012_train")
+    assert [record.image_id for record in dataset.records] == ["000001", "2008_000003"]
+    assert [r.image_id for r in read_voc(tmp_path, 2007, "2012_train").records] == ["2008_000003"]
+    with pytest.raises(InputError, match="the image '000001' is named twice"):
+        read_voc(tmp_path, 2007, "train+2007_train")
+    with pytest.raises(InputError, match=r"VOC2012/ImageSets/Main/test.txt: no such split file; its folder has train"):
+        read_voc(tmp_path, 2007, "train+2012_test")
+
+
+def test_skipping_leaves_out_the_object_or_the_image(tmp_path):
+    objects = [voc_object("unicorn"), voc_object("cow", (2, 2, 9, 9)), voc_object(box=(9, 9, 2, 2))]
+    root = write_voc(tmp_path, objects)
+    (root / "VOC2007/ImageSets/Main/train.txt").write_text("000001\n000002\n000001\n../../x\n")
+    problems = []
+    dataset = read_voc(root, 2007, "train", on_problem=problems.append)
+    (record,) = dataset.records
+    np.testing.assert_array_equal(record.labels, [10])
+    texts = ["unicorn", "box of 'dog' (9, 9, 2, 2)", "000002.jpg: no such image", "named twice", "leaves the folder"]
+    assert len(problems) == len(texts)
+    for problem, text in zip(problems, texts, strict=True):
+        assert text in str(problem)
+
+
+def test_a_folder_of_images_and_xml(tmp_path):
+    root = write_voc(tmp_path, [voc_object("zebra"), voc_object("ant", (2, 3, 10, 20))]) / "VOC2007"
+    (tmp_path / "own").mkdir()
+    (root / "Annotations/000001.xml").rename(tmp_path / "own/a.xml")
+    (root / "JPEGImages/000001.jpg").rename(tmp_path / "own/a.JPG")
+    dataset = read_xml_folder(tmp_path / "own")
+    assert dataset.class_names == ("ant", "zebra")
+    (record,) = dataset.records
+    np.testing.assert_array_equal(record.labels, [2, 1])
+    assert record.load().shape == (40, 50, 3)
+    with pytest.raises(InputError, match="unknown class 'zebra'; the classes are ant"):
+        read_xml_folder(tmp_path / "own", ["ant"])
+    Image.new("RGB", (3, 3)).save(tmp_path / "own/b.png")
+    with pytest.raises(InputError, match=r"b\.png: has no annotation b\.xml beside it"):
+        read_xml_folder(tmp_path / "own")
+    for name, text in (("none", "no such folder"), ("VOC2007", "no annotation")):
+        with pytest.raises(InputError, match=f"{name}: {text}"):
+            read_xml_folder(tmp_path / name)
+
+
+@given(st.text("<>/anotiesbjcmdxwhg &;'\"=!?[]-0123456789.\n", max_size=300), st.binary(max_size=40))
+def test_a_malformed_xml_is_one_problem(tmp_path_factory, text, raw):
+    folder = tmp_path_factory.mktemp("x")
+    root = write_voc(folder, [])
+    for content in (raw, text.encode(), f"<annotation>{text}</annotation>".encode()):
+        (root / "VOC2007/Annotations/000001.xml").write_bytes(content)
+        with pytest.raises(InputError, match=r"000001\.xml"):
+            read_voc(root, 2007, "train")
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16", "CMYK", "RGBA", "P"])
+def test_load_image_of_other_modes(tmp_path, mode):
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    if mode == "I;16":
+        Image.fromarray(np.full((20, 30), 204 * 256 + 7, np.uint16)).save(path)
+    else:
+        Image.new("L", (30, 20), 204).convert("RGB").convert(mode).save(path)
+    image = load_image(path)
+    assert image.shape == (20, 30, 3)
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, np.full((20, 30, 3), 204))
+
+
+def test_an_annotation_of_the_stored_pixels_keeps_them(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("L", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
+    assert load_image(tmp_path / "a.jpg", (20, 30)).shape == (20, 30, 3)
+    assert load_image(tmp_path / "a.jpg", (30, 20)).shape == (30, 20, 3)
+
+
+def test_pixels_of_32_bits_are_refused(tmp_path):
+    Image.fromarray(np.zeros((9, 9), np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match="pixels of 32 bits"):
+        load_image(tmp_path / "a.tif")

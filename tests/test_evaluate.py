@@ -5,10 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_coco import annotation, write_coco
 
+from frcnn_jax.config import get_config
 from frcnn_jax.datasets import Dataset, Record
 from frcnn_jax.errors import InputError
-from frcnn_jax.evaluate import image_detections, predict_split, read_comp4, results_table, score, write_json
+from frcnn_jax.evaluate import (
+    image_detections,
+    predict_split,
+    read_comp4,
+    read_split,
+    results_table,
+    score,
+    with_proposals,
+    write_json,
+)
 from frcnn_jax.metrics import ClassDetections
 from frcnn_jax.pipeline import Sizes, TestBatches
 
@@ -116,3 +127,32 @@ def test_eval_voc_scores_result_files(shared, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("mAP")
     assert json.loads((tmp_path / "r.json").read_text())["map"] == pytest.approx(0.396971134, abs=1e-6)
+
+
+def split_config(**changes):
+    return {**get_config().to_dict(), "class_names": (), **changes}
+
+
+def test_read_split_of_own_images(tmp_path, capsys):
+    (tmp_path / "train").mkdir()
+    write_coco(tmp_path / "train", [annotation(), annotation(2, iscrowd=1), annotation(3, bbox=(60, 0, 5, 5))])
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "train" / "instances.json").rename(tmp_path / "annotations" / "instances_train.json")
+    config = split_config(dataset="coco", data_dir=str(tmp_path), val_split="train")
+    with pytest.raises(InputError, match=r"annotation 3: bbox \[60"):
+        read_split(config, "train")
+    skip = {**config, "on_error": "skip"}
+    train, val = (read_split(skip, split) for split in ("train", "val"))
+    assert len(train.records[0].boxes) == 1  # no crowd
+    assert len(val.records[0].boxes) == 2
+    assert "train split: 1 objects or images left out, the first: " in capsys.readouterr().err
+    (tmp_path / "train" / "a.jpg").write_bytes(b"")
+    skip["proposal_cache"] = str(tmp_path / "cache")
+    with pytest.raises(InputError, match=r"a\.jpg: can't be read"):
+        with_proposals({**skip, "on_error": "stop"}, tmp_path, val)
+    with pytest.raises(InputError, match="none of the 1 images can be loaded"):
+        with_proposals(skip, tmp_path, val)
+    with pytest.raises(InputError, match=r"needs --config\.data_dir=FOLDER"):
+        read_split(split_config(dataset="xml"), "val")
+    with pytest.raises(InputError, match="dataset must be one of synthetic, voc, xml, coco, got 'kitti'"):
+        read_split(split_config(dataset="kitti"), "val")

@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -430,10 +431,11 @@ def test_a_workdir_that_is_a_file_is_an_error(tmp_path):
 
 def test_a_bad_config_leaves_nothing(tmp_path):
     for options, text in (
-        ({"dataset": "imagenet"}, "one of synthetic, voc, got 'imagenet'"),
+        ({"dataset": "imagenet"}, "one of synthetic, voc, xml, coco, got 'imagenet'"),
         ({"dataset": "voc"}, "needs --config.voc_dir"),
         ({"network": "resnet"}, "network must be one of"),
-        ({"weights": "nowhere.npz"}, r"nowhere\.npz: no such weights file"),
+        ({"weights": "nowhere.npz"}, r"nowhere\.npz: no such file\. There is no file for this network"),
+        ({"network": "vgg16", "weights": "v.pth"}, r"v\.pth: no such file\. There is VGG_ILSVRC.*convert_weights\.py"),
         ({"network": "alexnet"}, r"keeps conv1 as they are: give their values with --config\.weights"),
         ({"proposal_mode": "best"}, "one of fast, quality"),
         ({"images_per_batch": 0}, "images_per_batch must be over 0"),
@@ -441,6 +443,26 @@ def test_a_bad_config_leaves_nothing(tmp_path):
     ):
         with pytest.raises(InputError, match=text):
             train_and_evaluate(small_config(**options), tmp_path / "w")
+        assert not (tmp_path / "w").exists()
+
+
+def test_bad_weights_leave_nothing(workdir, tmp_path):
+    """Of another network, cut short, with code in it, with a value that is no number."""
+    arrays = {name: array for name, array in workdir_arrays(workdir).items() if name.startswith("conv")}
+    np.savez(tmp_path / "good.npz", **arrays)
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:-999])
+    np.savez(tmp_path / "other.npz", **{name.replace("conv1_1", "conv9"): array for name, array in arrays.items()})
+    arrays["conv2_1.weight"][0, 0, 0, 0] = np.nan
+    np.savez(tmp_path / "nan.npz", **arrays)
+    (tmp_path / "code.pth").write_bytes(pickle.dumps(os.getcwd))
+    for name, text in (
+        ("cut.npz", "not a readable .npz file"),
+        ("other.npz", r"does not fit the network: missing conv1_1\.bias; .*extra conv9\.weight"),
+        ("nan.npz", r"conv2_1\.weight has values that are not finite"),
+        ("code.pth", "not a readable .pth file"),
+    ):
+        with pytest.raises(InputError, match=f"{name}: {text}"):
+            train_and_evaluate(small_config(weights=str(tmp_path / name)), tmp_path / "w")
         assert not (tmp_path / "w").exists()
 
 

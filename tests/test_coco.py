@@ -1,0 +1,124 @@
+import contextlib
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from frcnn_jax.coco import read_coco
+from frcnn_jax.errors import InputError
+
+
+def annotation(number=1, image_id=7, category_id=3, bbox=(0, 0, 10, 20), **more):
+    return {"id": number, "image_id": image_id, "category_id": category_id, "bbox": list(bbox), **more}
+
+
+def write_coco(root, annotations, **changes):
+    Image.new("RGB", (50, 40)).save(root / "a.jpg")
+    content = {
+        "images": [{"id": 7, "file_name": "a.jpg", "width": 50, "height": 40}],
+        "annotations": annotations,
+        "categories": [{"id": 9, "name": "cat"}, {"id": 3, "name": "dog"}],
+    }
+    path = root / "instances.json"
+    path.write_text(json.dumps({**content, **changes}))
+    return path
+
+
+def test_reads_by_hand(tmp_path):
+    path = write_coco(
+        tmp_path,
+        [
+            annotation(),
+            annotation(2, bbox=(1.5, 2.25, 30, 10.5), category_id=9, iscrowd=1),
+            annotation(3, bbox=(5, 6, 0.5, 0.25)),
+            annotation(4, bbox=(-0.5, 20, 51, 20.5)),
+        ],
+    )
+    dataset = read_coco(path, tmp_path)
+    assert dataset.class_names == ("dog", "cat")
+    (record,) = dataset.records
+    assert (record.image_id, record.height, record.width) == ("7", 40, 50)
+    expected = [[0, 0, 9, 19], [1.5, 2.25, 30.5, 11.75], [5, 6, 5, 6], [0, 20, 49, 39]]
+    np.testing.assert_array_equal(record.boxes, np.array(expected, np.float32))
+    np.testing.assert_array_equal(record.labels, [1, 2, 1, 1])
+    np.testing.assert_array_equal(record.difficult, [False, True, False, False])
+    assert record.load().shape == (40, 50, 3)
+    assert list(read_coco(path, tmp_path, ["cat", "cow", "dog"]).records[0].labels) == [3, 1, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("bad", "text"),
+    [
+        (annotation(bbox=(0, 0, 0, 5)), r"image 7 \(a\.jpg\): annotation 1: bbox \[0, 0, 0, 5\].*50 x 40 image"),
+        (annotation(bbox=(45, 0, 10, 5)), r"bbox \[45, 0, 10, 5\]"),
+        (annotation(bbox=(0, 0, float("nan"), 5)), "bbox .0, 0, nan, 5"),
+        (annotation(bbox="abc"), "bbox must be four numbers"),
+        (annotation(bbox=(1, 2, 3)), "bbox must be four numbers"),
+        (annotation(category_id=4), "unknown category 4; the categories are 3, 9"),
+        (annotation(image_id=8), "annotation 0: no image of id 8"),
+    ],
+)
+def test_names_the_image_and_the_box(tmp_path, bad, text):
+    path = write_coco(tmp_path, [bad, annotation(2)])
+    with pytest.raises(InputError, match=text):
+        read_coco(path, tmp_path)
+    problems = []
+    (record,) = read_coco(path, tmp_path, on_problem=problems.append).records
+    assert len(record.boxes) == len(problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        ({"id": 7, "file_name": "../a.jpg", "width": 50, "height": 40}, "must be a path within the folder"),
+        ({"id": 7, "file_name": "b.jpg", "width": 50, "height": 40}, r"b\.jpg: no such image"),
+        ({"id": 7, "file_name": "a.jpg", "width": 50}, "height and width must be whole numbers over 0"),
+    ],
+)
+def test_names_the_image(tmp_path, image, text):
+    path = write_coco(tmp_path, [annotation()], images=[image])
+    with pytest.raises(InputError, match=text):
+        read_coco(path, tmp_path)
+    assert read_coco(path, tmp_path, on_problem=lambda problem: None).records == []
+
+
+def test_an_image_twice(tmp_path):
+    image = {"id": 7, "file_name": "a.jpg", "width": 50, "height": 40}
+    with pytest.raises(InputError, match="the image 7 is there twice"):
+        read_coco(write_coco(tmp_path, [], images=[image, image]), tmp_path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 99) | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["images", "annotations", "categories", "id", "name", "file_name", "bbox", "image_id"]),
+            inner,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(JSON, st.sampled_from(["images", "annotations", "categories", None]))
+def test_any_other_json_is_one_problem(tmp_path_factory, value, field):
+    """Whatever stands in a field, the reader gives records or an InputError."""
+    folder = tmp_path_factory.mktemp("c")
+    path = write_coco(folder, [annotation()])
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, field: value} if field else value))
+    with contextlib.suppress(InputError):
+        read_coco(path, folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"[]", b"\xff\xfe", b"{}"])
+def test_no_instances_file(tmp_path, content):
+    (tmp_path / "i.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"i\.json: not a COCO instances file"):
+        read_coco(tmp_path / "i.json", tmp_path)
+    with pytest.raises(InputError, match=r"none\.json: no such file"):
+        read_coco(tmp_path / "none.json", tmp_path)
