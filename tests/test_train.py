@@ -452,7 +452,7 @@ def test_bad_weights_leave_nothing(workdir, tmp_path):
     np.savez(tmp_path / "good.npz", **arrays)
     (tmp_path / "cut.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:-999])
     np.savez(tmp_path / "other.npz", **{name.replace("conv1_1", "conv9"): array for name, array in arrays.items()})
-    arrays["conv2_1.weight"][0, 0, 0, 0] = np.nan
+    arrays["conv2_1.weight"] = np.full_like(arrays["conv2_1.weight"], np.nan)
     np.savez(tmp_path / "nan.npz", **arrays)
     (tmp_path / "code.pth").write_bytes(pickle.dumps(os.getcwd))
     for name, text in (
