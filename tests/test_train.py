@@ -459,7 +459,7 @@ def test_bad_weights_leave_nothing(workdir, tmp_path):
         ("cut.npz", "not a readable .npz file"),
         ("other.npz", r"does not fit the network: missing conv1_1\.bias; .*extra conv9\.weight"),
         ("nan.npz", r"does not fit the network: conv2_1\.weight has values that are not finite"),
-        ("code.pth", "not a readable .pth file"),
+        ("code.pth", "not a .pth file"),
     ):
         with pytest.raises(InputError, match=f"{name}: {text}"):
             train_and_evaluate(small_config(weights=str(tmp_path / name)), tmp_path / "w")
