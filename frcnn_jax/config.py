@@ -23,10 +23,11 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
 
     # Data
-    config.dataset = "synthetic"  # "synthetic", "voc", "xml" or "coco"
+    config.dataset = "synthetic"  # "synthetic", "voc", "xml", "coco", "tfds:voc/2007" or "tfds:voc/2012"
     config.voc_dir = ""  # voc: the VOCdevkit folder
     config.year = 2007  # voc: the VOC<year> of splits that name none
-    config.data_dir = ""  # xml: <split>/*.xml, images beside; coco: annotations/instances_<split>.json, <split>/*
+    config.data_dir = ""  # xml: <split>/*.xml, images beside; coco: annotations/instances_<split>.json, <split>/*;
+    # tfds: where it was prepared, ~/tensorflow_datasets where empty
     config.train_split = "train"  # voc: may join several, "2007_trainval+2012_trainval"
     config.val_split = "val"
     config.on_error = "stop"  # at what is wrong in the data; "skip" leaves the object or image out, and counts

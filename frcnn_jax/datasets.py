@@ -5,6 +5,7 @@ reads, and hands an InputError that names the file and the box to its `on_proble
 returns, the object or the image is left out.
 """
 
+import io
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -65,9 +66,10 @@ def stop(problem: InputError) -> None:
     raise problem
 
 
-def load_image(path: Path, expected_size: tuple[int, int] | None = None) -> np.ndarray:
+def load_image(path: Path, expected_size: tuple[int, int] | None = None, *, data: bytes | None = None) -> np.ndarray:
     """An image file as `(H, W, 3)` uint8 RGB, turned upright as its EXIF tag says, unless `expected_size` is that of
-    the pixels as they are stored. Of 16-bit grey the upper 8 bits are taken; transparency is left out.
+    the pixels as they are stored. Of 16-bit grey the upper 8 bits are taken; transparency is left out. With `data`, the
+    file's content, `path` is but its name.
 
     Raises:
         InputError: no such file, not an image, truncated, over MAX_PIXELS, of 32-bit pixels, or not of `expected_size`
@@ -76,7 +78,7 @@ def load_image(path: Path, expected_size: tuple[int, int] | None = None) -> np.n
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
+            with Image.open(path if data is None else io.BytesIO(data)) as file:
                 if file.width * file.height > MAX_PIXELS:
                     raise InputError(f"{path}: {file.width} x {file.height} pixels, at most {MAX_PIXELS} are read")
                 if file.mode in ("I", "F"):

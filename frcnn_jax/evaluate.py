@@ -31,9 +31,10 @@ from frcnn_jax.metrics import (
 from frcnn_jax.pipeline import TestBatches, prefetch
 from frcnn_jax.proposals import make_proposals
 from frcnn_jax.synthetic import read_synthetic
+from frcnn_jax.tfds_voc import read_tfds
 from frcnn_jax.visualize import draw_boxes, plot_precision_recall, side_by_side
 
-DATASETS = ("synthetic", "voc", "xml", "coco")
+DATASETS = ("synthetic", "voc", "xml", "coco", "tfds:voc/2007", "tfds:voc/2012")
 
 
 def read_split(config: Mapping[str, Any], split: str) -> Dataset:
@@ -68,6 +69,9 @@ def _read_split(config: Mapping[str, Any], split: str, on_problem: Callable[[Inp
             raise InputError("the data set 'voc' needs --config.voc_dir=VOCDEVKIT, the folder that holds VOC<year>")
         names = config["class_names"] or VOC_CLASSES
         dataset = read_voc(Path(config["voc_dir"]), config["year"], config[f"{split}_split"], names, on_problem)
+    elif config["dataset"] in DATASETS and config["dataset"].startswith("tfds:"):
+        folder, name = Path(config["data_dir"]) if config["data_dir"] else None, config["dataset"].removeprefix("tfds:")
+        dataset = read_tfds(name, config[f"{split}_split"], folder, on_problem)
     elif config["dataset"] in ("xml", "coco"):
         folder, name, names = Path(config["data_dir"]), config[f"{split}_split"], config["class_names"]
         if not config["data_dir"]:

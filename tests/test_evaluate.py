@@ -154,5 +154,7 @@ def test_read_split_of_own_images(tmp_path, capsys):
         with_proposals(skip, tmp_path, val)
     with pytest.raises(InputError, match=r"needs --config\.data_dir=FOLDER"):
         read_split(split_config(dataset="xml"), "val")
-    with pytest.raises(InputError, match="dataset must be one of synthetic, voc, xml, coco, got 'kitti'"):
+    with pytest.raises(
+        InputError, match="dataset must be one of synthetic, voc, xml, coco, tfds:voc/2007, tfds:voc/2012, got 'kitti'"
+    ):
         read_split(split_config(dataset="kitti"), "val")

@@ -10,7 +10,7 @@ LAYERS = [
     {"errors"},
     {"config", "boxes", "roi_pool", "layers", "proposals", "weights", "weight_files", "checkpoint", "compress"},
     {"roi_align", "losses", "solver", "models", "sampling", "metrics", "datasets"},
-    {"coco"},
+    {"coco", "tfds_voc"},
     {"synthetic", "pipeline"},
     {"detect", "visualize"},
     {"evaluate"},
