@@ -56,6 +56,7 @@ def get_config() -> ConfigDict:
     config.scales = ()  # several shorter sides (section 5.2): one drawn an image in training, an image pyramid at test
 
     # Mini-batch (section 2.3)
+    config.data_workers = 0  # processes that make batches; 0 for threads of this one
     config.images_per_batch = 2  # over all devices
     config.rois_per_batch = 128
     config.fg_fraction = 0.25
@@ -108,7 +109,16 @@ def voc07_config(network: str) -> ConfigDict:
 
 # Fields that do not change what is trained: they may differ when a run goes on.
 HOUSEKEEPING = frozenset(
-    ("log_every", "checkpoint_every", "keep_checkpoints", "pictures", "picture_threshold", "workers", "proposal_cache")
+    (
+        "log_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "pictures",
+        "picture_threshold",
+        "workers",
+        "data_workers",
+        "proposal_cache",
+    )
 )
 
 _POSITIVE = [
@@ -126,7 +136,7 @@ _POSITIVE = [
     "keep_checkpoints",
     "learning_rate",
 ]
-_NOT_NEGATIVE = ["workers", "pictures", "seed", "weight_decay", "box_loss_weight", "warmup_steps"]
+_NOT_NEGATIVE = ["workers", "data_workers", "pictures", "seed", "weight_decay", "box_loss_weight", "warmup_steps"]
 _FRACTIONS = ["fg_fraction", "fg_iou", "bg_iou_low", "bg_iou_high", "momentum", "nms_iou", "picture_threshold"]
 CLASSIFIERS = ("softmax", "svm")
 COMPUTE_TYPES = ("float32", "bfloat16")
@@ -215,14 +225,23 @@ def load_config(argv: Sequence[str]) -> tuple[dict[str, Any], Path]:
         allow_abbrev=False,
     )
     parser.add_argument("--workdir", type=Path, required=True, help="folder for all that training leaves")
-    args, overrides = parser.parse_known_args(argv)
-    for override in overrides:
+    args, rest = parser.parse_known_args(argv)
+    return read_arguments(rest), args.workdir
+
+
+def read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+    """The config of `[--config FILE] [--config.field=value ...]`.
+
+    Raises:
+        InputError: a config file that can't be loaded, an unknown field, a value of another type.
+    """
+    for override in arguments:
         if (field := re.match(r"--?config\.([^=]*)", override)) and field[1] not in get_config():
             near = difflib.get_close_matches(field[1], get_config(), n=3)
             near_ones = f"; near ones are {', '.join(near)}" if near else ""
             raise InputError(f"--config.{field[1]}: no such field{near_ones}")
     values = flags.FlagValues()
-    command = [parser.prog, *overrides]
+    command = ["", *arguments]
     try:
         config_flags.DEFINE_config_file("config", __file__, flag_values=values, sys_argv=command)
         stray = values(command)[1:]
@@ -233,4 +252,4 @@ def load_config(argv: Sequence[str]) -> tuple[dict[str, Any], Path]:
         raise InputError(f"unknown argument {stray[0]!r}; a field is set with --config.FIELD=VALUE")
     if unknown := sorted(set(config) ^ set(get_config())):
         raise InputError(f"--config: the recipe's fields are not those of frcnn_jax/config.py: {', '.join(unknown)}")
-    return config, args.workdir
+    return config

@@ -37,14 +37,17 @@ from frcnn_jax.visualize import draw_boxes, plot_precision_recall, side_by_side
 DATASETS = ("synthetic", "voc", "xml", "coco", "tfds:voc/2007", "tfds:voc/2012")
 
 
-def read_split(config: Mapping[str, Any], split: str) -> Dataset:
-    """The train or the val split that a config names; where `on_error` is "skip", without what its reader finds wrong.
+def read_split(
+    config: Mapping[str, Any], split: str, on_problem: Callable[[InputError], None] | None = None
+) -> Dataset:
+    """The train or the val split that a config names. What its reader finds wrong goes to `on_problem`; where None, it
+    is raised, or, where `on_error` is "skip", left out and counted.
 
     Raises:
         InputError: an unknown data set, no folder given, or what its reader finds wrong.
     """
-    if config["on_error"] == "stop":
-        return _read_split(config, split, stop)
+    if on_problem or config["on_error"] == "stop":
+        return _read_split(config, split, on_problem or stop)
     problems: list[InputError] = []
     dataset = _read_split(config, split, problems.append)
     _say_skipped(f"{split} split", problems)

@@ -204,12 +204,19 @@ class RandomAccess(Protocol):
     def __getitem__(self, i: int) -> Batch: ...
 
 
-def prefetch(batches: RandomAccess, start: int = 0, *, threads: int = 2) -> Iterator:
-    """The items of a random-access sequence from `start` on, in order, made ahead of time in threads."""
+def prefetch(batches: RandomAccess, start: int = 0, *, threads: int = 2, workers: int = 0) -> Iterator:
+    """The items of a random-access sequence from `start` on, in order, made ahead of time in `threads`, of this process
+    or of each of `workers` processes. However many there are, the items are the same."""
     import grain
+    from absl import flags
 
     items = grain.MapDataset.source(batches)[start:]
-    return iter(items.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)))
+    ahead = items.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads))
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
+        ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4))
+    return iter(ahead)
 
 
 @dataclass(frozen=True)

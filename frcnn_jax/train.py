@@ -319,7 +319,7 @@ def train(
                 rows.clear()
                 since = now
 
-        for at, batch in enumerate(prefetch(batches, start), start + 1):
+        for at, batch in enumerate(prefetch(batches, start, workers=config["data_workers"]), start + 1):
             former = pending
             state, latest = step_fn(state, batch, key)
             if former is not None:

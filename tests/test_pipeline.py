@@ -1,10 +1,12 @@
 from collections import Counter
 from functools import partial
 
+import jax
 import numpy as np
 import pytest
 
 from frcnn_jax.datasets import Record, read_voc
+from frcnn_jax.errors import InputError
 from frcnn_jax.pipeline import PIXEL_MEANS, Sizes, TestBatches, TrainingBatches, prefetch, prepare_image, prepare_test
 
 STATS = {"mean": np.full((4, 4), 0.1, np.float32), "std": np.full((4, 4), 0.5, np.float32)}
@@ -153,16 +155,29 @@ def test_prefetch_keeps_the_order_and_starts_anywhere():
     assert indices == [2 * step for step in range(33, 40)]
 
 
-def test_prefetch_hands_on_errors():
-    class Broken:
-        def __len__(self):
-            return 2
+@pytest.mark.slow
+def test_worker_processes_make_the_same_batches():
+    batches = training_batches(steps=9)
+    expected = list(prefetch(batches, 2))
+    for workers in (1, 2, 3):
+        found = list(prefetch(batches, 2, workers=workers))
+        assert len(found) == 7
+        for a, b in zip(found, expected, strict=True):
+            jax.tree.map(np.testing.assert_array_equal, a, b)
 
-        def __getitem__(self, i):
-            raise OSError("disk")
 
-    with pytest.raises(OSError, match="disk"):
-        list(prefetch(Broken()))
+class Broken:
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, i):
+        raise InputError("a.jpg: can't be read")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_prefetch_hands_on_errors(workers):
+    with pytest.raises(InputError, match=r"a\.jpg: can't be read"):
+        list(prefetch(Broken(), workers=workers))
 
 
 @pytest.mark.parametrize(("count", "padded"), [(0, 512), (1, 512), (512, 512), (513, 1024)])
