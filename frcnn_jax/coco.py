@@ -1,14 +1,25 @@
-"""COCO's instances files: the reader.
+"""COCO: its instances files, its result files, and its metrics through pycocotools.
 
-Boxes there are (x, y, width, height), 0-based.
+Boxes there are (x, y, width, height), 0-based, width = x2 - x1 + 1.
 """
 
+import contextlib
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from frcnn_jax.datasets import Dataset, Record, leaves_folder, make_record, stop
 from frcnn_jax.errors import InputError
+from frcnn_jax.metrics import ClassDetections
+
+COCO_METRICS = (
+    "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium",
+    "AR_large",
+)  # fmt: skip
 
 
 def read_coco(
@@ -100,3 +111,70 @@ def _coco_object(entry: dict, labels: dict[int, int], height: int, width: int) -
     x1, y1 = min(max(x, 0), width - 1), min(max(y, 0), height - 1)
     x2, y2 = min(max(x + w - 1, x1), width - 1), min(max(y + h - 1, y1), height - 1)
     return [x1, y1, x2, y2], labels[category], bool(entry.get("iscrowd", 0))
+
+
+def _coco_box(box: np.ndarray) -> list[float]:
+    x1, y1, x2, y2 = (float(side) for side in box)
+    return [x1, y1, x2 - x1 + 1, y2 - y1 + 1]
+
+
+def coco_ground_truth(dataset: Dataset) -> dict[str, Any]:
+    """The set as the content of an instances file: images are numbered from 1, categories are our labels, difficult
+    objects are crowds, which COCO neither counts nor holds against."""
+    annotations: list[dict[str, Any]] = []
+    for i, record in enumerate(dataset.records, 1):
+        for box, label, difficult in zip(record.boxes, record.labels, record.difficult, strict=True):
+            bbox = _coco_box(box)
+            entry = {"image_id": i, "category_id": int(label), "bbox": bbox, "area": bbox[2] * bbox[3]}
+            annotations.append({"id": len(annotations) + 1, "iscrowd": int(difficult), **entry})
+    return {
+        "images": [{"id": i, "width": r.width, "height": r.height} for i, r in enumerate(dataset.records, 1)],
+        "annotations": annotations,
+        "categories": [{"id": label, "name": name} for label, name in enumerate(dataset.class_names, 1)],
+    }
+
+
+def coco_results(detections: Sequence[ClassDetections], image_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """The detections by class as the content of a result file, for images of these ids, in the order of the split."""
+    return [
+        {"image_id": image_ids[image], "category_id": label, "bbox": _coco_box(box), "score": float(score)}
+        for label, found in enumerate(detections, 1)
+        for image, score, box in zip(found.image, found.scores, found.boxes, strict=True)
+    ]
+
+
+def coco_metrics(
+    detections: Sequence[ClassDetections], dataset: Dataset
+) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """COCO's metrics, by pycocotools, of detections by class.
+
+    Returns:
+        the twelve of COCO_METRICS, and by class the AP at IoU 0.5; None where nothing is counted. AP is the mean
+        precision at 101 recalls, with IoU of boxes whose width is x2 - x1 + 1.
+
+    Raises:
+        InputError: pycocotools is missing.
+    """
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError:
+        raise InputError("COCO's metrics need the package pycocotools: pip install 'frcnn_jax[coco]'") from None
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        truth = COCO()
+        truth.dataset = coco_ground_truth(dataset)
+        truth.createIndex()
+        results = COCO()
+        entries = coco_results(detections, range(1, len(dataset.records) + 1))
+        for number, entry in enumerate(entries, 1):
+            entry |= {"id": number, "area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0}
+        results.dataset = {**truth.dataset, "annotations": entries}
+        results.createIndex()
+        evaluation = COCOeval(truth, results, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    stats = {name: None if v < 0 else float(v) for name, v in zip(COCO_METRICS, evaluation.stats, strict=True)}
+    precision = evaluation.eval["precision"][0, :, :, 0, 2]  # IoU 0.5, all areas, 100 detections: (recalls, classes)
+    means = {name: precision[:, k].mean() for k, name in enumerate(dataset.class_names)}
+    return stats, {name: None if mean < 0 else float(mean) for name, mean in means.items()}
