@@ -58,6 +58,7 @@ def get_config() -> ConfigDict:
     # Mini-batch (section 2.3)
     config.data_workers = 0  # processes that make batches; 0 for threads of this one
     config.images_per_batch = 2  # over all devices
+    config.accumulate = 1  # parts of a device's images that go through the network one after another
     config.rois_per_batch = 128
     config.fg_fraction = 0.25
     config.fg_iou = 0.5
@@ -66,7 +67,9 @@ def get_config() -> ConfigDict:
     config.flip = True
     config.box_loss_weight = 1.0  # lambda of equation 1; 0 trains on classes alone
 
-    # Solver
+    # Solver: steps and rate are meant for this many images a step; for another images_per_batch the rate is scaled in
+    # proportion, the steps in inverse proportion
+    config.reference_images = 2
     config.steps = 2000
     config.learning_rate = 0.01
     config.learning_rate_drops = (1700,)  # times 0.1 from these steps on
@@ -128,6 +131,8 @@ _POSITIVE = [
     "min_size",
     "max_size",
     "images_per_batch",
+    "accumulate",
+    "reference_images",
     "rois_per_batch",
     "steps",
     "candidates_per_class",

@@ -6,12 +6,28 @@ The rate is inside the buffer: a chain that scales after the momentum trace diff
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 BIAS_RATE = 2.0  # biases learn at twice the rate
+
+
+class Recipe(NamedTuple):
+    """A learning rate and the steps it is trained for."""
+
+    learning_rate: float
+    steps: int
+    drops: tuple[int, ...]
+    warmup_steps: int
+
+    def for_batch(self, images: int, reference: int) -> "Recipe":
+        """The recipe, meant for `reference` images a step, for `images` a step: the rate in proportion, the steps in
+        inverse proportion, rounded up, so that as many images are seen (linear scaling: Goyal et al. 2017)."""
+        steps, *drops, warmup = (-(-n * reference // images) for n in (self.steps, *self.drops, self.warmup_steps))
+        return Recipe(self.learning_rate * images / reference, steps, tuple(drops), warmup)
 
 
 def step_schedule(

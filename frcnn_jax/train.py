@@ -36,7 +36,7 @@ from frcnn_jax.evaluate import evaluate_workdir, read_split, results_table, with
 from frcnn_jax.models import FastRCNN
 from frcnn_jax.pipeline import Batch, TrainingBatches, prefetch
 from frcnn_jax.sampling import assign, target_statistics
-from frcnn_jax.solver import caffe_sgd, step_schedule
+from frcnn_jax.solver import Recipe, caffe_sgd, step_schedule
 from frcnn_jax.visualize import plot_losses
 from frcnn_jax.weight_files import WHERE, read_weights
 from frcnn_jax.weights import OUTPUTS, merge_weights
@@ -85,6 +85,7 @@ def train_step(
     model: FastRCNN,
     optimizer: optax.GradientTransformation,
     box_loss_weight: float = 1.0,
+    accumulate: int = 1,
     axis_name: str = AXIS,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of stochastic gradient descent on the multi-task loss (equation 1); pure, mapped over `axis_name`.
@@ -97,24 +98,34 @@ def train_step(
         batch: the device's part of `pipeline.TrainingBatches`.
         key: the run's.
         box_loss_weight: lambda of equation 1.
+        accumulate: the device's images go through the network in this many parts, one after another; the gradients are
+            summed.
     """
-    dropout_keys = jax.vmap(partial(jax.random.fold_in, key))(batch["index"])
-    mask = batch["roi_mask"]
-    rois = jnp.maximum(
-        _mean_over_devices(mask.sum().astype(jnp.float32), axis_name), 1 / 64
-    )  # no RoI at all: losses of 0
+    rois = _mean_over_devices(batch["roi_mask"].sum().astype(jnp.float32), axis_name)
+    rois = jnp.maximum(rois, 1 / 64)  # no RoI at all: losses of 0
 
-    def loss_fn(params):
+    def loss_fn(params, part):
         variables = {"params": _join(params, state.frozen), "box_stats": state.box_stats}
-        logits, deltas = model.apply(variables, batch["image"], batch["image_size"], batch["rois"], dropout_keys)
-        loss_cls = jnp.where(mask, losses.log_loss(logits, batch["labels"]), 0).sum() / rois
-        loss_box = jnp.where(mask, losses.box_loss(deltas, batch["box_targets"], batch["labels"]), 0).sum() / rois
-        return loss_cls + box_loss_weight * loss_box, (loss_cls, loss_box)
+        dropout_keys = jax.vmap(partial(jax.random.fold_in, key))(part["index"])
+        logits, deltas = model.apply(variables, part["image"], part["image_size"], part["rois"], dropout_keys)
+        mask, labels = part["roi_mask"], part["labels"]
+        loss_cls = jnp.where(mask, losses.log_loss(logits, labels), 0).sum() / rois
+        loss_box = jnp.where(mask, losses.box_loss(deltas, part["box_targets"], labels), 0).sum() / rois
+        loss = loss_cls + box_loss_weight * loss_box
+        foreground = (mask & (labels > 0)).sum() / rois
+        return loss, {"loss": loss, "loss_cls": loss_cls, "loss_box": loss_box, "foreground": foreground}
 
-    (loss, (loss_cls, loss_box)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    foreground = (mask & (batch["labels"] > 0)).sum() / rois
-    metrics = {"loss": loss, "loss_cls": loss_cls, "loss_box": loss_box, "foreground": foreground}
-    gradients, metrics = _mean_over_devices((gradients, metrics), axis_name)
+    def part_of_step(part):
+        return jax.grad(loss_fn, has_aux=True)(state.params, part)
+
+    if accumulate == 1:
+        found = part_of_step(batch)
+    else:
+        parts = jax.tree.map(lambda value: value.reshape(accumulate, -1, *value.shape[1:]), dict(batch))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(part_of_step, batch))
+        found, _ = lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, part_of_step(part)), None), zeros, parts)
+    gradients, metrics = _mean_over_devices(found, axis_name)
+    metrics["gradient_norm"] = optax.global_norm(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
@@ -156,8 +167,11 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
     # what is wrong with any of it is said before the long work begins, and nothing is written
     network = make_model(config, 1).network
     images, devices = config["images_per_batch"], jax.local_device_count()
-    if images % devices:
-        raise InputError(f"images_per_batch must be a multiple of the {devices} devices, got {images}")
+    if images % (devices * config["accumulate"]):
+        raise InputError(
+            f"images_per_batch must be a multiple of the {devices} devices times accumulate, {config['accumulate']}, "
+            f"got {images}"
+        )
     if network.frozen and not config["weights"]:
         frozen = ", ".join(network.frozen)
         raise InputError(
@@ -176,9 +190,8 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", config)
 
-    schedule = step_schedule(
-        config["learning_rate"], config["learning_rate_drops"], warmup_steps=config["warmup_steps"]
-    )
+    recipe = batch_recipe(config)
+    schedule = step_schedule(recipe.learning_rate, recipe.drops, warmup_steps=recipe.warmup_steps)
     optimizer = caffe_sgd(
         schedule,
         momentum=config["momentum"],
@@ -194,7 +207,9 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
             state = state.replace(step=jnp.int32(last), opt_state=opt_state)
             print(f"{workdir}: goes on from step {last}")
         state, key = replicate((state, key))
-        step_fn = make_train_step(model, optimizer, box_loss_weight=config["box_loss_weight"])
+        step_fn = make_train_step(
+            model, optimizer, box_loss_weight=config["box_loss_weight"], accumulate=config["accumulate"]
+        )
         train(state, step_fn, batches, key, checkpoints, schedule, config, workdir)
 
     results = evaluate_workdir(workdir, pictures=workdir / "pictures")
@@ -223,6 +238,12 @@ def replicate(tree: Any) -> Any:
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
+def batch_recipe(config: Mapping[str, Any]) -> Recipe:
+    """The rate and the steps of a config, for its number of images a step."""
+    values = (config[name] for name in ("learning_rate", "steps", "learning_rate_drops", "warmup_steps"))
+    return Recipe(*values).for_batch(config["images_per_batch"], config["reference_images"])
+
+
 def _training_batches(config: Mapping[str, Any], dataset: Dataset, proposals: Mapping[str, np.ndarray]):
     targets = (assign(proposals[r.image_id], r.boxes, r.labels) for r in dataset.records)
     mean, std = target_statistics(targets, len(dataset.class_names), fg_iou=config["fg_iou"], flip=config["flip"])
@@ -231,7 +252,7 @@ def _training_batches(config: Mapping[str, Any], dataset: Dataset, proposals: Ma
         proposals,
         {"mean": mean, "std": std},
         image_sizes(config),
-        config["steps"],
+        batch_recipe(config).steps,
         images_per_batch=config["images_per_batch"],
         rois_per_image=config["rois_per_batch"] // config["images_per_batch"],
         fg_fraction=config["fg_fraction"],

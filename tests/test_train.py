@@ -20,8 +20,9 @@ from frcnn_jax.errors import InputError
 from frcnn_jax.layers import Conv
 from frcnn_jax.models import FastRCNN, get_network
 from frcnn_jax.pipeline import Sizes, TrainingBatches
-from frcnn_jax.solver import caffe_sgd, step_schedule
+from frcnn_jax.solver import Recipe, caffe_sgd, step_schedule
 from frcnn_jax.train import (
+    batch_recipe,
     create_state,
     initial_variables,
     make_train_step,
@@ -58,12 +59,12 @@ def make_state(optimizer):
     return model, create_state(variables, NETWORK.frozen, optimizer)
 
 
-def run_step(seed=0):
+def run_step(seed=0, **options):
     """Parameters after one step, and the metrics."""
     optimizer = caffe_sgd(step_schedule(0.05, ()))
     model, state = make_state(optimizer)
     state, key = replicate((state, jax.random.key(7)))
-    state, metrics = make_train_step(model, optimizer)(state, make_batch(seed=seed), key)
+    state, metrics = make_train_step(model, optimizer, **options)(state, make_batch(seed=seed), key)
     return jax.device_get((state.params, metrics))
 
 
@@ -118,6 +119,23 @@ def test_four_devices_make_the_step_of_one(tmp_path):
     assert len(one.files) > 10
     for name in one.files:
         np.testing.assert_allclose(four[name], one[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulated_gradients_make_the_step_of_the_whole_batch(parts):
+    """Images with few RoIs and with none among them, dropout on."""
+    expected, found = run_step(), run_step(accumulate=parts)
+    assert float(found[1]["gradient_norm"]) > 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
+
+
+def test_a_recipe_follows_the_batch():
+    recipe = Recipe(0.001, 40_000, (30_000, 35_001), 100)
+    assert recipe.for_batch(2, 2) == recipe
+    assert recipe.for_batch(16, 2) == (0.008, 5000, (3750, 4376), 13)
+    assert recipe.for_batch(1, 2) == (0.0005, 80_000, (60_000, 70_002), 200)
+    config = {**get_config().to_dict(), "images_per_batch": 8}
+    assert batch_recipe(config) == (0.04, 500, (425,), 0)
 
 
 def plain_network(w, image, size, rois, roi_mask):
