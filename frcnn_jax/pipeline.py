@@ -123,6 +123,7 @@ class TrainingBatches:
         fg_fraction, fg_iou, bg_iou: as `sampling.sample`.
         flip: mirrored images double the set.
         seed: of everything drawn.
+        process: which of how many processes this is; each makes its share of every batch.
     """
 
     records: Sequence[Record]
@@ -137,6 +138,7 @@ class TrainingBatches:
     bg_iou: tuple[float, float] = (0.1, 0.5)
     flip: bool = True
     seed: int = 0
+    process: tuple[int, int] = (0, 1)
 
     def __len__(self) -> int:
         return self.steps
@@ -164,11 +166,13 @@ class TrainingBatches:
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def __getitem__(self, step: int) -> Batch:
-        """The batch of a step (design: a dict of static shapes); "index" `(B,)` numbers the images of the run."""
+        """The process's share of a step's batch (design: a dict of static shapes); "index" `(B,)` numbers the images of
+        the run."""
         per_epoch = len(self.plan(0))
         entries = self.plan(step // per_epoch)[step % per_epoch]
-        first = step * self.images_per_batch
-        images = [self._image(entry, first + place) for place, entry in enumerate(entries)]
+        process, processes = self.process
+        share = range(process * len(entries) // processes, (process + 1) * len(entries) // processes)
+        images = [self._image(entries[place], step * self.images_per_batch + place) for place in share]
         return {name: np.stack([image[name] for image in images]) for name in images[0]}
 
     def _image(self, entry: Entry, index: int) -> Batch:

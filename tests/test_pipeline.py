@@ -118,6 +118,12 @@ def test_batches_have_static_shapes_and_follow_the_step():
         assert not batch["box_targets"][batch["labels"] == 0].any()
 
 
+def test_the_shares_of_processes_make_the_batch():
+    whole = training_batches(images_per_batch=6)[3]
+    shares = [training_batches(images_per_batch=6, process=(i, 3))[3] for i in range(3)]
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda *parts: np.concatenate(parts), *shares), whole)
+
+
 def test_targets_are_normalised_and_follow_the_flip():
     batches = training_batches(steps=100)
     found = set()
