@@ -7,12 +7,14 @@ import json
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 from PIL.Image import Image
 from tqdm import tqdm
 
@@ -121,26 +123,59 @@ class SplitPredictions(NamedTuple):
     seconds_per_image: float | None  # of the jitted step and its data, compilation left out
 
 
-def predict_split(predict: Callable[..., Predictions], variables: Any, batches: TestBatches) -> SplitPredictions:
-    """Runs `predict` (of `detect.make_predict_step`) over every image, with a progress bar."""
-    found: list[tuple[np.ndarray, ...]] = []
+def predict_split(
+    predict: Callable[..., Predictions], variables: Any, batches: TestBatches, num_classes: int
+) -> SplitPredictions:
+    """Runs `predict` (of `detect.make_predict_step`) over every image, with a progress bar: each process takes its
+    share of the images, and hands them to its devices in turn. All processes get all that is found."""
+    devices = jax.local_devices()
+    on_device = [jax.device_put(variables, device) for device in devices]
+    process, processes = jax.process_index(), jax.process_count()
+    images = range(process, len(batches), processes)
+    found: list[np.ndarray] = []  # by image (D, 7): class, image, score, box
+    running: deque[tuple[int, Predictions]] = deque()
     seconds, shapes = [], set()
-    with tqdm(total=len(batches), desc="evaluate", unit="image") as bar:
+
+    def collect() -> None:
+        i, predictions = running.popleft()
+        boxes, scores, valid = (p[0] for p in jax.device_get(predictions))
+        label, place = np.nonzero(valid)
+        found.append(np.column_stack([label, np.full(len(label), i), scores[label, place], boxes[label, place]]))
+
+    with tqdm(total=len(images), desc="evaluate", unit="image", disable=process > 0) as bar:
         begin = time.perf_counter()
-        for i, batch in enumerate(prefetch(batches)):
-            boxes, scores, valid = (p[0] for p in jax.device_get(predict(variables, batch)))
-            label, place = np.nonzero(valid)
-            found.append((label, np.full(len(label), i), scores[label, place], boxes[label, place]))
+        for count, (i, batch) in enumerate(zip(images, prefetch(batches, process, stride=processes), strict=True)):
+            device = count % len(devices)
+            running.append((i, predict(on_device[device], jax.device_put(batch, devices[device]))))
+            if len(running) == len(devices):
+                collect()
             end = time.perf_counter()
-            if (shape := str(jax.tree.map(np.shape, batch))) in shapes:
+            if (shape := f"{device} {jax.tree.map(np.shape, batch)}") in shapes:
                 seconds.append(end - begin)
             shapes.add(shape)
             begin = end
             bar.update()
-    label, image, scores, boxes = (np.concatenate(field) for field in zip(*found, strict=True))
-    num_classes = valid.shape[0]
-    by_class = [ClassDetections(image[m], scores[m], boxes[m]) for m in (label == k for k in range(num_classes))]
-    return SplitPredictions(by_class, float(np.mean(seconds)) if seconds else None)
+        while running:
+            collect()
+    rows = _from_all_processes(np.concatenate([np.zeros((0, 7)), *found]))
+    by_class = [rows[rows[:, 0] == k] for k in range(num_classes)]
+    detections = [
+        ClassDetections(own[:, 1].astype(int), own[:, 2].astype(np.float32), own[:, 3:].astype(np.float32))
+        for own in by_class
+    ]
+    return SplitPredictions(detections, float(np.mean(seconds)) if seconds else None)
+
+
+def _from_all_processes(rows: np.ndarray) -> np.ndarray:
+    """The `(D, 7)` float64 rows of all processes, by image."""
+    if jax.process_count() == 1:
+        return rows
+    counts = process_allgather(np.array([len(rows)]))
+    padded = np.zeros((counts.max(), 7), np.float32)  # exact: they were float32 or small integers
+    padded[: len(rows)] = rows
+    gathered = process_allgather(padded)
+    rows = np.concatenate([own[: int(count)] for own, count in zip(gathered, counts.ravel(), strict=True)])
+    return rows[np.argsort(rows[:, 1], kind="stable")].astype(np.float64)
 
 
 def score(
@@ -221,7 +256,7 @@ def evaluate_workdir(
         candidates=config["candidates_per_class"],
         box_regression=config["test_box_regression"],
     )
-    predictions = predict_split(predict, variables, batches)
+    predictions = predict_split(predict, variables, batches, len(dataset.class_names))
     results, curves = score(predictions.by_class, dataset, metric=metric, iou_threshold=iou_threshold)
     if pictures:
         pictures.mkdir(parents=True, exist_ok=True)

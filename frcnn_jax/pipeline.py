@@ -208,13 +208,13 @@ class RandomAccess(Protocol):
     def __getitem__(self, i: int) -> Batch: ...
 
 
-def prefetch(batches: RandomAccess, start: int = 0, *, threads: int = 2, workers: int = 0) -> Iterator:
-    """The items of a random-access sequence from `start` on, in order, made ahead of time in `threads`, of this process
-    or of each of `workers` processes. However many there are, the items are the same."""
+def prefetch(batches: RandomAccess, start: int = 0, *, stride: int = 1, threads: int = 2, workers: int = 0) -> Iterator:
+    """The items `start`, `start + stride` and so on of a random-access sequence, in order, made ahead of time in
+    `threads`, of this process or of each of `workers` processes. However many there are, the items are the same."""
     import grain
     from absl import flags
 
-    items = grain.MapDataset.source(batches)[start:]
+    items = grain.MapDataset.source(batches)[start::stride]
     ahead = items.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads))
     if workers:
         if not flags.FLAGS.is_parsed():

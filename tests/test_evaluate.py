@@ -97,7 +97,7 @@ def test_predict_split_sorts_by_class_and_image():
 
     predict.calls = 0
     proposals = {"im0": np.zeros((0, 4), np.float32), "im1": np.ones((3, 4), np.float32)}
-    found = predict_split(predict, None, TestBatches(make_dataset().records, proposals, [Sizes(20, 30)], 1 / 16))
+    found = predict_split(predict, None, TestBatches(make_dataset().records, proposals, [Sizes(20, 30)], 1 / 16), 3)
     assert [list(c.image) for c in found.by_class] == [[0], [1], []]
     assert found.by_class[1].boxes[0, 0] == 2
 
