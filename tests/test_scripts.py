@@ -8,9 +8,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from frcnn_jax.detect import Detector, load_variables, read_config
-from frcnn_jax.synthetic import CLASS_NAMES, draw_scene
+from frcnn_jax.synthetic import CLASS_NAMES, draw_scene, read_synthetic
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
@@ -75,3 +76,59 @@ def test_a_file_without_heads_is_no_detector(tmp_path):
     assert done.returncode == 1
     assert "not a whole detector: missing fc6.weight" in done.stderr
     assert not (tmp_path / "w").exists()
+
+
+def write_xml_folder(folder, split, count):
+    """Synthetic images as somebody's own: a PNG and an XML each."""
+    (folder / split).mkdir(parents=True)
+    dataset = read_synthetic(split, count)
+    for record in dataset.records:
+        name = record.image_id.replace("/", "_")
+        Image.fromarray(record.load()).save(folder / split / f"{name}.png")
+        objects = "".join(
+            f"<object><name>{dataset.class_names[label - 1]}</name><bndbox>"
+            + "".join(
+                f"<{side}>{v + 1:.0f}</{side}>" for side, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+            )
+            + "</bndbox></object>"
+            for box, label in zip(record.boxes, record.labels, strict=True)
+        )
+        size = f"<size><width>{record.width}</width><height>{record.height}</height></size>"
+        (folder / split / f"{name}.xml").write_text(f"<annotation>{size}{objects}</annotation>")
+
+
+@pytest.mark.slow
+def test_own_images_from_a_folder_to_a_detector(tmp_path):
+    """The README's walk-through."""
+    for split, count in (("train", 30), ("val", 6)):
+        write_xml_folder(tmp_path / "own", split, count)
+    data = ("--config.dataset=xml", f"--config.data_dir={tmp_path / 'own'}")
+    checked = run("check_dataset.py", *data)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert checked.stdout.endswith("0 problems\n")
+    assert "30 images, 192 to 192 pixels wide, 144 to 144 high" in checked.stdout
+    workdir = tmp_path / "w"
+    options = ("--config.steps=30", "--config.learning_rate_drops=(25,)", "--config.max_proposals=200")
+    command = [sys.executable, "-m", "frcnn_jax.train", "--workdir", str(workdir), *data, *options]
+    trained = subprocess.run(command, capture_output=True, text=True)
+    assert trained.returncode == 0, trained.stderr
+    assert set(read_config(workdir)["class_names"]) <= set(CLASS_NAMES)
+    assert list((workdir / "pictures").glob("*.png"))
+
+
+@pytest.mark.slow
+def test_check_dataset_names_every_problem(tmp_path):
+    write_xml_folder(tmp_path, "train", 3)
+    write_xml_folder(tmp_path, "val", 2)
+    first, second, third = sorted((tmp_path / "train").glob("*.xml"))
+    first.write_text(first.read_text().replace("<xmin>", "<xmin>9"))
+    second.write_text("<annotation>")
+    picture = third.with_suffix(".png")
+    picture.write_bytes(picture.read_bytes()[:-900])
+    done = run("check_dataset.py", "--config.dataset=xml", f"--config.data_dir={tmp_path}")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    lines = done.stdout.splitlines()
+    for name in (first.name, second.name, picture.name):
+        assert any(name in line for line in lines), name
+    assert lines[-1].endswith("problems")
