@@ -178,6 +178,12 @@ def _from_all_processes(rows: np.ndarray) -> np.ndarray:
     return rows[np.argsort(rows[:, 1], kind="stable")].astype(np.float64)
 
 
+def class_objects(dataset: Dataset, label: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """By place in the split, a class's `(G, 4)` boxes and `(G,)` bool of difficult ones."""
+    own = [(record, record.labels == label) for record in dataset.records]
+    return [record.boxes[m] for record, m in own], [record.difficult[m] for record, m in own]
+
+
 def score(
     detections: Sequence[ClassDetections],
     dataset: Dataset,
@@ -193,13 +199,7 @@ def score(
     """
     curves: dict[str, tuple[Curve, float | None]] = {}
     for label, (name, found) in enumerate(zip(dataset.class_names, detections, strict=True), 1):
-        own = [record.labels == label for record in dataset.records]
-        curve = precision_recall(
-            found,
-            [record.boxes[m] for record, m in zip(dataset.records, own, strict=True)],
-            [record.difficult[m] for record, m in zip(dataset.records, own, strict=True)],
-            iou_threshold=iou_threshold,
-        )
+        curve = precision_recall(found, *class_objects(dataset, label), iou_threshold=iou_threshold)
         curves[name] = (curve, average_precision(curve, metric=metric))
     aps = {name: ap for name, (_, ap) in curves.items()}
     results = {
@@ -226,6 +226,15 @@ def image_detections(
     return Detections(boxes[best], labels[best], scores[best])
 
 
+class Evaluation(NamedTuple):
+    """A split, what was found in it, and what `score` says to that."""
+
+    dataset: Dataset
+    detections: list[ClassDetections]  # K
+    results: dict[str, Any]
+    curves: dict[str, tuple[Curve, float | None]]
+
+
 def evaluate_workdir(
     workdir: Path,
     *,
@@ -235,10 +244,10 @@ def evaluate_workdir(
     images: int | None = None,
     pictures: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Scores a workdir's newest checkpoint (or `step`'s) on its val split, or on the first `images` of it, and draws
-    detections and curves into the folder `pictures`, if one is given. Returns the results of `score`, with
-    "seconds_per_image" and "step". `overrides` are fields that take other values than in training.
+    detections and curves into the folder `pictures`, if one is given. Its results have "seconds_per_image" and "step".
+    `overrides` are fields that take other values than in training.
 
     Raises:
         InputError: there is no such checkpoint, a field is out of its range, or the data can't be read.
@@ -264,12 +273,13 @@ def evaluate_workdir(
         for i, record in enumerate(dataset.records[: config["pictures"]]):
             found = image_detections(predictions.by_class, i, score_threshold=config["picture_threshold"])
             _compare(record, found, dataset.class_names).save(pictures / f"{record.image_id}.png")
-    return {**results, "seconds_per_image": predictions.seconds_per_image, "step": step}
+    results |= {"seconds_per_image": predictions.seconds_per_image, "step": step}
+    return Evaluation(dataset, predictions.by_class, results, curves)
 
 
 def compare_workdirs(workdirs: Sequence[Path], *, images: int | None = None) -> list[dict[str, Any]]:
     """Scores each workdir on its val split, or the first `images` of it, and prints mAP and seconds an image."""
-    results = [evaluate_workdir(workdir, images=images) for workdir in workdirs]
+    results = [evaluate_workdir(workdir, images=images).results for workdir in workdirs]
     for workdir, found in zip(workdirs, results, strict=True):
         score = "-" if found["map"] is None else format(found["map"], ".4f")
         print(f"{workdir}: mAP {score} on {found['images']} images, {found['seconds_per_image'] or 0:.3f} s an image")
@@ -321,6 +331,38 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def _comp4_file(folder: Path, split: str, class_name: str) -> Path:
+    return folder / f"comp4_det_{split}_{class_name}.txt"
+
+
+def write_comp4(
+    folder: Path, detections: Sequence[ClassDetections], dataset: Dataset, *, year: int, split: str
+) -> None:
+    """VOC's result files, one a class, into results/VOC<year>/Main of `folder`: lines `id score x1 y1 x2 y2`, best
+    first, boxes 1-based and with one decimal.
+
+    Scores have six decimals; the paper's code writes three, which makes ties of the low ones. `read_comp4` keeps the
+    order of ties, so the ranking survives.
+
+    Raises:
+        InputError: the split or a class holds a "/", or the id of an image white space.
+    """
+    inner = folder / "results" / f"VOC{year}" / "Main"
+    for name in (split, *dataset.class_names):
+        if "/" in name:
+            raise InputError(f"{name!r} can't be part of the name of a result file: it holds a '/'")
+    for record in dataset.records:
+        if record.image_id.split() != [record.image_id]:
+            raise InputError(f"the image id {record.image_id!r} can't stand in a result file: it holds white space")
+    inner.mkdir(parents=True, exist_ok=True)
+    for name, found in zip(dataset.class_names, detections, strict=True):
+        lines = []
+        for i in np.argsort(-found.scores, kind="stable"):
+            box = " ".join(f"{side + 1:.1f}" for side in found.boxes[i])
+            lines.append(f"{dataset.records[found.image[i]].image_id} {found.scores[i]:.6f} {box}\n")
+        write_text(_comp4_file(inner, split, name), "".join(lines))
+
+
 def read_comp4(folder: Path, dataset: Dataset, *, year: int, split: str) -> list[ClassDetections]:
     """Detections from VOC's result files `comp4_det_<split>_<class>.txt`, in `folder` or its results/VOC<year>/Main.
 
@@ -333,7 +375,7 @@ def read_comp4(folder: Path, dataset: Dataset, *, year: int, split: str) -> list
     place = {record.image_id: i for i, record in enumerate(dataset.records)}
     detections = []
     for name in dataset.class_names:
-        path = inner / f"comp4_det_{split}_{name}.txt"
+        path = _comp4_file(inner, split, name)
         try:
             lines = path.read_text().splitlines()
         except (FileNotFoundError, NotADirectoryError):

@@ -29,13 +29,41 @@ class Curve(NamedTuple):
     positives: int  # objects counted
 
 
-def precision_recall(
+class Matches(NamedTuple):
+    """The detections of a class by falling score, and the objects, numbered over the split, that they were given."""
+
+    ranked: ClassDetections  # (D,)
+    overlap: np.ndarray  # (D,) the IoU with the object of its image that it overlaps most; 0 without one
+    nearest: np.ndarray  # (D,) that object; -1 without one
+    hit: np.ndarray  # (D,) bool
+    ignored: np.ndarray  # (D,) bool: on a difficult object, neither a hit nor a false positive
+    difficult: np.ndarray  # (objects,) bool
+    missed: np.ndarray  # (objects,) bool: counted, and hit by none
+
+
+def nearest_objects(detections: ClassDetections, gt_boxes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """For each detection the IoU with the box of its image that it overlaps most, in [0, 1], and that box's number over
+    the split, the first of equals; 0 and -1 where it overlaps none. `gt_boxes` are `(G, 4)` by place in the split."""
+    overlap, nearest = np.zeros(len(detections.image)), np.full(len(detections.image), -1)
+    first_object = np.cumsum([0, *map(len, gt_boxes)])
+    by_image = np.argsort(detections.image, kind="stable")
+    bounds = np.searchsorted(detections.image[by_image], np.arange(len(gt_boxes) + 1))
+    for i, truth in enumerate(gt_boxes):
+        here = by_image[bounds[i] : bounds[i + 1]]
+        if len(truth) and len(here):
+            overlaps = box_ops.iou(detections.boxes[here].astype(np.float64), truth.astype(np.float64))
+            overlap[here], nearest[here] = overlaps.max(axis=1), first_object[i] + overlaps.argmax(axis=1)
+    nearest[overlap == 0] = -1
+    return overlap, nearest
+
+
+def match(
     detections: ClassDetections,
     gt_boxes: Sequence[np.ndarray],
     gt_difficult: Sequence[np.ndarray],
     *,
     iou_threshold: float = 0.5,
-) -> Curve:
+) -> Matches:
     """The VOC rule for one class.
 
     By falling score, a detection is compared with the ground truth of its image that it overlaps most. IoU over the
@@ -49,28 +77,55 @@ def precision_recall(
         iou_threshold: IoU must be over this; in [0, 1].
     """
     order = np.argsort(-detections.scores, kind="stable")
-    image, boxes = detections.image[order], detections.boxes[order]
-    first_object = np.cumsum([0, *map(len, gt_boxes)])
-    matched = np.full(len(order), -1)  # the object, numbered over the split, or none
-    by_image = np.argsort(image, kind="stable")
-    bounds = np.searchsorted(image[by_image], np.arange(len(gt_boxes) + 1))
-    for i, truth in enumerate(gt_boxes):
-        here = by_image[bounds[i] : bounds[i + 1]]
-        if len(truth) and len(here):
-            overlaps = box_ops.iou(boxes[here].astype(np.float64), truth.astype(np.float64))
-            matched[here] = np.where(
-                overlaps.max(axis=1) > iou_threshold, first_object[i] + overlaps.argmax(axis=1), -1
-            )
+    ranked = ClassDetections(*(field[order] for field in detections))
+    overlap, nearest = nearest_objects(ranked, gt_boxes)
     difficult = np.concatenate([np.zeros(0, bool), *gt_difficult])
-    positives = int(np.sum(~difficult))
+    matched = np.where(overlap > iou_threshold, nearest, -1)
     ignored = (matched >= 0) & np.append(difficult, False)[matched]
     hit = np.zeros(len(order), bool)
     hit[np.unique(matched, return_index=True)[1]] = True  # the best ranked of each object
-    hit &= matched >= 0
-    hits = np.cumsum(hit[~ignored])
+    hit &= (matched >= 0) & ~ignored
+    missed = ~difficult
+    missed[matched[hit]] = False
+    return Matches(ranked, overlap, nearest, hit, ignored, difficult, missed)
+
+
+def precision_recall(
+    detections: ClassDetections,
+    gt_boxes: Sequence[np.ndarray],
+    gt_difficult: Sequence[np.ndarray],
+    *,
+    iou_threshold: float = 0.5,
+) -> Curve:
+    """The curve of one class by the rule of `match`, which has the arguments."""
+    matches = match(detections, gt_boxes, gt_difficult, iou_threshold=iou_threshold)
+    hits = np.cumsum(matches.hit[~matches.ignored])
+    positives = int(np.sum(~matches.difficult))
     if not positives:
         return Curve(np.zeros(0), np.zeros(0), 0)
     return Curve(hits / positives, hits / np.arange(1, len(hits) + 1), positives)
+
+
+def error_kinds(matches: Matches, other_overlap: np.ndarray) -> np.ndarray:
+    """What each detection of a class is, after Hoiem, Chodpathumwan and Dai, "Diagnosing error in object detectors"
+    (2012): the first that holds of
+
+    - "ignored" and "correct": as in `match`;
+    - "localisation": IoU of at least 0.1 with an object of the class: too little for a hit, or a duplicate of one;
+    - "confusion": IoU of at least 0.1 with an object of another class;
+    - "background": all else.
+
+    Difficult objects stand like others in the last three. The paper's similar and other classes are one here.
+
+    Args:
+        matches: of the class.
+        other_overlap: `(D,)`, by rank, the greatest IoU with an object of another class.
+
+    Returns:
+        `(D,)` strings, by rank.
+    """
+    tests = (matches.ignored, matches.hit, matches.overlap >= 0.1, other_overlap >= 0.1)
+    return np.select(tests, ("ignored", "correct", "localisation", "confusion"), "background")
 
 
 def average_precision(curve: Curve, *, metric: str = "voc07_11point") -> float | None:

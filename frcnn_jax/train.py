@@ -212,7 +212,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
         )
         train(state, step_fn, batches, key, checkpoints, schedule, config, workdir)
 
-    results = evaluate_workdir(workdir, pictures=workdir / "pictures")
+    results = evaluate_workdir(workdir, pictures=workdir / "pictures").results
     plot_losses(read_metrics(workdir), workdir / "pictures" / "loss.png")
     write_json(workdir / "results.json", results)
     print(results_table(results))

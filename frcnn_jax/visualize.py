@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from frcnn_jax import boxes as box_ops
 from frcnn_jax.metrics import Curve
 
 _COLOURS = (
@@ -42,6 +43,29 @@ def draw_boxes(
         y = max(0, y1 - bottom - 2)
         draw.rectangle((x, y, x + right + 2, y + bottom + 2), fill=colour)
         draw.text((x + 1, y + 1), caption, fill="white", font=font)
+    return picture
+
+
+def crop_boxes(
+    image: np.ndarray, boxes: np.ndarray, colours: Sequence[str], *, width: int = 320, height: int = 240
+) -> Image.Image:
+    """The part of `(H, W, 3)` uint8 RGB about `(N, 4)` boxes, N > 0, resized into `width` and `height`, with each box
+    in its colour. What lies outside the image is drawn at its edge."""
+    rows, columns = image.shape[:2]
+    boxes = box_ops.clip(boxes.astype(np.float64), rows, columns)
+    boxes[:, 2:] = np.maximum(boxes[:, :2], boxes[:, 2:])
+    low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0) + 1
+    margin = 16 + 0.25 * (high - low).max()
+    left, top = (int(side) for side in np.maximum(low - margin, 0))
+    right, bottom = (int(side) for side in np.minimum(high + margin, (columns, rows)))
+    factor = min(width / (right - left), height / (bottom - top), 4)
+    size = [max(1, round(side * factor)) for side in (right - left, bottom - top)]
+    picture = Image.fromarray(image[top:bottom, left:right]).resize((size[0], size[1]), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(picture)
+    for box, colour in zip(boxes, colours, strict=True):
+        x1, y1, x2, y2 = (float(v) for v in np.add(box, (-left, -top, 1 - left, 1 - top)) * factor)
+        draw.rectangle((x1 - 1, y1 - 1, x2, y2), outline="black", width=5)
+        draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=3)
     return picture
 
 

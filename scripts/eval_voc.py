@@ -1,11 +1,11 @@
 r"""VOC scores of a trained workdir, or of result files:
 
-    python scripts/eval_voc.py --workdir W [--step N] [--images N] [--pictures DIR] [--json F] \
+    python scripts/eval_voc.py --workdir W [--step N] [--images N] [--pictures DIR] [--comp4 DIR] \
         [--config.FIELD=VALUE ...]
     python scripts/eval_voc.py --detections DIR --voc VOCDEVKIT --year 2007 --split val
 
-Both take --metric voc07_11point (the default) or area. A workdir's val split is the one that it was trained with,
-and so are all fields of the config that are not given here, such as --config.test_box_regression=False.
+Both take --metric voc07_11point (the default) or area, --json F and --report DIR. A workdir's val split is the one that
+it was trained with, and so are all fields of the config that are not given, such as --config.test_box_regression=False.
 """
 
 import argparse
@@ -14,9 +14,11 @@ from pathlib import Path
 
 from frcnn_jax.config import evaluation_overrides
 from frcnn_jax.datasets import read_voc
+from frcnn_jax.detect import read_config
 from frcnn_jax.errors import InputError, run_main
-from frcnn_jax.evaluate import evaluate_workdir, read_comp4, results_table, score, write_json
+from frcnn_jax.evaluate import Evaluation, evaluate_workdir, read_comp4, results_table, score, write_comp4, write_json
 from frcnn_jax.metrics import METRICS
+from frcnn_jax.report import write_report
 
 
 def main(argv: Sequence[str]) -> None:
@@ -27,6 +29,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--step", type=int, help="of the checkpoint; the newest by default")
     parser.add_argument("--images", type=int, help="only the first N of the split")
     parser.add_argument("--pictures", type=Path, help="folder for detections beside ground truth, and curves")
+    parser.add_argument("--comp4", type=Path, help="folder for result files of a workdir's val split")
+    parser.add_argument("--report", type=Path, help="folder for a page on what is found and what is not, index.html")
     parser.add_argument("--voc", type=Path, default=Path("VOCdevkit"), help="the VOCdevkit folder")
     parser.add_argument("--year", type=int, default=2007)
     parser.add_argument("--split", default="val")
@@ -38,10 +42,12 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"--images must be at least 1, got {args.images}")
     if args.json and not args.json.parent.is_dir():
         raise InputError(f"--json {args.json}: its folder does not exist")
-    if args.detections and (args.step is not None or args.images or args.pictures or overrides):
-        raise InputError("--step, --images, --pictures and --config go with --workdir, not with --detections")
+    if args.detections and (args.step is not None or args.images or args.pictures or args.comp4 or overrides):
+        raise InputError("--step, --images, --pictures, --comp4 and --config go with --workdir, not with --detections")
+    for folder in filter(None, (args.comp4, args.report)):
+        folder.mkdir(parents=True, exist_ok=True)  # before the long work
     if args.workdir:
-        results = evaluate_workdir(
+        found = evaluate_workdir(
             args.workdir,
             step=args.step,
             metric=args.metric,
@@ -52,10 +58,15 @@ def main(argv: Sequence[str]) -> None:
     else:
         dataset = read_voc(args.voc, args.year, args.split)
         detections = read_comp4(args.detections, dataset, year=args.year, split=args.split)
-        results, _ = score(detections, dataset, metric=args.metric)
-    print(results_table(results))
+        found = Evaluation(dataset, detections, *score(detections, dataset, metric=args.metric))
+    print(results_table(found.results))
     if args.json:
-        write_json(args.json, results)
+        write_json(args.json, found.results)
+    if args.report:
+        write_report(args.report, found.dataset, found.detections, found.results, found.curves)
+    if args.comp4:
+        config = {**read_config(args.workdir), **overrides}
+        write_comp4(args.comp4, found.detections, found.dataset, year=config["year"], split=config["val_split"])
 
 
 if __name__ == "__main__":

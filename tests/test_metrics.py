@@ -6,7 +6,15 @@ import pytest
 from frcnn_jax.boxes import iou
 from frcnn_jax.datasets import read_voc
 from frcnn_jax.evaluate import read_comp4, score
-from frcnn_jax.metrics import ClassDetections, average_precision, mean_average_precision, precision_recall
+from frcnn_jax.metrics import (
+    ClassDetections,
+    average_precision,
+    error_kinds,
+    match,
+    mean_average_precision,
+    nearest_objects,
+    precision_recall,
+)
 
 BOX = [0, 0, 9, 9]
 
@@ -91,6 +99,38 @@ def test_equals_a_loop(rng):
     hits = np.cumsum(outcomes)
     np.testing.assert_allclose(got.precision, hits / np.arange(1, len(hits) + 1))
     np.testing.assert_allclose(got.recall, hits / sum((~d).sum() for d in difficult))
+
+
+def test_error_kinds_by_hand():
+    """One image: an object and a difficult one of the class, and one of another class."""
+    gt, other = np.array([BOX, [50, 0, 59, 9]]), np.array([[0, 20, 9, 29]])
+    rows = [
+        (BOX, "correct"),
+        ([0, 0, 9, 8], "localisation"),  # a duplicate
+        ([0, 0, 9, 4], "localisation"),  # IoU 0.5
+        ([0, 9, 9, 18], "background"),  # 1/19
+        ([0, 5, 9, 24], "localisation"),  # 1/5 here, 1/5 with the other
+        ([0, 20, 9, 29], "confusion"),
+        ([50, 0, 59, 9], "ignored"),
+        ([50, 1, 59, 9], "ignored"),
+        ([50, 5, 59, 14], "localisation"),  # of the difficult one
+        ([20, 40, 29, 49], "background"),
+    ]
+    boxes, kinds = np.array([box for box, _ in rows], float), [kind for _, kind in rows]
+    found = ClassDetections(np.zeros(len(rows), int), -np.arange(len(rows)), boxes)
+    matches = match(found, [gt], [np.array([False, True])])
+    other_overlap, nearest = nearest_objects(matches.ranked, [other])
+    assert error_kinds(matches, other_overlap).tolist() == kinds
+    assert nearest.tolist() == [-1, -1, -1, -1, 0, 0, -1, -1, -1, -1]
+    assert matches.missed.tolist() == [False, False]
+
+
+def test_missed_are_counted_objects_without_a_hit():
+    found = ClassDetections(np.array([1]), np.array([0.5]), np.array([BOX]))
+    matches = match(
+        found, [np.array([BOX]), np.array([BOX, [50, 0, 59, 9]])], [np.array([False]), np.array([0, 1]) > 0]
+    )
+    assert matches.missed.tolist() == [True, False, False]
 
 
 def test_unknown_metric_lists_the_choices():

@@ -132,3 +132,19 @@ def test_check_dataset_names_every_problem(tmp_path):
     for name in (first.name, second.name, picture.name):
         assert any(name in line for line in lines), name
     assert lines[-1].endswith("problems")
+
+
+@pytest.mark.slow
+def test_eval_voc_writes_a_report_and_result_files(workdir, tmp_path):
+    out = ("--report", tmp_path / "report", "--comp4", tmp_path / "files")
+    overrides = (f"--config.proposal_cache={tmp_path / 'proposals'}", "--config.year=2012")
+    done = run("eval_voc.py", "--workdir", workdir, "--images", 2, *out, *overrides)
+    assert done.returncode == 0, done.stderr
+    assert "step 7" in (tmp_path / "report" / "index.html").read_text()
+    files = sorted((tmp_path / "files" / "results" / "VOC2012" / "Main").iterdir())
+    assert [path.name for path in files] == sorted(f"comp4_det_val_{name}.txt" for name in CLASS_NAMES)
+    assert files[0].read_text().startswith("val_00000")
+    refused = run("eval_voc.py", "--detections", tmp_path / "files", "--comp4", tmp_path / "again")
+    assert refused.returncode == 1
+    assert "go with --workdir" in refused.stderr
+    assert not (tmp_path / "again").exists()

@@ -2,7 +2,7 @@ import numpy as np
 from PIL import Image
 
 from frcnn_jax.metrics import Curve
-from frcnn_jax.visualize import draw_boxes, plot_losses, plot_precision_recall, side_by_side
+from frcnn_jax.visualize import crop_boxes, draw_boxes, plot_losses, plot_precision_recall, side_by_side
 
 
 def test_boxes_are_drawn_where_they_are():
@@ -21,6 +21,26 @@ def test_small_images_are_enlarged_and_captions_stay_inside():
     picture = draw_boxes(np.zeros((100, 150, 3), np.uint8), np.array([[140, 0, 149, 9]]), [12], ["a long caption"])
     assert picture.size == (600, 400)
     assert np.asarray(picture)[:, -80:].any()
+
+
+def test_crops_hold_their_boxes():
+    image = np.zeros((400, 600, 3), np.uint8)
+    picture = crop_boxes(image, np.array([[200, 100, 299, 199]]), ["red"], width=300, height=300)
+    pixels = np.asarray(picture)
+    assert picture.size == (300, 300)  # 100 pixels of object, a margin of 16 + 25 at each side
+    (rows, columns) = np.nonzero(pixels[..., 0] > 200)
+    scale = 300 / 182
+    for found in (rows, columns):
+        assert abs(found.min() - 41 * scale) <= 1
+        assert abs(found.max() + 1 - 141 * scale) <= 1
+
+
+def test_crops_of_boxes_outside_the_image_or_reversed():
+    image = np.zeros((3, 500, 3), np.uint8)
+    boxes = np.array([[-1e9, -5, 1e9, 9], [700, 700, 800, 800], [90, 2, 10, 1]])
+    picture = crop_boxes(image, boxes, ["red", "lime", "white"], width=100, height=80)
+    assert picture.width == 100
+    assert picture.height == 1
 
 
 def test_side_by_side_holds_both():
