@@ -22,6 +22,16 @@ COCO_METRICS = (
 )  # fmt: skip
 
 
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. InputError where there is none."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a JSON file ({error})") from None
+
+
 def read_coco(
     annotations: Path,
     image_dir: Path,
@@ -43,14 +53,12 @@ def read_coco(
     Raises:
         InputError: the file is missing, or not of this form.
     """
+    content = read_json(annotations)
     try:
-        content = json.loads(Path(annotations).read_bytes())
         categories = {int(c["id"]): str(c["name"]) for c in sorted(content["categories"], key=lambda c: int(c["id"]))}
         objects: dict[int, list[dict]] = {int(image["id"]): [] for image in content["images"]}
         entries = [dict(entry) for entry in content["annotations"]]
-    except FileNotFoundError:
-        raise InputError(f"{annotations}: no such file") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{annotations}: not a COCO instances file ({type(error).__name__}: {error})") from None
     class_names = tuple(class_names or categories.values())
     labels = {number: class_names.index(name) + 1 for number, name in categories.items() if name in class_names}
@@ -134,47 +142,65 @@ def coco_ground_truth(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def coco_results(detections: Sequence[ClassDetections], image_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """The detections by class as the content of a result file, for images of these ids, in the order of the split."""
+def coco_results(
+    detections: Sequence[ClassDetections], image_ids: Sequence[int], category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The detections by class as the content of a result file, for images and classes of these ids, in their order."""
     return [
-        {"image_id": image_ids[image], "category_id": label, "bbox": _coco_box(box), "score": float(score)}
-        for label, found in enumerate(detections, 1)
+        {"image_id": image_ids[image], "category_id": category, "bbox": _coco_box(box), "score": float(score)}
+        for category, found in zip(category_ids, detections, strict=True)
         for image, score, box in zip(found.image, found.scores, found.boxes, strict=True)
     ]
 
 
 def coco_metrics(
-    detections: Sequence[ClassDetections], dataset: Dataset
+    truth: dict[str, Any], results: Sequence[dict[str, Any]]
 ) -> tuple[dict[str, float | None], dict[str, float | None]]:
-    """COCO's metrics, by pycocotools, of detections by class.
+    """COCO's metrics, by pycocotools.
+
+    Args:
+        truth: the content of an instances file.
+        results: that of a result file.
 
     Returns:
-        the twelve of COCO_METRICS, and by class the AP at IoU 0.5; None where nothing is counted. AP is the mean
-        precision at 101 recalls, with IoU of boxes whose width is x2 - x1 + 1.
+        the twelve of COCO_METRICS, and by category its AP at IoU 0.5; None where nothing is counted. AP is the mean
+        precision at 101 recalls; boxes are (x, y, width, height), without the +1 of VOC.
 
     Raises:
-        InputError: pycocotools is missing.
+        InputError: pycocotools is missing, or a result is not of an image and a category of `truth`.
     """
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
     except ImportError:
         raise InputError("COCO's metrics need the package pycocotools: pip install 'frcnn_jax[coco]'") from None
+    try:
+        images, categories = ({entry["id"] for entry in truth[name]} for name in ("images", "categories"))
+        truth["annotations"]
+    except (TypeError, KeyError) as error:
+        raise InputError(f"the annotations are not those of a COCO instances file ({error!r})") from None
+    try:
+        for i, entry in enumerate(results):
+            if entry["image_id"] not in images or entry["category_id"] not in categories:
+                raise InputError(f"result {i}: no image {entry['image_id']!r} or category {entry['category_id']!r}")
+        areas = [float(entry["bbox"][2]) * float(entry["bbox"][3]) + 0 * float(entry["score"]) for entry in results]
+    except (TypeError, KeyError, ValueError, IndexError) as error:
+        raise InputError(f"results must be image_id, category_id, bbox and score each ({error!r})") from None
+    found = [
+        {**entry, "id": i, "area": area, "iscrowd": 0}
+        for i, (entry, area) in enumerate(zip(results, areas, strict=True), 1)
+    ]
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-        truth = COCO()
-        truth.dataset = coco_ground_truth(dataset)
-        truth.createIndex()
-        results = COCO()
-        entries = coco_results(detections, range(1, len(dataset.records) + 1))
-        for number, entry in enumerate(entries, 1):
-            entry |= {"id": number, "area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0}
-        results.dataset = {**truth.dataset, "annotations": entries}
-        results.createIndex()
-        evaluation = COCOeval(truth, results, "bbox")
+        ours, theirs = COCO(), COCO()
+        ours.dataset, theirs.dataset = {**truth, "annotations": found}, truth
+        ours.createIndex()
+        theirs.createIndex()
+        evaluation = COCOeval(theirs, ours, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     stats = {name: None if v < 0 else float(v) for name, v in zip(COCO_METRICS, evaluation.stats, strict=True)}
-    precision = evaluation.eval["precision"][0, :, :, 0, 2]  # IoU 0.5, all areas, 100 detections: (recalls, classes)
-    means = {name: precision[:, k].mean() for k, name in enumerate(dataset.class_names)}
+    precision = evaluation.eval["precision"][0, :, :, 0, 2]  # IoU 0.5, all areas, 100 detections: (recalls, categories)
+    names = {entry["id"]: str(entry["name"]) for entry in truth["categories"]}
+    means = {names[number]: precision[:, k].mean() for k, number in enumerate(evaluation.params.catIds)}
     return stats, {name: None if mean < 0 else float(mean) for name, mean in means.items()}

@@ -121,7 +121,7 @@ def test_any_other_json_is_one_problem(tmp_path_factory, value, field):
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"[]", b"\xff\xfe", b"{}"])
 def test_no_instances_file(tmp_path, content):
     (tmp_path / "i.json").write_bytes(content)
-    with pytest.raises(InputError, match=r"i\.json: not a COCO instances file"):
+    with pytest.raises(InputError, match=r"i\.json: not a (COCO instances|JSON) file"):
         read_coco(tmp_path / "i.json", tmp_path)
     with pytest.raises(InputError, match=r"none\.json: no such file"):
         read_coco(tmp_path / "none.json", tmp_path)
@@ -136,13 +136,22 @@ def test_results_and_ground_truth_by_hand(tmp_path):
     none = ClassDetections(np.zeros(0, int), np.zeros(0), np.zeros((0, 4)))
     one = ClassDetections(np.array([0]), np.array([0.5]), np.array([[1, 2, 10, 21]], np.float32))
     expected = [{"image_id": 7, "category_id": 1, "bbox": [1, 2, 10, 20], "score": 0.5}]
-    assert coco_results([one, none], [7]) == expected
-    metrics, by_class = coco_metrics([one, none], dataset)
+    assert coco_results([one, none], [7], [1, 2]) == expected
+    metrics, by_class = coco_metrics(truth, coco_results([one, none], [1], [1, 2]))
     assert set(metrics) == set(COCO_METRICS)
     assert (metrics["AP"], metrics["AP50"]) == pytest.approx((1, 1))
     assert metrics["AP_large"] is None
     assert by_class == {"dog": pytest.approx(1), "cat": None}
-    assert coco_metrics([none, none], dataset)[0]["AP"] == 0
+    assert coco_metrics(truth, [])[0]["AP"] == 0
+    for bad, text in (
+        ({**expected[0], "image_id": 9}, "result 0: no image 9"),
+        ({"image_id": 1, "category_id": 1, "bbox": [1, 2]}, "must be image_id, category_id, bbox and score"),
+        (3, "must be image_id"),
+    ):
+        with pytest.raises(InputError, match=text):
+            coco_metrics(truth, [bad])
+    with pytest.raises(InputError, match="not those of a COCO instances file"):
+        coco_metrics({"images": []}, [])
 
 
 def test_agrees_with_the_area_rule(shared):
@@ -151,7 +160,8 @@ def test_agrees_with_the_area_rule(shared):
     dataset = read_voc(shared / "voc" / "VOCdevkit", 2007, "val")
     detections = read_comp4(shared / "oracles" / "voc_eval", dataset, year=2007, split="val")
     results, _ = score(detections, dataset, metric="area")
-    metrics, by_class = coco_metrics(detections, dataset)
+    images, labels = range(1, len(dataset.records) + 1), range(1, len(dataset.class_names) + 1)
+    metrics, by_class = coco_metrics(coco_ground_truth(dataset), coco_results(detections, images, labels))
     ours = np.array([results["aps"][name] for name in dataset.class_names])
     theirs = np.array([by_class[name] for name in dataset.class_names])
     assert abs(metrics["AP50"] - results["map"]) < 0.01

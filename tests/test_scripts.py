@@ -9,7 +9,9 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from test_coco import annotation, write_coco
 
+from frcnn_jax.coco import COCO_METRICS
 from frcnn_jax.detect import Detector, load_variables, read_config
 from frcnn_jax.synthetic import CLASS_NAMES, draw_scene, read_synthetic
 
@@ -148,3 +150,20 @@ def test_eval_voc_writes_a_report_and_result_files(workdir, tmp_path):
     assert refused.returncode == 1
     assert "go with --workdir" in refused.stderr
     assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.slow
+def test_eval_coco_on_any_data_set_and_on_files(workdir, tmp_path):
+    overrides = (f"--config.proposal_cache={tmp_path / 'p'}", "--config.max_proposals=100")
+    done = run("eval_coco.py", "--workdir", workdir, "--images", 2, "--json", tmp_path / "m.json", *overrides)
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads((tmp_path / "m.json").read_text())) == {*COCO_METRICS, "ap50"}
+    (tmp_path / "c").mkdir()
+    truth = write_coco(tmp_path / "c", [annotation(area=200, iscrowd=0)])
+    (tmp_path / "r.json").write_text(json.dumps([{k: v for k, v in annotation().items() if k != "id"} | {"score": 1}]))
+    done = run("eval_coco.py", "--detections", tmp_path / "r.json", "--annotations", truth)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[:2] == ["AP", "1.0000"]
+    done = run("eval_coco.py", "--detections", truth, "--annotations", truth)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: results must be image_id")
