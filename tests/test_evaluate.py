@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -205,3 +206,25 @@ def test_read_split_of_own_images(tmp_path, capsys):
         InputError, match="dataset must be one of synthetic, voc, xml, coco, tfds:voc/2007, tfds:voc/2012, got 'kitti'"
     ):
         read_split(split_config(dataset="kitti"), "val")
+
+
+@pytest.mark.slow
+def test_four_devices_find_what_one_does(workdir, tmp_path):
+    """Seven images, no multiple of the devices: none is dropped, and all keep their order."""
+    code = (
+        "import sys, numpy as np, jax; from pathlib import Path; from frcnn_jax.evaluate import evaluate_workdir;"
+        "assert jax.local_device_count() == int(sys.argv[3]);"
+        "overrides = {'max_proposals': 60, 'proposal_cache': str(Path(sys.argv[2]).parent / 'p')};"
+        "found = evaluate_workdir(Path(sys.argv[1]), images=7, overrides=overrides);"
+        "np.savez(sys.argv[2], *(field for own in found.detections for field in own))"
+    )
+    results = []
+    for devices in ("1", "4"):
+        path = tmp_path / f"{devices}.npz"
+        env = {**os.environ, "JAX_NUM_CPU_DEVICES": devices, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", code, str(workdir), str(path), devices], check=True, env=env)
+        results.append(np.load(path))
+    one, four = results
+    assert set(one["arr_0"]) == set(range(7))
+    for name in one.files:
+        np.testing.assert_array_equal(four[name], one[name])
