@@ -389,6 +389,18 @@ def test_leaves_all_it_promises(finished):
 
 
 @pytest.mark.slow
+def test_scales_parts_and_worker_processes(finished, tmp_path):
+    """Trained and tested at several scales, each step in two parts, batches made in a process."""
+    options = {"scales": (96, 128), "accumulate": 2, "data_workers": 1, "steps": 12, "learning_rate_drops": (10,)}
+    cache = str(finished[0] / "proposals")
+    results = train_and_evaluate(small_config(**options, proposal_cache=cache), tmp_path / "w")
+    assert results["step"] == 12
+    assert results["map"] is not None
+    first, *_, last = read_metrics(tmp_path / "w")
+    assert last["loss"] < first["loss"]
+
+
+@pytest.mark.slow
 def test_a_finished_run_says_so(finished, capsys):
     workdir, results = finished
     assert train_and_evaluate(small_config(), workdir) == results
