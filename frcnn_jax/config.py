@@ -216,8 +216,8 @@ def evaluation_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def load_config(argv: Sequence[str]) -> tuple[dict[str, Any], Path]:
-    """The config and the workdir of `--workdir W [--config FILE] [--config.field=value ...]`.
+def load_config(argv: Sequence[str]) -> tuple[dict[str, Any], argparse.Namespace]:
+    """The config and the other arguments of `--workdir W [--config FILE] [--config.field=value ...]`.
 
     Raises:
         InputError: a config file that can't be loaded, an unknown field, a value of another type.
@@ -226,12 +226,20 @@ def load_config(argv: Sequence[str]) -> tuple[dict[str, Any], Path]:
         prog="python -m frcnn_jax.train",
         description="Trains Fast R-CNN and scores it; on the same workdir it goes on from the last checkpoint.",
         epilog="Fields and their meaning: frcnn_jax/config.py. Recipes: experiments/.",
-        usage="%(prog)s --workdir W [--config FILE.py] [--config.FIELD=VALUE ...]",
+        usage="%(prog)s --workdir W [--config FILE.py] [--config.FIELD=VALUE ...] [--distributed | --coordinator ...]",
         allow_abbrev=False,
     )
     parser.add_argument("--workdir", type=Path, required=True, help="folder for all that training leaves")
+    many = parser.add_argument_group("several processes, one a host (docs/scaling.md)")
+    many.add_argument("--distributed", action="store_true", help="on SLURM, GKE and TPU pods, where jax finds the rest")
+    many.add_argument("--coordinator", metavar="HOST:PORT", help="elsewhere: the address of process 0")
+    many.add_argument("--num-processes", type=int, help="with --coordinator")
+    many.add_argument("--process-id", type=int, help="with --coordinator: from 0")
     args, rest = parser.parse_known_args(argv)
-    return read_arguments(rest), args.workdir
+    of_coordinator = (args.num_processes is not None, args.process_id is not None)
+    if any(given != (args.coordinator is not None) for given in of_coordinator):
+        raise InputError("--coordinator, --num-processes and --process-id go together")
+    return read_arguments(rest), args
 
 
 def read_arguments(arguments: Sequence[str]) -> dict[str, Any]:

@@ -428,8 +428,10 @@ def truncate_metrics(workdir: Path, step: int) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """The command line."""
-    config, workdir = load_config(argv)
-    train_and_evaluate(config, workdir)
+    config, args = load_config(argv)
+    if args.distributed or args.coordinator:
+        jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
+    train_and_evaluate(config, args.workdir)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_defaults_and_overrides():
-    config, workdir = load_config(["--workdir", "w", "--config.steps=7", "--config.learning_rate_drops=(3,4)"])
-    assert workdir == Path("w")
+    config, args = load_config(["--workdir", "w", "--config.steps=7", "--config.learning_rate_drops=(3,4)"])
+    assert args.workdir == Path("w")
+    with pytest.raises(InputError, match="go together"):
+        load_config(["--workdir", "w", "--coordinator", "localhost:1234", "--process-id", "0"])
     assert config["steps"] == 7
     assert config["learning_rate_drops"] == (3, 4)
     assert {k: v for k, v in config.items() if k not in ("steps", "learning_rate_drops")} == {
