@@ -129,6 +129,7 @@ def train_svms(
     *,
     sizes: Sizes,
     state: Path,
+    negative_images: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """The parameters of `model` with one SVM a class in its class layer: positives are the objects, negatives come from
@@ -138,6 +139,7 @@ def train_svms(
         model, variables: trained with a softmax.
         records, proposals: the split, and by image id its `(N, 4)` boxes.
         sizes: how images are resized.
+        negative_images: negatives come from the first this many images; from all where None.
         state: a file that is written each SAVE_EVERY images; if it is there, the work goes on from it.
         seed: of the images that the norm is measured on, and of the solver.
 
@@ -150,10 +152,18 @@ def train_svms(
         raise InputError("SVMs need the package scikit-learn: pip install 'frcnn_jax[svm]'") from None
     step = make_features_step(model)
 
-    def features(records: Sequence[Record], boxes: Mapping[str, np.ndarray], title: str, start: int = 0) -> Iterator:
-        batches = prefetch(TestBatches(records, boxes, [sizes], None), start)
+    def features(
+        records: Sequence[Record],
+        boxes: Mapping[str, np.ndarray],
+        title: str,
+        start: int = 0,
+        spatial_scale: float | None = None,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Boxes and their features, by image."""
+        batches = prefetch(TestBatches(records, boxes, [sizes], spatial_scale), start)
         for batch in tqdm(batches, desc=title, unit="image", total=len(records), initial=start, smoothing=0.05):
-            yield jax.device_get(step(variables, batch))[0][batch["roi_mask"][0]]
+            mask = batch["roi_mask"][0]
+            yield batch["rois"][0, mask] / batch["scale"], jax.device_get(step(variables, batch))[0, mask]
 
     num_classes = model.num_classes
     if state.exists():
@@ -161,18 +171,20 @@ def train_svms(
         scale, start = np.float32(more["scale"]), int(more["images"])
     else:
         some = [records[i] for i in np.random.default_rng(seed).permutation(len(records))[:NORM_IMAGES]]
-        norms = [np.linalg.norm(found, axis=1) for found in features(some, proposals, "norm of fc7")]
+        norms = [np.linalg.norm(found, axis=1) for _, found in features(some, proposals, "norm of fc7")]
         scale, start = np.float32(TARGET_NORM / np.concatenate(norms).mean()), 0
         objects = {record.image_id: record.boxes for record in records}
-        found = np.concatenate(list(features(records, objects, "positives"))) * scale
+        found = np.concatenate([found for _, found in features(records, objects, "positives")]) * scale
         labels = np.concatenate([record.labels for record in records])
         svms = HardNegativeSVMs([found[labels == label] for label in range(1, num_classes + 1)], seed=seed)
         svms.save(state, scale=scale, images=0)
 
+    records = records[:negative_images]
     candidates = {record.image_id: np.concatenate([record.boxes, proposals[record.image_id]]) for record in records}
-    for i, found in enumerate(features(records, candidates, "hard negatives", start), start):
+    mined = features(records, candidates, "hard negatives", start, model.network.spatial_scale)
+    for i, (boxes, found) in enumerate(mined, start):
         record = records[i]
-        svms.mine(found * scale, class_overlaps(candidates[record.image_id], record.boxes, record.labels, num_classes))
+        svms.mine(found * scale, class_overlaps(boxes, record.boxes, record.labels, num_classes))
         if (i + 1) % SAVE_EVERY == 0:
             svms.save(state, scale=scale, images=i + 1)
     for k in range(num_classes):

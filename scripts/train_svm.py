@@ -1,6 +1,6 @@
 """SVMs on fc7 in place of a trained workdir's softmax (section 5.4), in a new workdir; both compared on the val split:
 
-python scripts/train_svm.py --workdir W [--out W-svm] [--train-images N] [--images N]
+python scripts/train_svm.py --workdir W [--out W-svm] [--negative-images N] [--images N]
 
 Stopped and run again, it goes on from the last 250 images. Scores of the new workdir are margins: 0 is the boundary.
 """
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from frcnn_jax.checkpoint import save_model
-from frcnn_jax.datasets import Dataset
 from frcnn_jax.detect import image_sizes, load_variables, read_config
 from frcnn_jax.errors import InputError, run_main
 from frcnn_jax.evaluate import compare_workdirs, read_split, with_proposals, write_json
@@ -21,7 +20,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--out", type=Path, help="the new workdir; W-svm by default")
-    parser.add_argument("--train-images", type=int, help="train on the first N of the train split only")
+    parser.add_argument("--negative-images", type=int, help="mine negatives in the first N of the train split only")
     parser.add_argument("--images", type=int, help="compare on the first N of the val split only; 0 for no comparison")
     args = parser.parse_args(argv)
     out = args.out or args.workdir.with_name(args.workdir.name + "-svm")
@@ -33,13 +32,20 @@ def main(argv: Sequence[str]) -> None:
     if config["scales"]:
         raise InputError(f"{args.workdir}: SVMs are trained at one scale, it has {config['scales']}")
     model, variables, step = load_variables(args.workdir, config)
-    dataset = read_split(config, "train")
-    dataset = Dataset(dataset.class_names, dataset.records[: args.train_images])
-    dataset, proposals = with_proposals(config, args.workdir, dataset)
+    dataset, proposals = with_proposals(config, args.workdir, read_split(config, "train"))
     (sizes,) = image_sizes(config)
     out.mkdir(parents=True, exist_ok=True)
     state = out / "svm.npz"
-    params = train_svms(model, variables, dataset.records, proposals, sizes=sizes, state=state, seed=config["seed"])
+    params = train_svms(
+        model,
+        variables,
+        dataset.records,
+        proposals,
+        sizes=sizes,
+        state=state,
+        negative_images=args.negative_images,
+        seed=config["seed"],
+    )
     save_model(out, step, {**variables, "params": params})
     cache = config["proposal_cache"] or str((args.workdir / "proposals").absolute())
     changed = {"classifier": "svm", "proposal_cache": cache, "picture_threshold": 0.0}
