@@ -1,6 +1,6 @@
 r"""Network L on VOC2007 trainval and test and VOC2012 trainval, "07++12" (section 4.2).
 
-The objects of VOC2012 test are not public: the paper's scores are of the evaluation server. The score printed at the end
+The objects of VOC2012 test are not public: the scores in the paper are of the evaluation server. The one printed here
 is on VOC2007 test, on which this trains: it says nothing.
 
     python -m frcnn_jax.train --workdir W --config experiments/voc07pp12_l.py \
