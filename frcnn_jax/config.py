@@ -35,7 +35,8 @@ def get_config() -> ConfigDict:
     config.train_difficult = True  # objects marked difficult are trained on, as the paper's code does
     config.class_names = ()  # filled in from the data
 
-    # Proposals: OpenCV's selective search
+    # Proposals: OpenCV's selective search, or files
+    config.proposals = ""  # a file or folder of them (proposal_files.py), or several, "A+B"; the search where empty
     config.proposal_mode = "fast"  # "fast" or "quality"
     config.max_proposals = 2000  # an image
     config.proposal_cache = ""  # a folder; W/proposals where empty
@@ -171,8 +172,8 @@ def check_config(config: Mapping[str, Any]) -> None:
 TEST_FIELDS = frozenset(
     (
         "min_size", "max_size", "scales", "max_proposals", "nms_iou", "candidates_per_class", "test_box_regression",
-        "compute_type", "voc_dir", "data_dir", "on_error", "year", "val_split", "val_images", "proposal_cache",
-        "workers",
+        "compute_type", "voc_dir", "data_dir", "on_error", "year", "val_split", "val_images", "proposals",
+        "proposal_cache", "workers",
     )
 )  # fmt: skip
 
@@ -201,11 +202,8 @@ def evaluation_overrides(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def load_config(argv: Sequence[str]) -> tuple[dict[str, Any], Path]:
-    """The config and the workdir of `--workdir W [--config FILE] [--config.field=value ...]`.
-
-    Raises:
-        InputError: a config file that can't be loaded, an unknown field, a value of another type.
-    """
+    """The config and the workdir of `--workdir W [--config FILE] [--config.field=value ...]`. InputError as
+    `config_of`."""
     parser = argparse.ArgumentParser(
         prog="python -m frcnn_jax.train",
         description="Trains Fast R-CNN and scores it; on the same workdir it goes on from the last checkpoint.",
@@ -215,13 +213,22 @@ def load_config(argv: Sequence[str]) -> tuple[dict[str, Any], Path]:
     )
     parser.add_argument("--workdir", type=Path, required=True, help="folder for all that training leaves")
     args, overrides = parser.parse_known_args(argv)
+    return config_of(overrides), args.workdir
+
+
+def config_of(overrides: Sequence[str]) -> dict[str, Any]:
+    """The config of `[--config FILE] [--config.field=value ...]`.
+
+    Raises:
+        InputError: a config file that can't be loaded, an unknown field, a value of another type.
+    """
     for override in overrides:
         if (field := re.match(r"--?config\.([^=]*)", override)) and field[1] not in get_config():
             near = difflib.get_close_matches(field[1], get_config(), n=3)
             near_ones = f"; near ones are {', '.join(near)}" if near else ""
             raise InputError(f"--config.{field[1]}: no such field{near_ones}")
     values = flags.FlagValues()
-    command = [parser.prog, *overrides]
+    command = ["", *overrides]
     try:
         config_flags.DEFINE_config_file("config", __file__, flag_values=values, sys_argv=command)
         stray = values(command)[1:]
@@ -232,4 +239,4 @@ def load_config(argv: Sequence[str]) -> tuple[dict[str, Any], Path]:
         raise InputError(f"unknown argument {stray[0]!r}; a field is set with --config.FIELD=VALUE")
     if unknown := sorted(set(config) ^ set(get_config())):
         raise InputError(f"--config: the recipe's fields are not those of frcnn_jax/config.py: {', '.join(unknown)}")
-    return config, args.workdir
+    return config
