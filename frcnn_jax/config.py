@@ -36,7 +36,8 @@ def get_config() -> ConfigDict:
     config.train_difficult = True  # objects marked difficult are trained on, as the paper's code does
     config.class_names = ()  # filled in from the data
 
-    # Proposals: OpenCV's selective search
+    # Proposals: OpenCV's selective search, or files
+    config.proposals = ""  # a file or folder of them (proposal_files.py), or several, "A+B"; the search where empty
     config.proposal_mode = "fast"  # "fast" or "quality"
     config.max_proposals = 2000  # an image
     config.proposal_cache = ""  # a folder; W/proposals where empty
@@ -187,8 +188,8 @@ def check_config(config: Mapping[str, Any]) -> None:
 TEST_FIELDS = frozenset(
     (
         "min_size", "max_size", "scales", "max_proposals", "nms_iou", "candidates_per_class", "test_box_regression",
-        "compute_type", "voc_dir", "data_dir", "on_error", "year", "val_split", "val_images", "proposal_cache",
-        "workers",
+        "compute_type", "voc_dir", "data_dir", "on_error", "year", "val_split", "val_images", "proposals",
+        "proposal_cache", "workers",
     )
 )  # fmt: skip
 

@@ -4,13 +4,13 @@ Shape letters: K foreground classes, D detections.
 """
 
 import json
-import os
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,14 +23,18 @@ from frcnn_jax.config import check_config
 from frcnn_jax.datasets import VOC_CLASSES, Dataset, Record, read_voc, read_xml_folder, stop, without_difficult
 from frcnn_jax.detect import Detections, Predictions, image_sizes, load_variables, make_predict_step, read_config
 from frcnn_jax.errors import InputError
+from frcnn_jax.files import write_whole
 from frcnn_jax.metrics import (
     ClassDetections,
     Curve,
+    ProposalRecall,
     average_precision,
     mean_average_precision,
     precision_recall,
+    proposal_recall,
 )
 from frcnn_jax.pipeline import TestBatches, prefetch
+from frcnn_jax.proposal_files import read_proposals
 from frcnn_jax.proposals import make_proposals
 from frcnn_jax.synthetic import read_synthetic
 from frcnn_jax.tfds_voc import read_tfds
@@ -58,7 +62,7 @@ def read_split(
 
 def _say_skipped(what: str, problems: Sequence[InputError]) -> None:
     if problems:
-        print(f"{what}: {len(problems)} objects or images left out, the first: {problems[0]}", file=sys.stderr)
+        print(f"{what}: {len(problems)} objects, boxes or images left out, the first: {problems[0]}", file=sys.stderr)
 
 
 def _read_split(config: Mapping[str, Any], split: str, on_problem: Callable[[InputError], None]) -> Dataset:
@@ -93,27 +97,76 @@ def _read_split(config: Mapping[str, Any], split: str, on_problem: Callable[[Inp
     return without_difficult(dataset) if easy_only else dataset
 
 
-def with_proposals(config: Mapping[str, Any], workdir: Path, dataset: Dataset) -> tuple[Dataset, dict[str, np.ndarray]]:
-    """The set, where `on_error` is "skip" without images that can't be loaded, and its selective-search boxes by image
-    id, through the cache that the config names.
+def with_proposals(
+    config: Mapping[str, Any], workdir: Path, dataset: Dataset, executor: Executor | None = None
+) -> tuple[Dataset, Mapping[str, np.ndarray]]:
+    """The set, where `on_error` is "skip" without images that can't be loaded or have no proposals, and by image id its
+    proposals: those of the files that the config names, or selective search's, through the cache that it names and run
+    by the executor, if one is given.
 
     Raises:
-        InputError: an image can't be loaded.
+        InputError: an image can't be loaded, or what `read_proposals` finds wrong.
     """
     problems: list[InputError] = []
-    proposals = make_proposals(
-        {record.image_id: record.load for record in dataset.records},
-        cache_dir=Path(config["proposal_cache"] or workdir / "proposals"),
-        mode=config["proposal_mode"],
-        max_boxes=config["max_proposals"],
-        workers=config["workers"] or None,
-        on_problem=stop if config["on_error"] == "stop" else problems.append,
-    )
-    _say_skipped("images", problems)
-    records = [record for record in dataset.records if record.image_id in proposals]
+    on_problem = stop if config["on_error"] == "stop" else problems.append
+    records = dataset.records
+    proposals: Mapping[str, np.ndarray] = {}
+    if config["proposals"]:
+        if config["on_error"] == "skip":
+            records = [record for record in records if _can_be_loaded(record, on_problem)]
+        if records:
+            sizes = {record.image_id: (record.height, record.width) for record in records}
+            most = config["max_proposals"]
+            proposals = read_proposals(config["proposals"], sizes=sizes, max_boxes=most, on_problem=on_problem)
+    else:
+        proposals = make_proposals(
+            {record.image_id: record.load for record in records},
+            cache_dir=Path(config["proposal_cache"] or workdir / "proposals"),
+            mode=config["proposal_mode"],
+            max_boxes=config["max_proposals"],
+            workers=config["workers"] or None,
+            executor=executor,
+            on_problem=on_problem,
+        )
+    _say_skipped("images and proposals", problems)
+    records = [record for record in records if record.image_id in proposals]
     if not records:
         raise InputError(f"none of the {len(dataset.records)} images can be loaded, the first: {problems[0]}")
     return Dataset(dataset.class_names, records), proposals
+
+
+def _can_be_loaded(record: Record, on_problem: Callable[[InputError], None]) -> bool:
+    try:
+        record.load()
+    except InputError as problem:
+        on_problem(problem)
+        return False
+    return True
+
+
+RECALL_IOUS = tuple(i / 40 for i in range(20, 41))  # 0.5 to 1
+_RECALL_NUMBERS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
+
+
+def split_recall(
+    dataset: Dataset, proposals: Mapping[str, np.ndarray], max_boxes: int
+) -> tuple[list[int], ProposalRecall]:
+    """Numbers of proposals up to `max_boxes`, and the recall of the first that many at RECALL_IOUS, difficult objects
+    left out."""
+    numbers = [*(n for n in _RECALL_NUMBERS if n < max_boxes), max_boxes]
+    records = without_difficult(dataset).records
+    boxes = (proposals[record.image_id] for record in records)
+    truth = (record.boxes for record in records)
+    return numbers, proposal_recall(boxes, truth, iou_thresholds=RECALL_IOUS, numbers=numbers)
+
+
+def recall_table(numbers: Sequence[int], recall: ProposalRecall) -> str:
+    """Recall by number of proposals and by IoU, and average recall, as text."""
+    shown = [RECALL_IOUS.index(iou) for iou in (0.5, 0.6, 0.7, 0.8, 0.9)]
+    lines = ["proposals  " + "".join(f"IoU {RECALL_IOUS[i]:<5}" for i in shown) + "average"]
+    for number, row, average in zip(numbers, recall.recall, recall.average, strict=True):
+        lines.append(f"{number:>9}  " + "".join(f"{value:<9.3f}" for value in [*row[shown], average]).rstrip())
+    return "\n".join(lines)
 
 
 class SplitPredictions(NamedTuple):
@@ -307,18 +360,6 @@ def results_table(results: Mapping[str, Any]) -> str:
     total = "-" if results["map"] is None else format(results["map"], ".4f")
     how = f"{results['protocol']}, IoU > {results['iou_threshold']}, {results['images']} images"
     return "\n".join([*lines, f"{'mAP':<{width}}  {total}  ({how})"])
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """A file, whole or not at all: `write` fills one beside it, which then takes its name."""
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        with open(beside, "wb") as file:
-            write(file)
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def write_text(path: Path, text: str) -> None:

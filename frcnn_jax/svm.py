@@ -16,7 +16,7 @@ from tqdm import tqdm
 from frcnn_jax import boxes as box_ops
 from frcnn_jax.datasets import Record
 from frcnn_jax.errors import InputError
-from frcnn_jax.evaluate import write_whole
+from frcnn_jax.files import write_whole
 from frcnn_jax.models import FastRCNN
 from frcnn_jax.pipeline import Sizes, TestBatches, prefetch
 

@@ -1,4 +1,4 @@
-"""Pictures: boxes on images, ground truth beside detections, loss and precision-recall curves."""
+"""Pictures: boxes on images, ground truth beside detections, loss, precision-recall and proposal recall."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from frcnn_jax import boxes as box_ops
-from frcnn_jax.metrics import Curve
+from frcnn_jax.metrics import Curve, ProposalRecall
 
 _COLOURS = (
     "#e6194b",
@@ -103,11 +103,39 @@ def plot_precision_recall(curves: Mapping[str, tuple[Curve, float | None]], path
     figure.savefig(path)
 
 
+def plot_proposal_recall(
+    numbers: Sequence[int], iou_thresholds: Sequence[float], recall: ProposalRecall, path: Path
+) -> None:
+    """Recall by IoU, a curve for each number of proposals, beside recall and its average by number."""
+    figure = _blank(width=12)
+    by_iou, by_number = figure.subplots(1, 2)
+    _label(by_iou, "Recall of the first N proposals", "IoU", "recall")
+    _label(by_number, "Recall by number", "proposals an image", "recall")
+    for number, row, average in zip(numbers, recall.recall, recall.average, strict=True):
+        by_iou.plot(iou_thresholds, row, label=f"N = {number}, average {average:.3f}", linewidth=1)
+    for iou, column in list(zip(iou_thresholds, recall.recall.T, strict=True))[:-1:4]:
+        by_number.plot(numbers, column, label=f"IoU {iou:g}", marker=".", linewidth=1)
+    by_number.plot(numbers, recall.average, label="average, IoU 0.5 to 1", color="black", linewidth=2)
+    by_number.set_xscale("log")
+    for axes in (by_iou, by_number):
+        axes.set_ylim(0, 1.02)
+        axes.legend(fontsize=8)
+    figure.savefig(path)
+
+
 def _figure(title, xlabel, ylabel):
+    figure = _blank(width=7)
+    axes = figure.subplots()
+    _label(axes, title, xlabel, ylabel)
+    return axes, figure
+
+
+def _blank(*, width):
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
-    figure = Figure(figsize=(7, 5), dpi=120, layout="constrained")
-    axes = figure.subplots()
+    return Figure(figsize=(width, 5), dpi=120, layout="constrained")
+
+
+def _label(axes, title, xlabel, ylabel):
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)
-    return axes, figure

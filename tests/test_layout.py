@@ -7,10 +7,21 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "frcnn_jax"
 LAYERS = [
-    {"errors"},
-    {"config", "boxes", "roi_pool", "layers", "proposals", "weights", "weight_files", "checkpoint", "compress"},
+    {"errors", "files"},
+    {
+        "config",
+        "boxes",
+        "roi_pool",
+        "layers",
+        "proposals",
+        "mat_files",
+        "weights",
+        "weight_files",
+        "checkpoint",
+        "compress",
+    },
     {"roi_align", "losses", "solver", "models", "sampling", "metrics", "datasets"},
-    {"coco", "tfds_voc"},
+    {"coco", "tfds_voc", "proposal_files"},
     {"synthetic", "pipeline"},
     {"detect", "visualize"},
     {"evaluate"},

@@ -13,6 +13,7 @@ from test_coco import annotation, write_coco
 
 from frcnn_jax.coco import COCO_METRICS
 from frcnn_jax.detect import Detector, load_variables, read_config
+from frcnn_jax.proposal_files import read_proposals
 from frcnn_jax.synthetic import CLASS_NAMES, draw_scene, read_synthetic
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
@@ -167,3 +168,42 @@ def test_eval_coco_on_any_data_set_and_on_files(workdir, tmp_path):
     done = run("eval_coco.py", "--detections", truth, "--annotations", truth)
     assert done.returncode == 1
     assert done.stderr.startswith("error: results must be image_id")
+
+
+@pytest.mark.slow
+def test_make_proposals_in_shards_and_from_other_files(tmp_path):
+    few = ("--config.val_images=5", "--config.max_proposals=100")
+    done = run(
+        "make_proposals.py", "--out", tmp_path / "p.proposals", "--shards", 2, "--recall", tmp_path / "r.png", *few
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1].startswith(f"{tmp_path}/p-2-of-2.proposals: 3 images, ")
+    assert done.stdout.splitlines()[-1].startswith("      100  ")
+    assert (tmp_path / "r.png").stat().st_size > 10_000
+    found = read_proposals(tmp_path)
+    assert [len(boxes) for boxes in found.values()] == [100] * 5
+    np.savez(tmp_path / "p.npz", **found)
+    (tmp_path / "q").mkdir()
+    source = f"--config.proposals={tmp_path}/p.npz"
+    done = run("make_proposals.py", "--out", tmp_path / "q" / "p.proposals", source, *few)
+    assert done.returncode == 0, done.stderr
+    for image_id, boxes in read_proposals(tmp_path / "q").items():
+        np.testing.assert_array_equal(boxes, found[image_id])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--out", "p.npz"), "--out p.npz: a file *.proposals in a folder that exists is expected"),
+        (("--out", "p.proposals", "--shards", "900"), "--shards must be 1 to the 200 images, got 900"),
+        (("--out", "p.proposals", "--scheduler", "tcp://127.0.0.1:1"), "tcp://127.0.0.1:1: no Dask scheduler answers"),
+        (("--out", "p.proposals", "--config.max_proposal=3"), "--config.max_proposal: no such field"),
+    ],
+)
+def test_mistakes_of_make_proposals_are_one_line(options, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run("make_proposals.py", *options)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {text}")
+    assert done.stderr.count("\n") == 1

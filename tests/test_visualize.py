@@ -1,8 +1,15 @@
 import numpy as np
 from PIL import Image
 
-from frcnn_jax.metrics import Curve
-from frcnn_jax.visualize import crop_boxes, draw_boxes, plot_losses, plot_precision_recall, side_by_side
+from frcnn_jax.metrics import Curve, ProposalRecall
+from frcnn_jax.visualize import (
+    crop_boxes,
+    draw_boxes,
+    plot_losses,
+    plot_precision_recall,
+    plot_proposal_recall,
+    side_by_side,
+)
 
 
 def test_boxes_are_drawn_where_they_are():
@@ -56,7 +63,9 @@ def test_plots_are_pictures(tmp_path):
     curve = Curve(np.array([0.5, 1.0]), np.array([1.0, 0.7]), 2)
     plot_precision_recall({"cat": (curve, 0.8), "dog": (Curve(np.zeros(0), np.zeros(0), 0), None)}, tmp_path / "pr.png")
     plot_precision_recall({}, tmp_path / "none.png")
-    for name in ("loss", "pr", "none"):
+    recall = ProposalRecall(np.array([[0.5, 0.1], [0.9, 0.3]]), np.array([0.2, 0.5]))
+    plot_proposal_recall([10, 100], [0.5, 0.9], recall, tmp_path / "recall.png")
+    for name in ("loss", "pr", "none", "recall"):
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert picture.width > 400
             assert len(set(picture.convert("L").tobytes())) > 10

@@ -1,0 +1,26 @@
+"""Files that are there whole or not at all."""
+
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """A file, whole or not at all, whatever ends this process and whoever else writes it: `write` fills a file of a
+    name of its own beside it, which then takes its name.
+
+    Raises:
+        OSError: it can't be written (a full disk); the text names the file.
+    """
+    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(beside, "wb") as file:
+            write(file)
+        os.replace(beside, path)
+    except BaseException as error:
+        beside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(f"{path}: can't be written ({error.strerror or error})") from None
+        raise

@@ -1,0 +1,46 @@
+import os
+import stat
+
+import pytest
+
+from frcnn_jax.files import write_whole
+
+
+def broken(file):
+    file.write(b"half")
+    raise KeyError
+
+
+def test_whole_or_not(tmp_path):
+    path = tmp_path / "a"
+    write_whole(path, lambda file: file.write(b"one"))
+    with pytest.raises(KeyError):
+        write_whole(path, broken)
+    assert path.read_bytes() == b"one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_others_may_read_it_as_they_may_any_file(tmp_path):
+    write_whole(tmp_path / "a", lambda file: None)
+    (tmp_path / "b").touch()
+    a, b = (stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in "ab")
+    assert a == b
+
+
+def test_an_error_names_the_file(tmp_path):
+    with pytest.raises(OSError, match=r"nowhere.a: can't be written \(No such file or directory\)"):
+        write_whole(tmp_path / "nowhere" / "a", lambda file: None)
+
+
+def test_a_writer_between_changes_nothing(tmp_path):
+    """The second writer begins and ends while the first one writes."""
+    path = tmp_path / "a"
+
+    def slow(file):
+        file.write(b"fi")
+        write_whole(path, lambda other: other.write(b"second"))
+        file.write(b"rst")
+
+    write_whole(path, slow)
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
