@@ -9,12 +9,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental.multihost_utils import process_allgather
+from jax.experimental.multihost_utils import process_allgather, sync_global_devices
 from PIL.Image import Image
 from tqdm import tqdm
 
@@ -119,15 +120,20 @@ def with_proposals(
             most = config["max_proposals"]
             proposals = read_proposals(config["proposals"], sizes=sizes, max_boxes=most, on_problem=on_problem)
     else:
-        proposals = make_proposals(
-            {record.image_id: record.load for record in records},
+        images = {record.image_id: record.load for record in records}
+        search = partial(
+            make_proposals,
             cache_dir=Path(config["proposal_cache"] or workdir / "proposals"),
             mode=config["proposal_mode"],
             max_boxes=config["max_proposals"],
             workers=config["workers"] or None,
             executor=executor,
-            on_problem=on_problem,
         )
+        if jax.process_count() > 1:  # each process fills the cache with its share
+            share = sorted(images)[jax.process_index() :: jax.process_count()]
+            search({image_id: images[image_id] for image_id in share}, on_problem=lambda problem: None)
+            sync_global_devices("proposals")
+        proposals = search(images, on_problem=on_problem)
     _say_skipped("images and proposals", problems)
     records = [record for record in records if record.image_id in proposals]
     if not records:
