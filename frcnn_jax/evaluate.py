@@ -34,6 +34,7 @@ from frcnn_jax.metrics import (
     precision_recall,
     proposal_recall,
 )
+from frcnn_jax.models import FastRCNN
 from frcnn_jax.pipeline import TestBatches, prefetch
 from frcnn_jax.proposal_files import read_proposals
 from frcnn_jax.proposals import make_proposals
@@ -294,6 +295,26 @@ class Evaluation(NamedTuple):
     curves: dict[str, tuple[Curve, float | None]]
 
 
+def make_evaluation(
+    config: Mapping[str, Any], workdir: Path, model: FastRCNN, images: int | None = None
+) -> tuple[Dataset, Callable[[Any], SplitPredictions]]:
+    """The val split, or the first `images` of it, and a function from the model's variables to what they find in it.
+
+    Raises:
+        InputError: the data can't be read.
+    """
+    dataset = read_split(config, "val")
+    dataset, proposals = with_proposals(config, workdir, Dataset(dataset.class_names, dataset.records[:images]))
+    batches = TestBatches(dataset.records, proposals, image_sizes(config), model.network.spatial_scale)
+    predict = make_predict_step(
+        model,
+        nms_iou=config["nms_iou"],
+        candidates=config["candidates_per_class"],
+        box_regression=config["test_box_regression"],
+    )
+    return dataset, lambda variables: predict_split(predict, variables, batches, len(dataset.class_names))
+
+
 def evaluate_workdir(
     workdir: Path,
     *,
@@ -314,17 +335,8 @@ def evaluate_workdir(
     config = {**read_config(workdir), **(overrides or {})}
     check_config(config)
     model, variables, step = load_variables(workdir, config, step)
-    dataset = read_split(config, "val")
-    dataset = Dataset(dataset.class_names, dataset.records[:images])
-    dataset, proposals = with_proposals(config, workdir, dataset)
-    batches = TestBatches(dataset.records, proposals, image_sizes(config), model.network.spatial_scale)
-    predict = make_predict_step(
-        model,
-        nms_iou=config["nms_iou"],
-        candidates=config["candidates_per_class"],
-        box_regression=config["test_box_regression"],
-    )
-    predictions = predict_split(predict, variables, batches, len(dataset.class_names))
+    dataset, evaluate = make_evaluation(config, workdir, model, images)
+    predictions = evaluate(variables)
     results, curves = score(predictions.by_class, dataset, metric=metric, iou_threshold=iou_threshold)
     if pictures:
         pictures.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ LAYERS = [
         "weight_files",
         "checkpoint",
         "compress",
+        "tensorboard",
     },
     {"roi_align", "losses", "solver", "models", "sampling", "metrics", "datasets"},
     {"coco", "tfds_voc", "proposal_files"},
