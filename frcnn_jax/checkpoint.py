@@ -45,6 +45,14 @@ def saved_steps(workdir: Path) -> list[int]:
     return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9]\d*", name))
 
 
+def _this_process() -> ocp.options.MultiprocessingOptions:
+    """For orbax: of several processes each reads for itself, and the first one alone writes."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(own, {own}, barrier_sync_key_prefix=f"process{own}")
+
+
 # Writing
 
 
@@ -71,10 +79,13 @@ class Checkpoints:
         self.scores: dict[int, float] = {}
         self._folder = _folder(workdir)
         self._whole = max(saved_steps(workdir), default=None)
+        self._folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=KeepPolicy(keep, keep_best, self.scores),
             cleanup_tmp_directories=True,  # what a kill left
+            create=False,
             lightweight_initialize=True,
+            multiprocessing_options=_this_process(),
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -89,6 +100,8 @@ class Checkpoints:
         self.wait()
         with self._failure(step):
             _manifest(self._folder / str(step)).unlink(missing_ok=True)  # of one that was moved away
+            if jax.process_count() > 1:  # orbax takes local arrays as NumPy's alone
+                items = jax.device_get(items)
             args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
             self._manager.save(step, args=ocp.args.Composite(**args))
         self._writing = step, self._thread.submit(self._finish, step)
@@ -112,11 +125,10 @@ class Checkpoints:
 
     def _finish(self, step: int) -> None:
         self._manager.wait_until_finished()
-        if jax.process_index() == 0:
-            write_manifest(self._folder / str(step))
-            for path in self._folder.glob("*.json"):
-                if not path.with_suffix("").exists():
-                    path.unlink()
+        write_manifest(self._folder / str(step))
+        for path in self._folder.glob("*.json"):
+            if not path.with_suffix("").exists():
+                path.unlink()
 
     @contextlib.contextmanager
     def _failure(self, step: int) -> Iterator[None]:
@@ -200,7 +212,7 @@ def _restore_step(path: Path, targets: Mapping[str, Any]) -> dict[str, Any]:
     if damage := find_damage(path, targets):
         raise DamagedError(f"{path}: {damage}")
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with ocp.StandardCheckpointer(multiprocessing_options=_this_process()) as checkpointer:
             return {name: checkpointer.restore(path / name, target) for name, target in targets.items()}
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -250,7 +262,7 @@ def load_model(workdir: Path, model: Any, step: int | None = None) -> tuple[Any,
     Raises:
         InputError: as `restore`.
     """
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), model)
     restored, step = restore(workdir, step, model=placed)
     return restored["model"], step

@@ -11,9 +11,11 @@ Shape letters: B images over all devices, D devices, R RoIs, K foreground classe
 """
 
 import contextlib
+import io
 import json
 import math
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -26,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.experimental.multihost_utils import process_allgather, sync_global_devices
 from tqdm import tqdm
 
 from frcnn_jax import checkpoint, losses
@@ -178,7 +181,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
 
     # what is wrong with any of it is said before the long work begins, and nothing is written
     network = make_model(config, 1).network
-    images, devices = config["images_per_batch"], jax.local_device_count()
+    images, devices = config["images_per_batch"], jax.device_count()
     if images % (devices * config["accumulate"]):
         raise InputError(
             f"images_per_batch must be a multiple of the {devices} devices times accumulate, {config['accumulate']}, "
@@ -199,19 +202,40 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
     key = jax.random.key(config["seed"])
     variables = initial_variables(model, key, config["weights"])
     workdir.mkdir(parents=True, exist_ok=True)
-    with checkpoint.lock_workdir(workdir), _signals_raise(f"the same command goes on from what {workdir} holds"):
-        results = _train_and_score(config, workdir, model, train_set, variables, key)
+    with (
+        checkpoint.lock_workdir(workdir),
+        _signals_raise(f"the same command goes on from what {workdir} holds"),
+        _folder_to_write(workdir) as out,
+    ):
+        results = _train_and_score(config, workdir, out, model, train_set, variables, key)
     print(f"{_finished(workdir, results)}, {time.perf_counter() - began:.0f} s; see {workdir}/pictures")
     return results
 
 
+@contextlib.contextmanager
+def _folder_to_write(workdir: Path) -> Iterator[Path]:
+    """The workdir, for the first process; for the others a folder that is thrown away, and silence."""
+    if jax.process_index() == 0:
+        yield workdir
+        return
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        yield Path(folder)
+
+
 def _train_and_score(
-    config: Mapping[str, Any], workdir: Path, model: FastRCNN, train_set: Dataset, variables: Any, key: jax.Array
+    config: Mapping[str, Any],
+    workdir: Path,
+    out: Path,
+    model: FastRCNN,
+    train_set: Dataset,
+    variables: Any,
+    key: jax.Array,
 ) -> dict[str, Any]:
+    """Reads from `workdir`, writes to `out`."""
     frozen = model.network.frozen
     batches = _training_batches(config, *with_proposals(config, workdir, train_set))
     scorer = _make_scorer(config, workdir, model) if config["eval_every"] else None
-    write_json(workdir / "config.json", config)
+    write_json(out / "config.json", config)
 
     recipe = batch_recipe(config)
     schedule = step_schedule(recipe.learning_rate, recipe.drops, warmup_steps=recipe.warmup_steps)
@@ -234,15 +258,17 @@ def _train_and_score(
         model, optimizer, box_loss_weight=config["box_loss_weight"], accumulate=config["accumulate"]
     )
     keep, keep_best = config["keep_checkpoints"], config["keep_best"]
-    with checkpoint.open_checkpoints(workdir, keep=keep, keep_best=keep_best) as checkpoints:
-        train(state, step_fn, batches, key, checkpoints, schedule, config, workdir, scorer)
+    with checkpoint.open_checkpoints(out, keep=keep, keep_best=keep_best) as checkpoints:
+        train(state, step_fn, batches, key, checkpoints, schedule, config, workdir, out, scorer)
+    if jax.process_count() > 1:
+        sync_global_devices("the last checkpoint is there")
 
-    results = evaluate_workdir(workdir, pictures=workdir / "pictures").results
-    plot_losses([row for row in read_metrics(workdir) if "loss" in row], workdir / "pictures" / "loss.png")
+    results = evaluate_workdir(workdir, pictures=out / "pictures").results
+    plot_losses([row for row in read_metrics(out) if "loss" in row], out / "pictures" / "loss.png")
     if config["eval_every"]:
-        with Board(workdir / "tensorboard", results["step"] + 1) as board:
-            log_map(workdir, board, results["step"], results["map"])
-    write_json(workdir / "results.json", results)
+        with Board(out / "tensorboard", results["step"] + 1) as board:
+            log_map(out, board, results["step"], results["map"])
+    write_json(out / "results.json", results)
     print(results_table(results))
     return results
 
@@ -298,6 +324,7 @@ def _training_batches(config: Mapping[str, Any], dataset: Dataset, proposals: Ma
         bg_iou=(config["bg_iou_low"], config["bg_iou_high"]),
         flip=config["flip"],
         seed=config["seed"],
+        process=(jax.process_index(), jax.process_count()),
     )
 
 
@@ -333,13 +360,15 @@ def train(
     schedule: optax.Schedule,
     config: Mapping[str, Any],
     workdir: Path,
+    out: Path,
     scorer: Callable[[Any], float | None] | None = None,
 ) -> TrainState:
     """The loop, from the state's step to the last one; logs, saves each `checkpoint_every` steps and at the end, and
-    each `eval_every` steps saves and scores, if there is a `scorer`."""
+    each `eval_every` steps saves and scores, if there is a `scorer`. Writes to `out`, which is `workdir` but in
+    processes after the first."""
     start, steps = int(state.step), len(batches)
-    truncate_metrics(workdir, start)
-    scores = {row["step"]: row["map"] for row in read_metrics(workdir) if "map" in row}
+    scores = {row["step"]: row["map"] for row in read_metrics(workdir) if row["step"] <= start and "map" in row}
+    truncate_metrics(out, start)
     checkpoints.scores.update({step: score for step, score in scores.items() if score is not None})
     saved = start
 
@@ -350,13 +379,14 @@ def train(
         nonlocal saved
         if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.params)):
             raise InputError(_not_finite(at, saved, workdir))
-        checkpoint.save(checkpoints, at, state.variables, state.opt_state)
+        if jax.process_index() == 0:
+            checkpoint.save(checkpoints, at, state.variables, state.opt_state)
         saved = at
 
     with (
-        Board(workdir / "tensorboard", start + 1) as board,
-        open(workdir / "metrics.jsonl", "a") as log,
-        tqdm(total=steps, initial=start, desc="train", unit="step", smoothing=0.05) as bar,
+        Board(out / "tensorboard", start + 1) as board,
+        open(out / "metrics.jsonl", "a") as log,
+        tqdm(total=steps, initial=start, desc="train", unit="step", smoothing=0.05, disable=out != workdir) as bar,
         _stop_signals() as stopped,
     ):
         pending: dict[str, jax.Array] | None = None
@@ -390,7 +420,7 @@ def train(
             assert scorer is not None
             with _signals_raise(_saved_at(at, workdir)):
                 found = scorer(state.variables)
-            log_map(workdir, board, at, found)
+            log_map(out, board, at, found)
             if found is not None:
                 checkpoints.scores[at] = found
             since += time.perf_counter() - began
@@ -404,11 +434,12 @@ def train(
                 collect(at - 1)
             pending = latest
             bar.update()
-            if at % config["checkpoint_every"] == 0 or at == steps or is_scored(at) or stopped():
+            stop = _agreed(stopped, at, config["log_every"])
+            if at % config["checkpoint_every"] == 0 or at == steps or is_scored(at) or stop:
                 collect(at)
                 pending = None
                 save(at, state)
-            if stopped():
+            if stop:
                 raise Interrupted(_saved_at(at, workdir))
             if is_scored(at):
                 evaluate(at)
@@ -431,6 +462,13 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
     came: list[int] = []
     with _on_signals(came.append):
         yield lambda: bool(came)
+
+
+def _agreed(stopped: Callable[[], bool], step: int, every: int) -> bool:
+    """Whether to stop after a step; of several processes all do, at a multiple of `every`, if one is told to."""
+    if jax.process_count() == 1:
+        return stopped()
+    return step % every == 0 and bool(process_allgather(np.array([stopped()])).any())
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import pickle
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -420,6 +421,52 @@ def test_leaves_all_it_promises(finished):
     assert len(config["class_names"]) >= 6
     assert results["images"] == 2
     assert json.loads((workdir / "results.json").read_text()) == results
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(finished, tmp_path):
+    """Two with two devices each against one with four: 20 steps, evaluation half-way and at the end, one writer."""
+    options = {"train_images": 6, "val_images": 3, "steps": 20, "checkpoint_every": 10, "log_every": 5, "workers": 1}
+    options |= {"images_per_batch": 4, "reference_images": 4, "rois_per_batch": 64, "eval_every": 10, "eval_images": 2}
+    options |= {"learning_rate_drops": "(15,)", "pictures": 1, "proposal_cache": finished[0] / "proposals"}
+    arguments = [f"--config.{name}={value}" for name, value in options.items()]
+    command = [sys.executable, "-m", "frcnn_jax.train", *arguments]
+
+    def run(workdir, devices, processes):
+        env = {**os.environ, "JAX_NUM_CPU_DEVICES": devices, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+        many = ["--coordinator", f"localhost:{free_port()}", "--num-processes", str(processes), "--process-id"]
+        alike = dict(env=env, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        started = [
+            subprocess.Popen(
+                [*command, "--workdir", str(workdir), *(many + [str(i)] if processes > 1 else [])], **alike
+            )
+            for i in range(processes)
+        ]
+        ended = [(*process.communicate(), process.returncode) for process in started]
+        assert [code for *_, code in ended] == [0] * processes, ended
+        return [out for out, *_ in ended]
+
+    outputs = run(tmp_path / "two", "2", 2)
+    assert "finished at step 20" in outputs[0]
+    assert "finished" not in outputs[1]
+    run(tmp_path / "one", "4", 1)
+    (results, expected) = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("two", "one"))
+    assert results["step"] == expected["step"] == 20
+    assert results["map"] == pytest.approx(expected["map"], abs=1e-6)
+    rows, expected_rows = (read_metrics(tmp_path / name) for name in ("two", "one"))
+    assert [row["step"] for row in rows] == [row["step"] for row in expected_rows]
+    _, two, _ = load_variables(tmp_path / "two", read_config(tmp_path / "two"))
+    _, one, _ = load_variables(tmp_path / "one", read_config(tmp_path / "one"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), two, one)
+    assert sorted(path.name for path in (tmp_path / "two" / "checkpoints").iterdir()) == sorted(
+        path.name for path in (tmp_path / "one" / "checkpoints").iterdir()
+    )
 
 
 @pytest.mark.slow
