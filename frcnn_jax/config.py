@@ -87,6 +87,7 @@ def get_config() -> ConfigDict:
 
     # Housekeeping
     config.log_every = 20  # steps
+    config.profile_steps = ()  # the first and the last step of a trace in W/profile, for TensorBoard, XProf, Perfetto
     config.checkpoint_every = 500  # steps
     config.keep_checkpoints = 2  # the newest ones
     config.keep_best = 0  # and so many with the best mAP of those that were scored
@@ -118,6 +119,7 @@ def voc07_config(network: str) -> ConfigDict:
 HOUSEKEEPING = frozenset(
     (
         "log_every",
+        "profile_steps",
         "checkpoint_every",
         "keep_checkpoints",
         "keep_best",
@@ -186,6 +188,13 @@ def check_config(config: Mapping[str, Any]) -> None:
             "scales",
             all(isinstance(s, int) and 0 < s <= config["max_size"] for s in config["scales"]),
             "sides of 1 to max_size",
+        ),
+        (
+            "profile_steps",
+            len(config["profile_steps"]) in (0, 2)
+            and all(isinstance(step, int) and step > 0 for step in config["profile_steps"])
+            and list(config["profile_steps"]) == sorted(config["profile_steps"]),
+            "empty or the first and the last step",
         ),
         ("class_names", all(isinstance(name, str) for name in config["class_names"]), "names"),
     ]

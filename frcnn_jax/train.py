@@ -15,6 +15,7 @@ import io
 import json
 import math
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -391,11 +392,11 @@ def train(
     ):
         pending: dict[str, jax.Array] | None = None
         rows: list[dict[str, float]] = []
-        since = time.perf_counter()
+        since, waited = time.perf_counter(), 0.0
 
         def collect(at: int) -> None:
             """Takes the metrics of the step that ended at `at`; a step late, so that the device need not wait."""
-            nonlocal since
+            nonlocal since, waited
             assert pending is not None
             rows.append({name: float(value) for name, value in jax.device_get(pending).items()})
             if not math.isfinite(rows[-1]["loss"]):
@@ -405,13 +406,16 @@ def train(
                 row = {name: float(np.mean([r[name] for r in rows])) for name in rows[0]}
                 row["learning_rate"] = float(schedule(at - 1))
                 row["images_per_second"] = len(rows) * config["images_per_batch"] / (now - since)
+                row["data_seconds"] = waited / len(rows)
+                row["device_seconds"] = (now - since - waited) / len(rows)
+                row["memory_gib"] = _peak_memory() / 2**30
                 log.write(json.dumps({"step": at, **row}) + "\n")
                 log.flush()
                 for name, value in row.items():
                     board.add_scalar(name, value, at)
                 bar.set_postfix(loss=f"{row['loss']:.3f}", rate=f"{row['learning_rate']:g}")
                 rows.clear()
-                since = now
+                since, waited = now, 0.0
 
         def evaluate(at: int) -> None:
             """Scores the parameters, which are saved: a signal ends it, and the next start does it again."""
@@ -427,9 +431,19 @@ def train(
 
         if is_scored(start) and start not in scores:
             evaluate(start)
-        for at, batch in enumerate(prefetch(batches, start, workers=config["data_workers"]), start + 1):
+        profile_from, profile_to = config["profile_steps"] or (0, 0)
+        made = prefetch(batches, start, workers=config["data_workers"])
+        for at in range(start + 1, steps + 1):
+            asked = time.perf_counter()
+            batch = next(made)
+            waited += time.perf_counter() - asked
             former = pending
+            if at == profile_from:
+                jax.profiler.start_trace(str(out / "profile"))
             state, latest = step_fn(state, batch, key)
+            if at == profile_to:
+                jax.block_until_ready(latest)
+                jax.profiler.stop_trace()
             if former is not None:
                 collect(at - 1)
             pending = latest
@@ -444,6 +458,15 @@ def train(
             if is_scored(at):
                 evaluate(at)
     return state
+
+
+def _peak_memory() -> int:
+    """Bytes in use at most so far: the device's, or on a CPU the process's."""
+    if stats := jax.local_devices()[0].memory_stats():
+        return stats["peak_bytes_in_use"]
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _saved_at(step: int, workdir: Path) -> str:

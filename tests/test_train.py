@@ -441,10 +441,10 @@ def test_two_processes_train_as_one(finished, tmp_path):
     def run(workdir, devices, processes):
         env = {**os.environ, "JAX_NUM_CPU_DEVICES": devices, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
         many = ["--coordinator", f"localhost:{free_port()}", "--num-processes", str(processes), "--process-id"]
-        alike = dict(env=env, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        alike = {"env": env, "cwd": tmp_path, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         started = [
             subprocess.Popen(
-                [*command, "--workdir", str(workdir), *(many + [str(i)] if processes > 1 else [])], **alike
+                [*command, "--workdir", str(workdir), *([*many, str(i)] if processes > 1 else [])], **alike
             )
             for i in range(processes)
         ]
@@ -473,12 +473,18 @@ def test_two_processes_train_as_one(finished, tmp_path):
 def test_scales_parts_and_worker_processes(finished, tmp_path):
     """Trained and tested at several scales, each step in two parts, batches made in a process."""
     options = {"scales": (96, 128), "accumulate": 2, "data_workers": 1, "steps": 12, "learning_rate_drops": (10,)}
+    options["profile_steps"] = (5, 6)
     cache = str(finished[0] / "proposals")
     results = train_and_evaluate(small_config(**options, proposal_cache=cache), tmp_path / "w")
     assert results["step"] == 12
     assert results["map"] is not None
     first, *_, last = read_metrics(tmp_path / "w")
     assert last["loss"] < first["loss"]
+    assert last["gradient_norm"] > 0
+    assert last["data_seconds"] >= 0
+    assert last["device_seconds"] > 0
+    assert 0.1 < last["memory_gib"] < 100
+    assert list((tmp_path / "w" / "profile").rglob("*.xplane.pb"))
 
 
 @pytest.mark.slow
