@@ -1,6 +1,7 @@
 """The command lines in scripts/ that work on a workdir; the others have their tests beside what they call."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -207,3 +208,10 @@ def test_mistakes_of_make_proposals_are_one_line(options, text, tmp_path, monkey
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {text}")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_killed_training_ends_with_the_same_bits(tmp_path):
+    done = run("kill_test.py", "--out", tmp_path / "out", "--kills", 2, "--steps", 60)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^2 kills: the same bits in \d+ arrays and 15 rows$", done.stdout, re.MULTILINE)

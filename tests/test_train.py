@@ -374,7 +374,7 @@ def finished(tmp_path_factory):
 
 
 def start_training(workdir, **options):
-    """`train_and_evaluate(small_config(**options), workdir)` in a process of its own."""
+    """`train_and_evaluate(small_config(**options), workdir)` in a process of its own; what it says goes to `said`."""
     script = workdir.parent / "run.py"
     script.write_text(
         "import sys; sys.path.insert(0, 'tests')\n"
@@ -386,8 +386,12 @@ def start_training(workdir, **options):
         "    frcnn_jax.errors.run_main(run)\n"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, script], cwd=ROOT, env=env, text=True, **pipes)
+    with open(said(workdir), "w") as file:
+        return subprocess.Popen([sys.executable, script], cwd=ROOT, env=env, stdout=file, stderr=file)
+
+
+def said(workdir):
+    return workdir.with_suffix(".log")
 
 
 def wait_for(process, condition):
@@ -507,25 +511,21 @@ def test_an_interrupted_run_goes_on_to_the_same_parameters(finished, tmp_path):
     first = start_training(workdir)
     wait_for(first, lambda: read_metrics(workdir))
     first.send_signal(signal.SIGTERM)
-    _, errors = first.communicate()
-    assert first.returncode == 75
-    assert "the same command goes on from there" in errors
-    again = start_training(workdir)
-    output, _ = again.communicate()
-    assert again.returncode == 0
-    assert "goes on from step" in output
+    assert first.wait() == 75
+    assert "the same command goes on from there" in said(workdir).read_text()
+    assert start_training(workdir).wait() == 0
+    assert "goes on from step" in said(workdir).read_text()
     assert [row["step"] for row in read_metrics(workdir)][-1] == 30
     assert_same_parameters(workdir, finished[0])
 
 
 @pytest.mark.slow
 def test_sigterm_during_selective_search_is_no_failure(tmp_path):
-    process = start_training(tmp_path / "w", train_images=600)
-    wait_for(process, lambda: list(tmp_path.rglob("*.npy")))
+    process = start_training(workdir := tmp_path / "w", train_images=600)
+    wait_for(process, lambda: list(workdir.rglob("*.npy")))
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate()
-    assert process.returncode == 75
-    assert f"interrupted: the same command goes on from what {tmp_path}/w holds\n" in errors
+    assert process.wait() == 75
+    assert f"interrupted: the same command goes on from what {workdir} holds\n" in said(workdir).read_text()
 
 
 @pytest.mark.slow
@@ -589,9 +589,9 @@ def test_a_full_disk_stops_the_run_with_one_line(tmp_path):
     process = start_training(workdir := tmp_path / "w", steps=1000)
     wait_for(process, lambda: list(workdir.glob("checkpoints/*.json")))
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
-    _, errors = process.communicate()
-    assert process.returncode == 1
-    failed, whole = map(int, re.search(r"checkpoints/(\d+): can't write .* step (\d+) is whole$", errors).groups())
+    assert process.wait() == 1
+    errors = said(workdir).read_text()
+    failed, whole = map(int, re.search(r"checkpoints/(\d+): can't write .* step (\d+) is whole\n$", errors).groups())
     assert whole == failed - 10
     assert "Traceback" not in errors
     assert load_variables(workdir, read_config(workdir))[2] == whole
