@@ -1,67 +1,282 @@
-"""Checkpoints, through orbax: W/checkpoints/<step>/{model,optimizer}, written whole or not at all."""
+"""Checkpoints, through orbax: W/checkpoints/<step>/{model,optimizer}, whole or not at all, while training goes on.
 
+Beside each, <step>.json holds the SHA-256 of its files, so that one that was altered later is found out; then the one
+before it is taken. A step without that file (killed just before it was written) is taken if orbax can restore it.
+"""
+
+import contextlib
+import hashlib
+import json
 import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from frcnn_jax.errors import InputError
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each save at length
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax reports each save at length, and what it raises as well
+_ORBAX_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+)  # of a disk or files that are not as they should
 
 
-def open_checkpoints(workdir: Path, *, keep: int = 2) -> ocp.CheckpointManager:
-    """The checkpoints of a workdir; the newest `keep` are kept. Use `with`: leaving it ends what is being written."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-    return ocp.CheckpointManager((Path(workdir) / "checkpoints").absolute(), options=options)
+def _folder(workdir: Path) -> Path:
+    return (Path(workdir) / "checkpoints").absolute()
 
 
-def save(checkpoints: ocp.CheckpointManager, step: int, model: Any, optimizer: Any) -> None:
-    """Begins to write a checkpoint; a former one that is still being written is waited for."""
-    items = ocp.args.Composite(model=ocp.args.StandardSave(model), optimizer=ocp.args.StandardSave(optimizer))
-    checkpoints.save(step, args=items)
+def saved_steps(workdir: Path) -> list[int]:
+    """The steps of a workdir's checkpoints, ascending."""
+    folder = _folder(workdir)
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9]\d*", name))
+
+
+# Writing
+
+
+@dataclass(frozen=True)
+class KeepPolicy(PreservationPolicy):
+    """The `newest` steps and the `best` ones by their score, the later of equal ones."""
+
+    newest: int
+    best: int
+    scores: Mapping[int, float]  # by step; those that are not in it have none
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """For each of `checkpoints`, which ascend."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        by_score = sorted((step for step in steps if step in self.scores), key=lambda s: (-self.scores[s], -s))
+        kept = {*steps[-self.newest :], *by_score[: self.best]}
+        return [step in kept for step in steps]
+
+
+class Checkpoints:
+    """The checkpoints of a workdir, to write to; see `open_checkpoints`. `scores` are read at the next save."""
+
+    def __init__(self, workdir: Path, *, keep: int, keep_best: int) -> None:
+        self.scores: dict[int, float] = {}
+        self._folder = _folder(workdir)
+        self._whole = max(saved_steps(workdir), default=None)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=KeepPolicy(keep, keep_best, self.scores),
+            cleanup_tmp_directories=True,  # what a kill left
+            lightweight_initialize=True,
+        )
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: tuple[int, Future[None]] | None = None
+
+    def save(self, step: int, **items: Any) -> None:
+        """Begins to write a checkpoint of pytrees; a former one that is still being written is waited for.
+
+        Raises:
+            InputError: this one or the former can't be written.
+        """
+        self.wait()
+        with self._failure(step):
+            _manifest(self._folder / str(step)).unlink(missing_ok=True)  # of one that was moved away
+            args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+            self._manager.save(step, args=ocp.args.Composite(**args))
+        self._writing = step, self._thread.submit(self._finish, step)
+
+    def wait(self) -> None:
+        """Until the last save is on disk. InputError if it can't be written."""
+        if self._writing:
+            (step, done), self._writing = self._writing, None
+            with self._failure(step):
+                done.result()
+            self._whole = step
+
+    def close(self) -> None:
+        """Waits, and ends orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            with contextlib.suppress(Exception):  # an error of the last save once more
+                self._manager.close()
+
+    def _finish(self, step: int) -> None:
+        self._manager.wait_until_finished()
+        if jax.process_index() == 0:
+            write_manifest(self._folder / str(step))
+            for path in self._folder.glob("*.json"):
+                if not path.with_suffix("").exists():
+                    path.unlink()
+
+    @contextlib.contextmanager
+    def _failure(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0].rsplit(": ", 1)[-1]
+            former = "there is none before it" if self._whole is None else f"step {self._whole} is whole"
+            raise InputError(f"{self._folder}/{step}: can't write this checkpoint: {reason}; {former}") from error
+
+
+@contextlib.contextmanager
+def open_checkpoints(workdir: Path, *, keep: int = 2, keep_best: int = 0) -> Iterator[Checkpoints]:
+    """The checkpoints of a workdir; the newest `keep` and the `keep_best` of the best scores are kept. Leaving it ends
+    what is being written."""
+    checkpoints = Checkpoints(workdir, keep=keep, keep_best=keep_best)
+    try:
+        yield checkpoints
+    finally:
+        checkpoints.close()
+
+
+def save(checkpoints: Checkpoints, step: int, model: Any, optimizer: Any) -> None:
+    """Begins to write a checkpoint of training."""
+    checkpoints.save(step, model=model, optimizer=optimizer)
 
 
 def save_model(workdir: Path, step: int, model: Any) -> None:
     """A checkpoint to detect with, not to train on from: no optimizer in it."""
     with open_checkpoints(workdir) as checkpoints:
-        checkpoints.save(step, args=ocp.args.Composite(model=ocp.args.StandardSave(model)))
+        checkpoints.save(step, model=model)
 
 
-def restore(checkpoints: ocp.CheckpointManager, step: int, model: Any, optimizer: Any) -> tuple[Any, Any]:
-    """The model's and the optimizer's pytrees of a step, shaped and placed like those given."""
-    items = ocp.args.Composite(model=ocp.args.StandardRestore(model), optimizer=ocp.args.StandardRestore(optimizer))
-    restored = checkpoints.restore(step, args=items)
-    return restored.model, restored.optimizer
+# Digests
+
+
+def _manifest(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(path: Path) -> None:
+    """Writes the digests of a step's files beside its folder `path`, whole or not at all."""
+    digests = {file.relative_to(path).as_posix(): _digest(file) for file in sorted(path.rglob("*")) if file.is_file()}
+    beside = _manifest(path).with_suffix(".tmp")
+    beside.write_text(json.dumps(digests, indent=1) + "\n")
+    os.replace(beside, _manifest(path))
+
+
+def find_damage(path: Path, items: Collection[str]) -> str | None:
+    """What differs between those items of a step's folder `path` and its manifest; None where nothing does or there is
+    no manifest."""
+    try:
+        digests = json.loads(_manifest(path).read_text())
+        for name, digest in digests.items():
+            if name.split("/")[0] not in items:
+                continue
+            if not (path / name).is_file():
+                return f"{name} is missing"
+            if _digest(path / name) != digest:
+                return f"{name} is not as it was written"
+    except FileNotFoundError:
+        return None
+    except (ValueError, AttributeError, TypeError):
+        return f"its digests in {_manifest(path).name} are not readable"
+    return None
+
+
+# Reading
+
+
+class DamagedError(InputError):
+    """A checkpoint is not as it was written."""
+
+
+def _restore_step(path: Path, targets: Mapping[str, Any]) -> dict[str, Any]:
+    if damage := find_damage(path, targets):
+        raise DamagedError(f"{path}: {damage}")
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return {name: checkpointer.restore(path / name, target) for name, target in targets.items()}
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        kind = InputError if _manifest(path).exists() else DamagedError
+        raise kind(f"{path}: not a whole checkpoint of this network ({reason})") from None
+
+
+def restore(workdir: Path, step: int | None = None, **targets: Any) -> tuple[dict[str, Any], int]:
+    """Pytrees of a workdir's newest whole checkpoint, or of `step`, shaped and placed like those given, and its step.
+    What is wrong with a newer one goes to stderr.
+
+    Raises:
+        InputError: there is no such checkpoint, or it is damaged, or of another network.
+    """
+    folder, steps = _folder(workdir), saved_steps(workdir)
+    if not folder.is_dir():
+        raise InputError(f"{workdir}: no checkpoints here; train first: python -m frcnn_jax.train --workdir {workdir}")
+    if not steps:
+        raise InputError(f"{folder}: no checkpoint yet; train first")
+    if step is not None:
+        if step not in steps:
+            raise InputError(f"{folder}: no checkpoint of step {step}; there are {steps}")
+        return _restore_step(folder / str(step), targets), step
+    for newest in reversed(steps):
+        try:
+            return _restore_step(folder / str(newest), targets), newest
+        except DamagedError as damage:
+            print(f"{damage}; this checkpoint is left out", file=sys.stderr)
+    raise InputError(f"{folder}: none of the checkpoints {steps} is whole")
+
+
+def set_aside(workdir: Path, newer_than: int) -> None:
+    """Renames the checkpoints after a step to <step>.damaged, so that these steps can be saved again."""
+    for step in saved_steps(workdir) if jax.process_index() == 0 else ():
+        if step > newer_than:
+            path = _folder(workdir) / str(step)
+            shutil.rmtree(aside := path.with_name(f"{step}.damaged"), ignore_errors=True)
+            path.rename(aside)
+            _manifest(path).unlink(missing_ok=True)
+            print(f"{path} is now {aside.name}", file=sys.stderr)
 
 
 def load_model(workdir: Path, model: Any, step: int | None = None) -> tuple[Any, int]:
-    """The model of a workdir's newest checkpoint, or of `step`, shaped like `model` (arrays or ShapeDtypeStructs).
+    """The model of a workdir's newest whole checkpoint, or of `step`, shaped like `model` (arrays or
+    ShapeDtypeStructs).
 
     Raises:
-        InputError: there is no such checkpoint.
+        InputError: as `restore`.
     """
-    folder = Path(workdir) / "checkpoints"
-    if not folder.is_dir():
-        raise InputError(f"{workdir}: no checkpoints here; train first: python -m frcnn_jax.train --workdir {workdir}")
-    with ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(read_only=True)) as checkpoints:
-        steps = sorted(checkpoints.all_steps())
-        if not steps:
-            raise InputError(f"{folder}: no checkpoint yet; train first")
-        step = steps[-1] if step is None else step
-        if step not in steps:
-            raise InputError(f"{folder}: no checkpoint of step {step}; there are {steps}")
-        placed = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            ),
-            model,
-        )
-        items = ocp.args.Composite(model=ocp.args.StandardRestore(placed))
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), model)
+    restored, step = restore(workdir, step, model=placed)
+    return restored["model"], step
+
+
+# One training at a time
+
+
+@contextlib.contextmanager
+def lock_workdir(workdir: Path) -> Iterator[None]:
+    """Keeps a second training out of a workdir. The kernel ends it with the process, however that dies. Of several
+    processes of one training the first locks. Nothing on Windows.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    if sys.platform == "win32" or jax.process_index():
+        yield
+        return
+    import fcntl
+
+    with open(Path(workdir) / "lock", "a") as file:
         try:
-            return checkpoints.restore(step, args=items).model, step
-        except (ValueError, KeyError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"{folder}/{step}: not a whole checkpoint of this network ({reason})") from None
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{workdir}: another training runs in it; take another workdir, or wait for it") from None
+        except OSError as error:  # some network file systems
+            print(f"{workdir}: can't be locked ({error.strerror}); let no second training run in it", file=sys.stderr)
+        yield

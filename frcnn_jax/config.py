@@ -84,7 +84,10 @@ def get_config() -> ConfigDict:
     # Housekeeping
     config.log_every = 20  # steps
     config.checkpoint_every = 500  # steps
-    config.keep_checkpoints = 2
+    config.keep_checkpoints = 2  # the newest ones
+    config.keep_best = 0  # and so many with the best mAP of those that were scored
+    config.eval_every = 0  # steps; these checkpoints are scored on the val split. 0: only the last one
+    config.eval_images = 0  # of it, the first ones; all where 0. The last score is always that of all
     config.pictures = 12  # held-out images drawn at the end ...
     config.picture_threshold = 0.5  # ... with their detections of this score or more
     return config.lock()
@@ -113,6 +116,9 @@ HOUSEKEEPING = frozenset(
         "log_every",
         "checkpoint_every",
         "keep_checkpoints",
+        "keep_best",
+        "eval_every",
+        "eval_images",
         "pictures",
         "picture_threshold",
         "workers",
@@ -136,7 +142,10 @@ _POSITIVE = [
     "keep_checkpoints",
     "learning_rate",
 ]
-_NOT_NEGATIVE = ["workers", "data_workers", "pictures", "seed", "weight_decay", "box_loss_weight", "warmup_steps"]
+_NOT_NEGATIVE = [
+    "workers", "data_workers", "pictures", "seed", "weight_decay", "box_loss_weight", "warmup_steps", "keep_best",
+    "eval_every", "eval_images",
+]  # fmt: skip
 _FRACTIONS = ["fg_fraction", "fg_iou", "bg_iou_low", "bg_iou_high", "momentum", "nms_iou", "picture_threshold"]
 CLASSIFIERS = ("softmax", "svm")
 COMPUTE_TYPES = ("float32", "bfloat16")
@@ -150,6 +159,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     checks += [(name, 0 <= config[name] <= 1, "from 0 to 1") for name in _FRACTIONS]
     checks += [
         ("learning_rate", math.isfinite(config["learning_rate"]), "finite"),
+        ("keep_best", config["eval_every"] or not config["keep_best"], "0 where eval_every is 0"),
         ("max_size", config["max_size"] >= config["min_size"], "at least min_size"),
         ("rois_per_batch", config["rois_per_batch"] >= config["images_per_batch"], "at least images_per_batch"),
         ("candidates_per_class", config["candidates_per_class"] <= MOST_CANDIDATES, f"at most {MOST_CANDIDATES}"),

@@ -1,19 +1,27 @@
-"""The one exception for a user's mistake, and the edge where it becomes one clear line."""
+"""The exceptions for a user's mistake and for a signal, and the edge where they become one clear line."""
 
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
+
+GO_ON_LATER = 75  # EX_TEMPFAIL of sysexits.h
 
 
 class InputError(ValueError):
     """What was given can't be used. The text says what was expected, what came, and where."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal came; nothing is lost, and the same command goes on later."""
+
+
 def run_main(main: Callable[[Sequence[str]], Any]) -> None:
-    """Runs a command line; a user's mistake or a failing disk is one line and exit code 1."""
+    """Runs a command line; a user's mistake or a failing disk is one line and exit code 1, `Interrupted` 75."""
     try:
         main(sys.argv[1:])
     except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt as interrupt:
-        sys.exit(f"interrupted{': ' if str(interrupt) else ''}{interrupt}")
+        print(f"interrupted{': ' if str(interrupt) else ''}{interrupt}", file=sys.stderr)
+        sys.exit(GO_ON_LATER if isinstance(interrupt, Interrupted) else 1)

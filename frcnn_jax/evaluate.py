@@ -28,6 +28,7 @@ from frcnn_jax.metrics import (
     mean_average_precision,
     precision_recall,
 )
+from frcnn_jax.models import FastRCNN
 from frcnn_jax.pipeline import TestBatches, prefetch
 from frcnn_jax.proposals import make_proposals
 from frcnn_jax.synthetic import read_synthetic
@@ -191,6 +192,26 @@ def image_detections(
     return Detections(boxes[best], labels[best], scores[best])
 
 
+def make_evaluation(
+    config: Mapping[str, Any], workdir: Path, model: FastRCNN, images: int | None = None
+) -> tuple[Dataset, Callable[[Any], SplitPredictions]]:
+    """The val split, or the first `images` of it, and a function from the model's variables to what they find in it.
+
+    Raises:
+        InputError: the data can't be read.
+    """
+    dataset = read_split(config, "val")
+    dataset, proposals = with_proposals(config, workdir, Dataset(dataset.class_names, dataset.records[:images]))
+    batches = TestBatches(dataset.records, proposals, image_sizes(config), model.network.spatial_scale)
+    predict = make_predict_step(
+        model,
+        nms_iou=config["nms_iou"],
+        candidates=config["candidates_per_class"],
+        box_regression=config["test_box_regression"],
+    )
+    return dataset, lambda variables: predict_split(predict, variables, batches)
+
+
 def evaluate_workdir(
     workdir: Path,
     *,
@@ -211,17 +232,8 @@ def evaluate_workdir(
     config = {**read_config(workdir), **(overrides or {})}
     check_config(config)
     model, variables, step = load_variables(workdir, config, step)
-    dataset = read_split(config, "val")
-    dataset = Dataset(dataset.class_names, dataset.records[:images])
-    dataset, proposals = with_proposals(config, workdir, dataset)
-    batches = TestBatches(dataset.records, proposals, image_sizes(config), model.network.spatial_scale)
-    predict = make_predict_step(
-        model,
-        nms_iou=config["nms_iou"],
-        candidates=config["candidates_per_class"],
-        box_regression=config["test_box_regression"],
-    )
-    predictions = predict_split(predict, variables, batches)
+    dataset, evaluate = make_evaluation(config, workdir, model, images)
+    predictions = evaluate(variables)
     results, curves = score(predictions.by_class, dataset, metric=metric, iou_threshold=iou_threshold)
     if pictures:
         pictures.mkdir(parents=True, exist_ok=True)

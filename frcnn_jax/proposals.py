@@ -9,6 +9,7 @@ import hashlib
 import multiprocessing
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from functools import partial
@@ -114,7 +115,8 @@ def make_proposals(
         raise InputError(f"selective search mode must be one of {', '.join(MODES)}, got {mode!r}")
     search = partial(cached_selective_search, cache_dir=cache_dir, mode=mode, max_boxes=max_boxes)
     found: dict[str, np.ndarray] = {}
-    with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers or os.cpu_count(), context, initializer=_end_with_parent) as pool:
         try:
             for image_id, search_of in _run_bounded(pool, search, images, limit=4 * (workers or os.cpu_count() or 1)):
                 try:
@@ -127,6 +129,18 @@ def make_proposals(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return {image_id: found[image_id] for image_id in images if image_id in found}
+
+
+def _end_with_parent() -> None:
+    """Ends this worker process with the one that started it, however that dies."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait_and_end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait_and_end, daemon=True).start()
 
 
 def _run_bounded(

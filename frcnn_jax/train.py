@@ -4,7 +4,8 @@
 
 trains on the data that the config names (the embedded synthetic set by default), scores the val split and leaves in W:
 config.json, checkpoints, metrics.jsonl, TensorBoard events, results.json and pictures. On the same W it goes on from
-the last checkpoint.
+the last whole checkpoint, to the same bits as without the break. Ctrl-C or SIGTERM saves and exits with
+75: go on later.
 
 Shape letters: B images over all devices, D devices, R RoIs, K foreground classes.
 """
@@ -31,12 +32,22 @@ from frcnn_jax import checkpoint, losses
 from frcnn_jax.config import HOUSEKEEPING, check_config, load_config
 from frcnn_jax.datasets import Dataset
 from frcnn_jax.detect import image_sizes, make_model, read_config, workdir_arrays
-from frcnn_jax.errors import InputError, run_main
-from frcnn_jax.evaluate import evaluate_workdir, read_split, results_table, with_proposals, write_json, write_text
+from frcnn_jax.errors import InputError, Interrupted, run_main
+from frcnn_jax.evaluate import (
+    evaluate_workdir,
+    make_evaluation,
+    read_split,
+    results_table,
+    score,
+    with_proposals,
+    write_json,
+    write_text,
+)
 from frcnn_jax.models import FastRCNN
 from frcnn_jax.pipeline import Batch, TrainingBatches, prefetch
 from frcnn_jax.sampling import assign, target_statistics
 from frcnn_jax.solver import caffe_sgd, step_schedule
+from frcnn_jax.tensorboard import Board
 from frcnn_jax.visualize import plot_losses
 from frcnn_jax.weight_files import WHERE, read_weights
 from frcnn_jax.weights import OUTPUTS, merge_weights
@@ -144,8 +155,9 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
     """Trains as `config` says, goes on from what `workdir` holds, scores the val split. Returns the results.
 
     Raises:
-        InputError: the config, the data or the workdir can't be used, or the loss is not a number.
-        KeyboardInterrupt: SIGINT or SIGTERM came; the state is saved.
+        InputError: the config, the data or the workdir can't be used, another training runs in it, the disk is full, no
+            checkpoint is whole, or the loss is not a number.
+        Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     began = time.perf_counter()
     config = resume_config(config, workdir)
@@ -172,8 +184,19 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
     model = make_model(config, len(train_set.class_names))
     key = jax.random.key(config["seed"])
     variables = initial_variables(model, key, config["weights"])
-    batches = _training_batches(config, *with_proposals(config, workdir, train_set))
     workdir.mkdir(parents=True, exist_ok=True)
+    with checkpoint.lock_workdir(workdir), _signals_raise(f"the same command goes on from what {workdir} holds"):
+        results = _train_and_score(config, workdir, model, train_set, variables, key)
+    print(f"{_finished(workdir, results)}, {time.perf_counter() - began:.0f} s; see {workdir}/pictures")
+    return results
+
+
+def _train_and_score(
+    config: Mapping[str, Any], workdir: Path, model: FastRCNN, train_set: Dataset, variables: Any, key: jax.Array
+) -> dict[str, Any]:
+    frozen = model.network.frozen
+    batches = _training_batches(config, *with_proposals(config, workdir, train_set))
+    scorer = _make_scorer(config, workdir, model) if config["eval_every"] else None
     write_json(workdir / "config.json", config)
 
     schedule = step_schedule(
@@ -185,24 +208,39 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
         weight_decay=config["weight_decay"],
         decay_biases=config["decay_biases"],
     )
-    state = create_state({**variables, "box_stats": dict(batches.box_stats)}, network.frozen, optimizer)
+    state = create_state({**variables, "box_stats": dict(batches.box_stats)}, frozen, optimizer)
 
-    with checkpoint.open_checkpoints(workdir, keep=config["keep_checkpoints"]) as checkpoints:
-        if (last := checkpoints.latest_step()) is not None:
-            model_variables, opt_state = checkpoint.restore(checkpoints, last, state.variables, state.opt_state)
-            state = create_state(model_variables, network.frozen, optimizer)
-            state = state.replace(step=jnp.int32(last), opt_state=opt_state)
-            print(f"{workdir}: goes on from step {last}")
-        state, key = replicate((state, key))
-        step_fn = make_train_step(model, optimizer, box_loss_weight=config["box_loss_weight"])
-        train(state, step_fn, batches, key, checkpoints, schedule, config, workdir)
+    if checkpoint.saved_steps(workdir):
+        restored, last = checkpoint.restore(workdir, model=state.variables, optimizer=state.opt_state)
+        checkpoint.set_aside(workdir, newer_than=last)
+        state = create_state(restored["model"], frozen, optimizer)
+        state = state.replace(step=jnp.int32(last), opt_state=restored["optimizer"])
+        print(f"{workdir}: goes on from step {last}")
+    state, key = replicate((state, key))
+    step_fn = make_train_step(model, optimizer, box_loss_weight=config["box_loss_weight"])
+    keep, keep_best = config["keep_checkpoints"], config["keep_best"]
+    with checkpoint.open_checkpoints(workdir, keep=keep, keep_best=keep_best) as checkpoints:
+        train(state, step_fn, batches, key, checkpoints, schedule, config, workdir, scorer)
 
     results = evaluate_workdir(workdir, pictures=workdir / "pictures")
-    plot_losses(read_metrics(workdir), workdir / "pictures" / "loss.png")
+    plot_losses([row for row in read_metrics(workdir) if "loss" in row], workdir / "pictures" / "loss.png")
+    if config["eval_every"]:
+        with Board(workdir / "tensorboard", config["steps"] + 1) as board:
+            log_map(workdir, board, config["steps"], results["map"])
     write_json(workdir / "results.json", results)
     print(results_table(results))
-    print(f"{_finished(workdir, results)}, {time.perf_counter() - began:.0f} s; see {workdir}/pictures")
     return results
+
+
+def _make_scorer(config: Mapping[str, Any], workdir: Path, model: FastRCNN) -> Callable[[Any], float | None]:
+    """A function from variables, on any devices, to their mAP on the val images that the config names."""
+    dataset, evaluate = make_evaluation(config, workdir, model, config["eval_images"] or None)
+
+    def map_of(variables: Any) -> float | None:
+        local = jax.tree.map(lambda array: array.addressable_data(0), variables)
+        return score(evaluate(local).by_class, dataset)[0]["map"]
+
+    return map_of
 
 
 def _where(network: str) -> str:
@@ -274,13 +312,18 @@ def train(
     schedule: optax.Schedule,
     config: Mapping[str, Any],
     workdir: Path,
+    scorer: Callable[[Any], float | None] | None = None,
 ) -> TrainState:
-    """The loop, from the state's step to the last one; logs, and saves each `checkpoint_every` steps and at the end."""
-    from tensorboardX import SummaryWriter
-
+    """The loop, from the state's step to the last one; logs, saves each `checkpoint_every` steps and at the end, and
+    each `eval_every` steps saves and scores, if there is a `scorer`."""
     start, steps = int(state.step), len(batches)
     truncate_metrics(workdir, start)
+    scores = {row["step"]: row["map"] for row in read_metrics(workdir) if "map" in row}
+    checkpoints.scores.update({step: score for step, score in scores.items() if score is not None})
     saved = start
+
+    def is_scored(at: int) -> bool:
+        return scorer is not None and 0 < at < steps and at % config["eval_every"] == 0
 
     def save(at: int, state: TrainState) -> None:
         nonlocal saved
@@ -290,7 +333,7 @@ def train(
         saved = at
 
     with (
-        SummaryWriter(str(workdir / "tensorboard"), purge_step=start) as board,
+        Board(workdir / "tensorboard", start + 1) as board,
         open(workdir / "metrics.jsonl", "a") as log,
         tqdm(total=steps, initial=start, desc="train", unit="step", smoothing=0.05) as bar,
         _stop_signals() as stopped,
@@ -319,6 +362,20 @@ def train(
                 rows.clear()
                 since = now
 
+        def evaluate(at: int) -> None:
+            """Scores the parameters, which are saved: a signal ends it, and the next start does it again."""
+            nonlocal since
+            began = time.perf_counter()
+            assert scorer is not None
+            with _signals_raise(_saved_at(at, workdir)):
+                found = scorer(state.variables)
+            log_map(workdir, board, at, found)
+            if found is not None:
+                checkpoints.scores[at] = found
+            since += time.perf_counter() - began
+
+        if is_scored(start) and start not in scores:
+            evaluate(start)
         for at, batch in enumerate(prefetch(batches, start, workers=config["data_workers"]), start + 1):
             former = pending
             state, latest = step_fn(state, batch, key)
@@ -326,13 +383,19 @@ def train(
                 collect(at - 1)
             pending = latest
             bar.update()
-            if at % config["checkpoint_every"] == 0 or at == steps or stopped():
+            if at % config["checkpoint_every"] == 0 or at == steps or is_scored(at) or stopped():
                 collect(at)
                 pending = None
                 save(at, state)
-            if stopped() and at < steps:
-                raise KeyboardInterrupt(f"step {at} is saved in {workdir}; the same command goes on from there")
+            if stopped():
+                raise Interrupted(_saved_at(at, workdir))
+            if is_scored(at):
+                evaluate(at)
     return state
+
+
+def _saved_at(step: int, workdir: Path) -> str:
+    return f"step {step} is saved in {workdir}; the same command goes on from there"
 
 
 def _not_finite(step: int, saved: int, workdir: Path) -> str:
@@ -345,9 +408,26 @@ def _not_finite(step: int, saved: int, workdir: Path) -> str:
 def _stop_signals() -> Iterator[Callable[[], bool]]:
     """Inside, SIGINT and SIGTERM only set what is yielded, so that the loop ends between two steps."""
     came: list[int] = []
-    former = {s: signal.signal(s, lambda number, _: came.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _on_signals(came.append):
         yield lambda: bool(came)
+
+
+@contextlib.contextmanager
+def _signals_raise(text: str) -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM raise `Interrupted` with this text."""
+
+    def interrupt(_: int) -> None:
+        raise Interrupted(text)
+
+    with _on_signals(interrupt):
+        yield
+
+
+@contextlib.contextmanager
+def _on_signals(handle: Callable[[int], None]) -> Iterator[None]:
+    former = {s: signal.signal(s, lambda number, _: handle(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
@@ -403,6 +483,16 @@ def truncate_metrics(workdir: Path, step: int) -> None:
     """Leaves out the rows after `step`, which will be written again."""
     rows = [row for row in read_metrics(workdir) if row["step"] <= step]
     write_text(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def log_map(workdir: Path, board: Board, step: int, found: float | None) -> None:
+    """Writes a mAP as a row of its own, once."""
+    if any(row["step"] == step and "map" in row for row in read_metrics(workdir)):
+        return
+    with open(workdir / "metrics.jsonl", "a") as log:
+        log.write(json.dumps({"step": step, "map": found}) + "\n")
+    if found is not None:
+        board.add_scalar("map", found, step)
 
 
 def main(argv: Sequence[str]) -> None:

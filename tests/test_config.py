@@ -54,6 +54,7 @@ def test_mistakes_in_a_recipe_are_one_line(tmp_path, line, text):
         ({"learning_rate": float("inf")}, "learning_rate must be finite"),
         ({"min_size": 300}, "max_size must be at least min_size"),
         ({"candidates_per_class": 600}, "candidates_per_class must be at most 512"),
+        ({"keep_best": 1}, "keep_best must be 0 where eval_every is 0, got 1"),
         ({"images_per_batch": 200}, "rois_per_batch must be at least images_per_batch"),
         ({"learning_rate_drops": ("a",)}, "learning_rate_drops must be steps"),
     ],

@@ -8,7 +8,18 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "frcnn_jax"
 LAYERS = [
     {"errors"},
-    {"config", "boxes", "roi_pool", "layers", "proposals", "weights", "weight_files", "checkpoint", "compress"},
+    {
+        "config",
+        "boxes",
+        "roi_pool",
+        "layers",
+        "proposals",
+        "weights",
+        "weight_files",
+        "checkpoint",
+        "compress",
+        "tensorboard",
+    },
     {"roi_align", "losses", "solver", "models", "sampling", "metrics", "datasets"},
     {"coco", "tfds_voc"},
     {"synthetic", "pipeline"},

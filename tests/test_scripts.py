@@ -1,6 +1,7 @@
 """The command lines in scripts/ that work on a workdir; the others have their tests beside what they call."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,3 +76,10 @@ def test_a_file_without_heads_is_no_detector(tmp_path):
     assert done.returncode == 1
     assert "not a whole detector: missing fc6.weight" in done.stderr
     assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_training_ends_with_the_same_bits(tmp_path):
+    done = run("kill_test.py", "--out", tmp_path / "out", "--kills", 2, "--steps", 60)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^2 kills: the same bits in \d+ arrays and 15 rows$", done.stdout, re.MULTILINE)

@@ -1,6 +1,8 @@
 import json
 import os
 import pickle
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import SessionLog
+from test_tensorboard import read_events
 
 from frcnn_jax import losses
+from frcnn_jax.checkpoint import lock_workdir, saved_steps
 from frcnn_jax.config import get_config
 from frcnn_jax.datasets import read_voc
 from frcnn_jax.detect import load_variables, make_model, read_config, workdir_arrays
 from frcnn_jax.errors import InputError
+from frcnn_jax.evaluate import evaluate_workdir
 from frcnn_jax.layers import Conv
 from frcnn_jax.models import FastRCNN, get_network
 from frcnn_jax.pipeline import Sizes, TrainingBatches
@@ -348,6 +354,38 @@ def finished(tmp_path_factory):
     return workdir, train_and_evaluate(small_config(), workdir)
 
 
+def start_training(workdir, **options):
+    """`train_and_evaluate(small_config(**options), workdir)` in a process of its own; what it says goes to `said`."""
+    script = workdir.parent / "run.py"
+    script.write_text(
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "from pathlib import Path\n"
+        "import test_train, frcnn_jax.train, frcnn_jax.errors\n"
+        "if __name__ == '__main__':\n"
+        f"    config = test_train.small_config(**{options!r})\n"
+        f"    run = lambda _: frcnn_jax.train.train_and_evaluate(config, Path({str(workdir)!r}))\n"
+        "    frcnn_jax.errors.run_main(run)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with open(said(workdir), "w") as file:
+        return subprocess.Popen([sys.executable, script], cwd=ROOT, env=env, stdout=file, stderr=file)
+
+
+def said(workdir):
+    return workdir.with_suffix(".log")
+
+
+def wait_for(process, condition):
+    while process.poll() is None and not condition():
+        time.sleep(0.05)
+
+
+def assert_same_parameters(workdir, other):
+    (_, ours, step), (_, undisturbed, _) = (load_variables(w, read_config(w)) for w in (workdir, other))
+    assert step == 30
+    jax.tree.map(np.testing.assert_array_equal, ours, undisturbed)
+
+
 @pytest.mark.slow
 def test_leaves_all_it_promises(finished):
     workdir, results = finished
@@ -387,29 +425,93 @@ def test_another_config_in_the_workdir_is_an_error(finished):
 def test_an_interrupted_run_goes_on_to_the_same_parameters(finished, tmp_path):
     """SIGTERM in the middle, then the same command: the parameters of the undisturbed run, to the bit."""
     workdir = tmp_path / "w"
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import sys; sys.path.insert(0, 'tests')\n"
-        "from pathlib import Path\n"
-        "import test_train, frcnn_jax.train, frcnn_jax.errors\n"
-        "if __name__ == '__main__':\n"
-        f"    run = lambda _: frcnn_jax.train.train_and_evaluate(test_train.small_config(), Path({str(workdir)!r}))\n"
-        "    frcnn_jax.errors.run_main(run)\n"
-    )
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    first = subprocess.Popen([sys.executable, script], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
-    while first.poll() is None and not read_metrics(workdir):
-        time.sleep(0.05)
+    first = start_training(workdir)
+    wait_for(first, lambda: read_metrics(workdir))
     first.send_signal(signal.SIGTERM)
-    _, errors = first.communicate()
-    assert first.returncode == 1
-    assert "the same command goes on from there" in errors
-    again = subprocess.run([sys.executable, script], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
-    assert "goes on from step" in again.stdout
+    assert first.wait() == 75
+    assert "the same command goes on from there" in said(workdir).read_text()
+    assert start_training(workdir).wait() == 0
+    assert "goes on from step" in said(workdir).read_text()
     assert [row["step"] for row in read_metrics(workdir)][-1] == 30
-    (_, ours, step), (_, undisturbed, _) = (load_variables(w, read_config(w)) for w in (workdir, finished[0]))
-    assert step == 30
-    jax.tree.map(np.testing.assert_array_equal, ours, undisturbed)
+    assert_same_parameters(workdir, finished[0])
+
+
+@pytest.mark.slow
+def test_sigterm_during_selective_search_is_no_failure(tmp_path):
+    process = start_training(workdir := tmp_path / "w", train_images=600)
+    wait_for(process, lambda: list(workdir.rglob("*.npy")))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 75
+    assert f"interrupted: the same command goes on from what {workdir} holds\n" in said(workdir).read_text()
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_trained_again(finished, tmp_path, capsys):
+    """An altered newest one: from the one before to the same parameters, metrics and curves."""
+    shutil.copytree(finished[0], workdir := tmp_path / "w")
+    (workdir / "results.json").unlink()
+    damaged = next((workdir / "checkpoints" / "30" / "optimizer").rglob("_METADATA"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    train_and_evaluate(small_config(), workdir)
+    said = capsys.readouterr()
+    assert f"{workdir}/checkpoints/30: optimizer/_METADATA is not as it was written" in said.err
+    assert "checkpoints/30 is now 30.damaged" in said.err
+    assert "goes on from step 20" in said.out
+    assert [row["step"] for row in read_metrics(workdir)] == list(range(2, 31, 2))
+    starts = [e.step for e in read_events(workdir / "tensorboard") if e.session_log.status == SessionLog.START]
+    assert starts == [1, 21]
+    assert_same_parameters(workdir, finished[0])
+
+
+@pytest.mark.slow
+def test_scores_while_training(finished, tmp_path):
+    """The best is kept, the parameters are those without evaluation; a score that a kill cut off is made up for."""
+    workdir = tmp_path / "w"
+    config = small_config(eval_every=8, checkpoint_every=30, keep_checkpoints=1, keep_best=1, eval_images=1)
+    results = train_and_evaluate(config, workdir)
+    scores = {row["step"]: row["map"] for row in read_metrics(workdir) if "map" in row}
+    assert list(scores) == [8, 16, 24, 30]
+    assert scores[30] == results["map"]
+    best = max((step for step in scores if step < 30), key=lambda step: (scores[step], step))
+    assert saved_steps(workdir) == [best, 30]
+    assert scores[best] == evaluate_workdir(workdir, step=best, images=1)["map"]
+    curve = [event for event in read_events(workdir / "tensorboard") if event.summary.value[:1]]
+    assert [e.step for e in curve if e.summary.value[0].tag == "map"] == list(scores)
+    assert_same_parameters(workdir, finished[0])
+
+    rows = [row for row in read_metrics(workdir) if row["step"] < best or "loss" in row]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (workdir / "results.json").unlink()
+    shutil.rmtree(workdir / "checkpoints" / "30")
+    assert train_and_evaluate(config, workdir)["map"] == results["map"]
+    assert {row["step"]: row["map"] for row in read_metrics(workdir) if "map" in row} == scores
+    assert_same_parameters(workdir, finished[0])
+
+
+def test_a_second_training_in_the_workdir_refuses(tmp_path):
+    pytest.importorskip("fcntl")
+    with (
+        lock_workdir(tmp_path),
+        pytest.raises(InputError, match=f"{tmp_path}: another training runs in it; take another workdir, or wait"),
+    ):
+        train_and_evaluate(small_config(), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_the_run_with_one_line(tmp_path):
+    """After the first checkpoint no file may grow past 100 kB; what was saved before is whole."""
+    resource = pytest.importorskip("resource")
+    if not hasattr(resource, "prlimit"):
+        pytest.skip("needs prlimit, to limit another process")
+    process = start_training(workdir := tmp_path / "w", steps=1000)
+    wait_for(process, lambda: list(workdir.glob("checkpoints/*.json")))
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    assert process.wait() == 1
+    errors = said(workdir).read_text()
+    failed, whole = map(int, re.search(r"checkpoints/(\d+): can't write .* step (\d+) is whole\n$", errors).groups())
+    assert whole == failed - 10
+    assert "Traceback" not in errors
+    assert load_variables(workdir, read_config(workdir))[2] == whole
 
 
 @pytest.mark.slow
