@@ -341,7 +341,7 @@ def test_an_epoch_over_voc_compiles_at_most_six_programs(shared):
     batches = TrainingBatches(records, nothing, stats, [Sizes(60, 100)], steps=2500, rois_per_image=16)
     plan = batches.plan(0)
     assert len(plan) >= 2500
-    kinds = [batches.sizes.canvas(records[i].height, records[i].width) for (i, _), *_ in plan]
+    kinds = [first.size.canvas(records[first.record].height, records[first.record].width) for first, *_ in plan]
     steps = [kinds.index(kind) for kind in sorted(set(kinds))] + list(range(20))
     optimizer = caffe_sgd(step_schedule(1e-4, ()))
     model = FastRCNN(NETWORK, 20)
