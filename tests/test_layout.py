@@ -14,7 +14,7 @@ LAYERS = [
     {"synthetic", "pipeline"},
     {"detect", "visualize"},
     {"evaluate"},
-    {"train", "svm"},
+    {"train", "svm", "export"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 
