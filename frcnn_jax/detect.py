@@ -39,14 +39,25 @@ class Detections(NamedTuple):
     scores: np.ndarray  # (D,) float32, in [0, 1]
 
 
-def make_predict_step(
-    model: FastRCNN, *, nms_iou: float = 0.3, candidates: int = 100, box_regression: bool = True
-) -> Callable[..., Predictions]:
-    """Builds the jitted `predict(variables, batch)` -> boxes `(B, K, M, 4)` in original pixels, scores `(B, K, M)` and
-    valid `(B, K, M)`, best first.
-
-    Of each class the `candidates` best RoIs are decoded (left as they are without `box_regression`), clipped to the
+def decode_and_suppress(
+    scores: jax.Array,
+    deltas: jax.Array,
+    batch: Mapping[str, jax.Array],
+    *,
+    nms_iou: float = 0.3,
+    candidates: int = 100,
+    box_regression: bool = True,
+) -> Predictions:
+    """Of each class the `candidates` best RoIs are decoded (left as they are without `box_regression`), clipped to the
     image and enter its greedy NMS at `nms_iou`.
+
+    Args:
+        scores: `(B, R, K + 1)`.
+        deltas: `(B, R, K + 1, 4)`, as `boxes.decode` takes them.
+        batch: "rois", "roi_mask", "scale" and "original_size" of it are read.
+
+    Returns:
+        boxes `(B, K, M, 4)` in original pixels, scores `(B, K, M)` and valid `(B, K, M)`, best first.
     """
 
     def one_class(scores, deltas, rois, scale, original_size):
@@ -62,15 +73,24 @@ def make_predict_step(
         classes = jax.vmap(one_class, (0, 1, None, None, None))
         return classes(scores, deltas[:, 1:], rois, scale, original_size)
 
+    arguments = (batch[name] for name in ("rois", "roi_mask", "scale", "original_size"))
+    return jax.vmap(one_image)(scores, deltas, *arguments)
+
+
+def make_predict_step(model: FastRCNN, **options: Any) -> Callable[..., Predictions]:
+    """Builds the jitted `predict(variables, batch)`: the network's scores and deltas through `decode_and_suppress`,
+    with its options."""
+
     @jax.jit
     def predict(variables: Any, batch: Mapping[str, jax.Array]) -> Predictions:
         images = [batch[name] for name in ("image", "image_size", "rois")]
+        outputs: Any
         if "level" in batch:
-            scores, deltas = model.apply(variables, *images, batch["level"], method=FastRCNN.predict_pyramid)
+            outputs = model.apply(variables, *images, batch["level"], method=FastRCNN.predict_pyramid)
         else:
-            scores, deltas = model.apply(variables, *images, method=FastRCNN.predict)
-        arguments = (batch[name] for name in ("rois", "roi_mask", "scale", "original_size"))
-        return jax.vmap(one_image)(scores, deltas, *arguments)
+            outputs = model.apply(variables, *images, method=FastRCNN.predict)
+        scores, deltas = outputs
+        return decode_and_suppress(scores, deltas, batch, **options)
 
     return predict
 

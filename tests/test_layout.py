@@ -26,7 +26,7 @@ LAYERS = [
     {"synthetic", "pipeline"},
     {"detect", "visualize"},
     {"evaluate"},
-    {"train", "svm", "report"},
+    {"train", "svm", "report", "export"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 
