@@ -57,32 +57,41 @@ def boards(workdir: Path) -> list[Path]:
     return sorted((workdir / "tensorboard").glob("*"))
 
 
-def wait_for_training(process: subprocess.Popen, workdir: Path, former: int) -> None:
-    """Until it has logged a step, in an event file after `former` ones."""
-    while process.poll() is None and not any(b"loss" in board.read_bytes() for board in boards(workdir)[former:]):
-        time.sleep(0.02)
+def last_logged(workdir: Path) -> int:
+    return max((int(row["step"]) for row in read_metrics(workdir)), default=0)
 
 
-def run_killed(workdir: Path, steps: int, kills: int, startup: float, training: float, rng: random.Random) -> None:
-    """A third of the kills comes before a step is logged, the others come to less than the whole training."""
-    for kill in range(1, kills + 1):
+def wait_for_step(process: subprocess.Popen, workdir: Path, former: int, step: float) -> None:
+    """Until it has logged one from `step` on itself: in an event file after `former` ones."""
+    while process.poll() is None:
+        trains = any(b"loss" in board.read_bytes() for board in boards(workdir)[former:])
+        if trains and last_logged(workdir) >= step:
+            return
+        time.sleep(0.05)
+
+
+def run_killed(workdir: Path, steps: int, kills: int, startup: float, rng: random.Random) -> None:
+    """A third of the kills comes while it starts, the others in the second after a random step."""
+    for kill, step in enumerate(sorted(rng.uniform(0, 0.9 * steps) for _ in range(kills)), 1):
         former = len(boards(workdir))
         process, began = start(workdir, steps), time.perf_counter()
-        seconds = rng.uniform(0, startup)
-        if rng.random() > 1 / 3:
-            wait_for_training(process, workdir, former)
-            seconds = rng.uniform(0, 2 * training / kills)
+        if rng.random() < 1 / 3:
+            seconds = rng.uniform(0, startup)
+        else:
+            wait_for_step(process, workdir, former, step)
+            seconds = rng.uniform(0, 1)
         try:
             process.wait(seconds)
-            raise InputError(f"training ended with {process.returncode} after {kill - 1} kills; give it more --steps")
+            raise InputError(f"training ended with {process.returncode} before kill {kill}; give it more --steps")
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
             seconds = time.perf_counter() - began
-        logged = max((int(row["step"]) for row in read_metrics(workdir)), default=0)
         saving = ", while saving" if any((workdir / "checkpoints").glob("*-tmp*")) else ""
         saved = max(saved_steps(workdir), default=None)
-        print(f"kill {kill} after {seconds:.1f} s: step {logged} logged, {saved} saved{saving}", flush=True)
+        print(
+            f"kill {kill} after {seconds:.1f} s: step {last_logged(workdir)} logged, {saved} saved{saving}", flush=True
+        )
     finish(start(workdir, steps), workdir)
 
 
@@ -110,7 +119,7 @@ def main(argv: Sequence[str]) -> None:
     args.out.mkdir(parents=True)
     startup, training = run_undisturbed(args.out / "undisturbed", args.steps)
     print(f"undisturbed: {startup:.1f} s to the first logged step, {training:.1f} s from there", flush=True)
-    run_killed(args.out / "killed", args.steps, args.kills, startup, training, random.Random(args.seed))
+    run_killed(args.out / "killed", args.steps, args.kills, startup, random.Random(args.seed))
     ours, undisturbed = (list(compared(args.out / name)) for name in ("killed", "undisturbed"))
     if [name for name, _ in ours] != [name for name, _ in undisturbed]:
         raise InputError("other arrays or rows than those of the undisturbed run")
