@@ -84,10 +84,12 @@ def make_predict_step(model: FastRCNN, **options: Any) -> Callable[..., Predicti
     @jax.jit
     def predict(variables: Any, batch: Mapping[str, jax.Array]) -> Predictions:
         images = [batch[name] for name in ("image", "image_size", "rois")]
+        outputs: Any
         if "level" in batch:
-            scores, deltas = model.apply(variables, *images, batch["level"], method=FastRCNN.predict_pyramid)
+            outputs = model.apply(variables, *images, batch["level"], method=FastRCNN.predict_pyramid)
         else:
-            scores, deltas = model.apply(variables, *images, method=FastRCNN.predict)
+            outputs = model.apply(variables, *images, method=FastRCNN.predict)
+        scores, deltas = outputs
         return decode_and_suppress(scores, deltas, batch, **options)
 
     return predict
