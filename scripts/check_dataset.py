@@ -1,13 +1,15 @@
 """Names every problem of a data set (file, image, box, what is wrong) and prints its statistics:
 
-    python scripts/check_dataset.py [--config FILE] --config.dataset=xml --config.data_dir=FOLDER [...]
+    python scripts/check_dataset.py [--recall FOLDER] --config.dataset=xml --config.data_dir=FOLDER ...
 
 Reads the train and the val split that the config names, loads every image, and exits with 1 if anything is wrong.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -15,7 +17,7 @@ from tqdm import tqdm
 from frcnn_jax.config import check_config, read_arguments
 from frcnn_jax.datasets import Dataset, Record
 from frcnn_jax.errors import InputError, run_main
-from frcnn_jax.evaluate import read_split
+from frcnn_jax.evaluate import read_split, recall_table, split_recall, with_proposals
 
 
 def image_problem(record: Record) -> InputError | None:
@@ -48,11 +50,14 @@ def statistics(dataset: Dataset) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    if {"-h", "--help"} & set(argv):
-        print(__doc__)
-        return
-    config = read_arguments(argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--recall", type=Path, metavar="FOLDER", help="proposals of the val split, kept there, and their recall"
+    )
+    args, fields = parser.parse_known_args(argv)
+    config = read_arguments(fields)
     check_config(config)
+    most = config["max_proposals"]
     problems: list[InputError] = []
     for split in ("train", "val"):
         dataset = read_split(config, split, problems.append)
@@ -61,6 +66,9 @@ def main(argv: Sequence[str]) -> None:
             loaded = tqdm(pool.map(image_problem, dataset.records), split, len(dataset.records), unit="image")
             problems += filter(None, loaded)
         print(f"{split} split, {config[f'{split}_split']}:\n{statistics(dataset)}")
+    if args.recall:
+        dataset, proposals = with_proposals({**config, "on_error": "skip"}, args.recall, dataset)
+        print(f"recall of the proposals of the val split:\n{recall_table(*split_recall(dataset, proposals, most))}")
     print(*problems, f"{len(problems)} problems", sep="\n")
     if problems:
         sys.exit(1)

@@ -107,10 +107,11 @@ def test_own_images_from_a_folder_to_a_detector(tmp_path):
     for split, count in (("train", 30), ("val", 6)):
         write_xml_folder(tmp_path / "own", split, count)
     data = ("--config.dataset=xml", f"--config.data_dir={tmp_path / 'own'}")
-    checked = run("check_dataset.py", *data)
+    checked = run("check_dataset.py", "--recall", tmp_path / "p", "--config.max_proposals=200", *data)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert checked.stdout.endswith("0 problems\n")
     assert "30 images, 192 to 192 pixels wide, 144 to 144 high" in checked.stdout
+    assert "recall of the proposals of the val split:\nproposals  IoU 0.5" in checked.stdout
     workdir = tmp_path / "w"
     options = ("--config.steps=30", "--config.learning_rate_drops=(25,)", "--config.max_proposals=200")
     command = [sys.executable, "-m", "frcnn_jax.train", "--workdir", str(workdir), *data, *options]
