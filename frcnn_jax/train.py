@@ -209,7 +209,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
         _folder_to_write(workdir) as out,
     ):
         results = _train_and_score(config, workdir, out, model, train_set, variables, key)
-    print(f"{_finished(workdir, results)}, {time.perf_counter() - began:.0f} s; see {workdir}/pictures")
+        print(f"{_finished(workdir, results)}, {time.perf_counter() - began:.0f} s; see {workdir}/pictures")
     return results
 
 
