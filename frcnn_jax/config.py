@@ -176,6 +176,7 @@ def check_config(config: Mapping[str, Any]) -> None:
             all(isinstance(step, int) and step >= 0 for step in config["learning_rate_drops"]),
             "steps, whole numbers",
         ),
+        ("proposal_mode", config["proposal_mode"] in ("fast", "quality"), "one of fast, quality"),
         ("on_error", config["on_error"] in ("stop", "skip"), "stop or skip"),
         ("classifier", config["classifier"] in CLASSIFIERS, f"one of {', '.join(CLASSIFIERS)}"),
         ("compute_type", config["compute_type"] in COMPUTE_TYPES, f"one of {', '.join(COMPUTE_TYPES)}"),

@@ -102,7 +102,7 @@ def compared(workdir: Path) -> Iterator[tuple[str, Any]]:
         tree = ocp.StandardCheckpointer().restore((workdir / "checkpoints" / str(step) / item).absolute())
         for path, array in jax.tree_util.tree_leaves_with_path(tree):
             yield f"{item}{jax.tree_util.keystr(path)}", np.asarray(array).tobytes()
-    times = ("images_per_second", "seconds_per_image")
+    times = ("images_per_second", "data_seconds", "device_seconds", "memory_gib", "seconds_per_image")
     for row in [*read_metrics(workdir), read_results(workdir) or {}]:
         yield f"row of step {row['step']}", {name: value for name, value in row.items() if name not in times}
 

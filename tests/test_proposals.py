@@ -1,6 +1,5 @@
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -178,8 +177,12 @@ def test_two_writers_at_the_same_time(undisturbed, tmp_path):
 def test_a_full_disk_is_one_line(limit, tmp_path):
     """A limit on the size of files stands for it: an entry of the cache does not fit, or the shard."""
     out = tmp_path / "a.proposals"
-    full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
-    done = subprocess.run(command(out), capture_output=True, text=True, preexec_fn=full)
+    limited = (  # not preexec_fn: this process has jax's threads
+        "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2);"
+        "os.execv(sys.argv[2], sys.argv[2:])"
+    )
+    full = [sys.executable, "-c", limited, str(limit), *map(str, command(out))]
+    done = subprocess.run(full, capture_output=True, text=True)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"error: {tmp_path}")

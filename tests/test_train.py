@@ -557,7 +557,7 @@ def test_scores_while_training(finished, tmp_path):
     assert scores[30] == results["map"]
     best = max((step for step in scores if step < 30), key=lambda step: (scores[step], step))
     assert saved_steps(workdir) == [best, 30]
-    assert scores[best] == evaluate_workdir(workdir, step=best, images=1)["map"]
+    assert scores[best] == evaluate_workdir(workdir, step=best, images=1).results["map"]
     curve = [event for event in read_events(workdir / "tensorboard") if event.summary.value[:1]]
     assert [e.step for e in curve if e.summary.value[0].tag == "map"] == list(scores)
     assert_same_parameters(workdir, finished[0])
