@@ -12,9 +12,11 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from frcnn_jax.errors import InputError
 
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax reports each save at length, and what it raises as well
 _ORBAX_ERRORS = (
     OSError,
@@ -89,6 +92,7 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self.whole = True  # all that was saved is
         self._writing: tuple[int, Future[None]] | None = None
 
     def save(self, step: int, **items: Any) -> None:
@@ -137,6 +141,7 @@ class Checkpoints:
         except Exception as error:  # orbax and tensorstore raise many kinds
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0].rsplit(": ", 1)[-1]
             former = "there is none before it" if self._whole is None else f"step {self._whole} is whole"
+            self.whole = False
             raise InputError(f"{self._folder}/{step}: can't write this checkpoint: {reason}; {former}") from error
 
 
@@ -145,10 +150,21 @@ def open_checkpoints(workdir: Path, *, keep: int = 2, keep_best: int = 0) -> Ite
     """The checkpoints of a workdir; the newest `keep` and the `keep_best` of the best scores are kept. Leaving it ends
     what is being written."""
     checkpoints = Checkpoints(workdir, keep=keep, keep_best=keep_best)
+    hooks = sys.excepthook, sys.unraisablehook
+    sys.excepthook, sys.unraisablehook = (partial(_say_unless_of_writing, hook) for hook in hooks)
     try:
         yield checkpoints
     finally:
         checkpoints.close()
+        if checkpoints.whole:
+            sys.excepthook, sys.unraisablehook = hooks
+
+
+def _say_unless_of_writing(hook: Callable[..., None], *report: Any) -> None:
+    """Leaves out what orbax's threads print of the other files after one could not be written: that is said once."""
+    error = report[1] if len(report) > 1 else report[0].exc_value
+    if not isinstance(error, RuntimeError | ValueError) or threading.current_thread() is threading.main_thread():
+        hook(*report)
 
 
 def save(checkpoints: Checkpoints, step: int, model: Any, optimizer: Any) -> None:

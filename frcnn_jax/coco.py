@@ -58,8 +58,11 @@ def read_coco(
         categories = {int(c["id"]): str(c["name"]) for c in sorted(content["categories"], key=lambda c: int(c["id"]))}
         objects: dict[int, list[dict]] = {int(image["id"]): [] for image in content["images"]}
         entries = [dict(entry) for entry in content["annotations"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f"{annotations}: not a COCO instances file ({type(error).__name__}: {error})") from None
+    for what, values in (("id", [c["id"] for c in content["categories"]]), ("name", list(categories.values()))):
+        if len(set(values)) < len(values):
+            raise InputError(f"{annotations}: two categories have the same {what}")
     class_names = tuple(class_names or categories.values())
     labels = {number: class_names.index(name) + 1 for number, name in categories.items() if name in class_names}
     for i, entry in enumerate(entries):
@@ -112,7 +115,7 @@ def _coco_object(entry: dict, labels: dict[int, int], height: int, width: int) -
     box = entry.get("bbox")
     try:
         x, y, w, h = map(float, box)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"bbox must be four numbers, got {box!r}") from None
     if not (w > 0 and h > 0 and x >= -1 and y >= -1 and x + w <= width + 1 and y + h <= height + 1):
         raise InputError(f"bbox {box}: x, y, width > 0, height > 0 within the {width} x {height} image expected")
@@ -183,16 +186,33 @@ def coco_metrics(
         for i, entry in enumerate(results):
             if entry["image_id"] not in images or entry["category_id"] not in categories:
                 raise InputError(f"result {i}: no image {entry['image_id']!r} or category {entry['category_id']!r}")
-        areas = [float(entry["bbox"][2]) * float(entry["bbox"][3]) + 0 * float(entry["score"]) for entry in results]
-    except (TypeError, KeyError, ValueError, IndexError) as error:
-        raise InputError(f"results must be image_id, category_id, bbox and score each ({error!r})") from None
-    found = [
-        {**entry, "id": i, "area": area, "iscrowd": 0}
-        for i, (entry, area) in enumerate(zip(results, areas, strict=True), 1)
-    ]
+        found = []
+        for i, entry in enumerate(results, 1):
+            x, y, width, height = map(float, entry["bbox"])
+            score = float(entry["score"])
+            if not np.isfinite([x, y, width, height, score]).all():
+                raise InputError(f"result {i - 1}: bbox {entry['bbox']} or score {entry['score']} is not finite")
+            box = {"bbox": [x, y, width, height], "area": width * height, "score": score}
+            found.append({**entry, **box, "id": i, "iscrowd": 0})
+        names = {entry["id"]: str(entry["name"]) for entry in truth["categories"]}
+        objects = []
+        for i, entry in enumerate(truth["annotations"], 1):
+            area = float(entry["bbox"][2]) * float(entry["bbox"][3])
+            objects.append({"iscrowd": 0, "area": area, "id": i, **entry})
+            if entry["image_id"] not in images or entry["category_id"] not in categories:
+                raise InputError(
+                    f"annotation {i - 1}: no image {entry['image_id']!r} or category {entry['category_id']!r}"
+                )
+    except (TypeError, KeyError, ValueError, IndexError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise
+        expected = (
+            "results must be image_id, category_id, bbox and score each, annotations image_id, category_id and bbox"
+        )
+        raise InputError(f"{expected} ({error!r})") from None
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         ours, theirs = COCO(), COCO()
-        ours.dataset, theirs.dataset = {**truth, "annotations": found}, truth
+        ours.dataset, theirs.dataset = {**truth, "annotations": found}, {**truth, "annotations": objects}
         ours.createIndex()
         theirs.createIndex()
         evaluation = COCOeval(theirs, ours, "bbox")
@@ -201,6 +221,5 @@ def coco_metrics(
         evaluation.summarize()
     stats = {name: None if v < 0 else float(v) for name, v in zip(COCO_METRICS, evaluation.stats, strict=True)}
     precision = evaluation.eval["precision"][0, :, :, 0, 2]  # IoU 0.5, all areas, 100 detections: (recalls, categories)
-    names = {entry["id"]: str(entry["name"]) for entry in truth["categories"]}
     means = {names[number]: precision[:, k].mean() for k, number in enumerate(evaluation.params.catIds)}
     return stats, {name: None if mean < 0 else float(mean) for name, mean in means.items()}

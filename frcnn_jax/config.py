@@ -176,6 +176,8 @@ def check_config(config: Mapping[str, Any]) -> None:
             all(isinstance(step, int) and step >= 0 for step in config["learning_rate_drops"]),
             "steps, whole numbers",
         ),
+        ("bg_iou_low", config["bg_iou_low"] < config["bg_iou_high"], "below bg_iou_high"),
+        ("seed", config["seed"] < 2**32, "below 2^32"),
         ("proposal_mode", config["proposal_mode"] in ("fast", "quality"), "one of fast, quality"),
         ("on_error", config["on_error"] in ("stop", "skip"), "stop or skip"),
         ("classifier", config["classifier"] in CLASSIFIERS, f"one of {', '.join(CLASSIFIERS)}"),

@@ -247,6 +247,8 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(
             "images of the same name would overwrite each other's pictures; detect them into other folders"
         )
+    if taken := {path.resolve() for path in args.images} & {picture.resolve() for picture in pictures.values()}:
+        raise InputError(f"{min(taken)}: its picture would take its place; detect into another folder")
     for path in args.images:
         load_image(path)  # what can't be read is said before anything is written
     args.out.mkdir(parents=True, exist_ok=True)

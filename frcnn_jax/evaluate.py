@@ -67,7 +67,13 @@ def _say_skipped(what: str, problems: Sequence[InputError]) -> None:
         print(f"{what}: {len(problems)} objects, boxes or images left out, the first: {problems[0]}", file=sys.stderr)
 
 
-def _read_split(config: Mapping[str, Any], split: str, on_problem: Callable[[InputError], None]) -> Dataset:
+def _read_split(config: Mapping[str, Any], split: str, report: Callable[[InputError], None]) -> Dataset:
+    seen: list[InputError] = []
+
+    def on_problem(problem: InputError) -> None:
+        seen.append(problem)
+        report(problem)
+
     if config["dataset"] == "synthetic":
         dataset = read_synthetic(config[f"{split}_split"], config[f"{split}_images"])
         if tuple(config["class_names"]) not in ((), dataset.class_names):
@@ -93,8 +99,9 @@ def _read_split(config: Mapping[str, Any], split: str, on_problem: Callable[[Inp
             dataset = read_coco(folder / "annotations" / f"instances_{name}.json", folder / name, names, on_problem)
     else:
         raise InputError(f"dataset must be one of {', '.join(DATASETS)}, got {config['dataset']!r}")
-    if not dataset.records:
-        raise InputError(f"the {split} split has no image")
+    if not dataset.records or not dataset.class_names:
+        what = "image" if dataset.class_names else "class"
+        raise InputError(f"the {split} split has no {what}{f'; the first problem: {seen[0]}' if seen else ''}")
     easy_only = split == "train" and (config["dataset"] == "coco" or not config["train_difficult"])
     return without_difficult(dataset) if easy_only else dataset
 
@@ -343,7 +350,8 @@ def evaluate_workdir(
         plot_precision_recall(curves, pictures / "precision_recall.png")
         for i, record in enumerate(dataset.records[: config["pictures"]]):
             found = image_detections(predictions.by_class, i, score_threshold=config["picture_threshold"])
-            _compare(record, found, dataset.class_names).save(pictures / f"{record.image_id}.png")
+            name = record.image_id.replace("/", "_")
+            _compare(record, found, dataset.class_names).save(pictures / f"{name}.png")
     results |= {"seconds_per_image": predictions.seconds_per_image, "step": step}
     return Evaluation(dataset, predictions.by_class, results, curves)
 

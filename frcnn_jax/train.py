@@ -196,6 +196,9 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
         )
     if config["weights"] and not Path(config["weights"]).exists():
         raise InputError(f"--config.weights={config['weights']}: no such file. {_where(config['network'])}")
+    for path in filter(None, config["proposals"].split("+")):
+        if not Path(path).exists():
+            raise InputError(f"--config.proposals={config['proposals']}: no such file or folder as {path}")
     train_set = read_split(config, "train")
     config["class_names"] = list(train_set.class_names)
     read_split(config, "val")
@@ -432,18 +435,21 @@ def train(
         if is_scored(start) and start not in scores:
             evaluate(start)
         profile_from, profile_to = config["profile_steps"] or (0, 0)
+        tracing = False
         made = prefetch(batches, start, workers=config["data_workers"])
         for at in range(start + 1, steps + 1):
             asked = time.perf_counter()
             batch = next(made)
             waited += time.perf_counter() - asked
             former = pending
-            if at == profile_from:
+            if profile_from <= at <= profile_to and not tracing:
                 jax.profiler.start_trace(str(out / "profile"))
+                tracing = True
             state, latest = step_fn(state, batch, key)
-            if at == profile_to:
+            if tracing and (at in (profile_to, steps) or stopped()):
                 jax.block_until_ready(latest)
                 jax.profiler.stop_trace()
+                tracing = False
             if former is not None:
                 collect(at - 1)
             pending = latest

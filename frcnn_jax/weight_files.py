@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from frcnn_jax.errors import InputError
+from frcnn_jax.files import write_whole
 
 Arrays = dict[str, np.ndarray]
 
@@ -70,10 +71,10 @@ def read_weights(path: Path) -> Arrays:
 def write_weights(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """A .npz or .safetensors file of the arrays. InputError for another ending."""
     if path.suffix == ".npz":
-        with open(path, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        write_whole(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
     elif path.suffix == ".safetensors":
-        _package("safetensors.numpy").save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, path)
+        content = _package("safetensors.numpy").save({name: np.ascontiguousarray(a) for name, a in arrays.items()})
+        write_whole(path, lambda file: file.write(content))
     else:
         raise InputError(f"{path}: weights are written to .npz or .safetensors files")
 

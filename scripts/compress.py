@@ -31,6 +31,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--fc7", type=int, default=256, help="rank, 0 to leave it; default %(default)s")
     parser.add_argument("--images", type=int, help="compare on the first N of the val split only; 0 for no comparison")
     args = parser.parse_args(argv)
+    if args.images is not None and args.images < 0:
+        raise InputError(f"--images must be at least 0, got {args.images}")
     out = args.out or args.workdir.with_name(args.workdir.name + "-svd")
     if out.exists():
         raise InputError(f"{out} exists; name another folder with --out")

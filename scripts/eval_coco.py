@@ -37,6 +37,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--json", type=Path, help="where to write the metrics")
     args, fields = parser.parse_known_args(argv)
     overrides = evaluation_overrides(fields)
+    if args.images is not None and args.images < 1:
+        raise InputError(f"--images must be at least 1, got {args.images}")
     for path in filter(None, (args.json, args.results)):
         if not path.parent.is_dir():
             raise InputError(f"{path}: its folder does not exist")
@@ -49,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
             write_results(args.results, found, config)
         images, labels = range(1, len(found.dataset.records) + 1), range(1, len(found.dataset.class_names) + 1)
         metrics, aps = coco_metrics(coco_ground_truth(found.dataset), coco_results(found.detections, images, labels))
-    elif args.annotations and not (args.step or args.images or args.results or overrides):
+    elif args.annotations and args.step is None and not (args.images or args.results or overrides):
         metrics, aps = coco_metrics(read_json(args.annotations), read_json(args.detections))
     else:
         raise InputError("--detections goes with --annotations and --json alone")

@@ -23,6 +23,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--negative-images", type=int, help="mine negatives in the first N of the train split only")
     parser.add_argument("--images", type=int, help="compare on the first N of the val split only; 0 for no comparison")
     args = parser.parse_args(argv)
+    for name in ("negative_images", "images"):
+        least = 1 if name == "negative_images" else 0
+        if (value := getattr(args, name)) is not None and value < least:
+            raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
     out = args.out or args.workdir.with_name(args.workdir.name + "-svm")
     if (out / "config.json").exists():
         raise InputError(f"{out} exists; name another folder with --out")

@@ -438,7 +438,12 @@ def test_two_processes_train_as_one(finished, tmp_path):
     """Two with two devices each against one with four: 20 steps, evaluation half-way and at the end, one writer."""
     options = {"train_images": 6, "val_images": 3, "steps": 20, "checkpoint_every": 10, "log_every": 5, "workers": 1}
     options |= {"images_per_batch": 4, "reference_images": 4, "rois_per_batch": 64, "eval_every": 10, "eval_images": 2}
-    options |= {"learning_rate_drops": "(15,)", "pictures": 1, "proposal_cache": finished[0] / "proposals"}
+    options |= {
+        "learning_rate": 0.003,
+        "learning_rate_drops": "(15,)",
+        "pictures": 1,
+        "proposal_cache": finished[0] / "proposals",
+    }
     arguments = [f"--config.{name}={value}" for name, value in options.items()]
     command = [sys.executable, "-m", "frcnn_jax.train", *arguments]
 
