@@ -1,186 +1,34 @@
-"""Scores of a network over a split, the VOC protocol, and its files.
+"""Scores of a network over a split, by the VOC protocol.
 
 Shape letters: K foreground classes, D detections.
 """
 
-import json
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental.multihost_utils import process_allgather, sync_global_devices
+from jax.experimental.multihost_utils import process_allgather
 from PIL.Image import Image
 from tqdm import tqdm
 
-from frcnn_jax.coco import read_coco
 from frcnn_jax.config import check_config
-from frcnn_jax.datasets import VOC_CLASSES, Dataset, Record, read_voc, read_xml_folder, stop, without_difficult
+from frcnn_jax.datasets import Dataset, Record
 from frcnn_jax.detect import Detections, Predictions, image_sizes, load_variables, make_predict_step, read_config
-from frcnn_jax.errors import InputError
-from frcnn_jax.files import write_whole
 from frcnn_jax.metrics import (
     ClassDetections,
     Curve,
-    ProposalRecall,
     average_precision,
     mean_average_precision,
     precision_recall,
-    proposal_recall,
 )
 from frcnn_jax.models import FastRCNN
 from frcnn_jax.pipeline import TestBatches, prefetch
-from frcnn_jax.proposal_files import read_proposals
-from frcnn_jax.proposals import make_proposals
-from frcnn_jax.synthetic import read_synthetic
-from frcnn_jax.tfds_voc import read_tfds
+from frcnn_jax.splits import read_split, with_proposals
 from frcnn_jax.visualize import draw_boxes, plot_precision_recall, side_by_side
-
-DATASETS = ("synthetic", "voc", "xml", "coco", "tfds:voc/2007", "tfds:voc/2012")
-
-
-def read_split(
-    config: Mapping[str, Any], split: str, on_problem: Callable[[InputError], None] | None = None
-) -> Dataset:
-    """The train or the val split that a config names. What its reader finds wrong goes to `on_problem`; where None, it
-    is raised, or, where `on_error` is "skip", left out and counted.
-
-    Raises:
-        InputError: an unknown data set, no folder given, or what its reader finds wrong.
-    """
-    if on_problem or config["on_error"] == "stop":
-        return _read_split(config, split, on_problem or stop)
-    problems: list[InputError] = []
-    dataset = _read_split(config, split, problems.append)
-    _say_skipped(f"{split} split", problems)
-    return dataset
-
-
-def _say_skipped(what: str, problems: Sequence[InputError]) -> None:
-    if problems:
-        print(f"{what}: {len(problems)} objects, boxes or images left out, the first: {problems[0]}", file=sys.stderr)
-
-
-def _read_split(config: Mapping[str, Any], split: str, report: Callable[[InputError], None]) -> Dataset:
-    seen: list[InputError] = []
-
-    def on_problem(problem: InputError) -> None:
-        seen.append(problem)
-        report(problem)
-
-    if config["dataset"] == "synthetic":
-        dataset = read_synthetic(config[f"{split}_split"], config[f"{split}_images"])
-        if tuple(config["class_names"]) not in ((), dataset.class_names):
-            raise InputError(
-                f"the synthetic set has the classes {', '.join(dataset.class_names)}; leave class_names empty"
-            )
-        return dataset
-    if config["dataset"] == "voc":
-        if not config["voc_dir"]:
-            raise InputError("the data set 'voc' needs --config.voc_dir=VOCDEVKIT, the folder that holds VOC<year>")
-        names = config["class_names"] or VOC_CLASSES
-        dataset = read_voc(Path(config["voc_dir"]), config["year"], config[f"{split}_split"], names, on_problem)
-    elif config["dataset"] in DATASETS and config["dataset"].startswith("tfds:"):
-        folder, name = Path(config["data_dir"]) if config["data_dir"] else None, config["dataset"].removeprefix("tfds:")
-        dataset = read_tfds(name, config[f"{split}_split"], folder, on_problem)
-    elif config["dataset"] in ("xml", "coco"):
-        folder, name, names = Path(config["data_dir"]), config[f"{split}_split"], config["class_names"]
-        if not config["data_dir"]:
-            raise InputError(f"the data set {config['dataset']!r} needs --config.data_dir=FOLDER")
-        if config["dataset"] == "xml":
-            dataset = read_xml_folder(folder / name, names, on_problem)
-        else:
-            dataset = read_coco(folder / "annotations" / f"instances_{name}.json", folder / name, names, on_problem)
-    else:
-        raise InputError(f"dataset must be one of {', '.join(DATASETS)}, got {config['dataset']!r}")
-    if not dataset.records or not dataset.class_names:
-        what = "image" if dataset.class_names else "class"
-        raise InputError(f"the {split} split has no {what}{f'; the first problem: {seen[0]}' if seen else ''}")
-    easy_only = split == "train" and (config["dataset"] == "coco" or not config["train_difficult"])
-    return without_difficult(dataset) if easy_only else dataset
-
-
-def with_proposals(
-    config: Mapping[str, Any], workdir: Path, dataset: Dataset, executor: Executor | None = None
-) -> tuple[Dataset, Mapping[str, np.ndarray]]:
-    """The set, where `on_error` is "skip" without images that can't be loaded or have no proposals, and by image id its
-    proposals: those of the files that the config names, or selective search's, through the cache that it names and run
-    by the executor, if one is given.
-
-    Raises:
-        InputError: an image can't be loaded, or what `read_proposals` finds wrong.
-    """
-    problems: list[InputError] = []
-    on_problem = stop if config["on_error"] == "stop" else problems.append
-    records = dataset.records
-    proposals: Mapping[str, np.ndarray] = {}
-    if config["proposals"]:
-        if config["on_error"] == "skip":
-            records = [record for record in records if _can_be_loaded(record, on_problem)]
-        if records:
-            sizes = {record.image_id: (record.height, record.width) for record in records}
-            most = config["max_proposals"]
-            proposals = read_proposals(config["proposals"], sizes=sizes, max_boxes=most, on_problem=on_problem)
-    else:
-        images = {record.image_id: record.load for record in records}
-        search = partial(
-            make_proposals,
-            cache_dir=Path(config["proposal_cache"] or workdir / "proposals"),
-            mode=config["proposal_mode"],
-            max_boxes=config["max_proposals"],
-            workers=config["workers"] or None,
-            executor=executor,
-        )
-        if jax.process_count() > 1:  # each process fills the cache with its share
-            share = sorted(images)[jax.process_index() :: jax.process_count()]
-            search({image_id: images[image_id] for image_id in share}, on_problem=lambda problem: None)
-            sync_global_devices("proposals")
-        proposals = search(images, on_problem=on_problem)
-    _say_skipped("images and proposals", problems)
-    records = [record for record in records if record.image_id in proposals]
-    if not records:
-        raise InputError(f"none of the {len(dataset.records)} images can be loaded, the first: {problems[0]}")
-    return Dataset(dataset.class_names, records), proposals
-
-
-def _can_be_loaded(record: Record, on_problem: Callable[[InputError], None]) -> bool:
-    try:
-        record.load()
-    except InputError as problem:
-        on_problem(problem)
-        return False
-    return True
-
-
-RECALL_IOUS = tuple(i / 40 for i in range(20, 41))  # 0.5 to 1
-_RECALL_NUMBERS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
-
-
-def split_recall(
-    dataset: Dataset, proposals: Mapping[str, np.ndarray], max_boxes: int
-) -> tuple[list[int], ProposalRecall]:
-    """Numbers of proposals up to `max_boxes`, and the recall of the first that many at RECALL_IOUS, difficult objects
-    left out."""
-    numbers = [*(n for n in _RECALL_NUMBERS if n < max_boxes), max_boxes]
-    records = without_difficult(dataset).records
-    boxes = (proposals[record.image_id] for record in records)
-    truth = (record.boxes for record in records)
-    return numbers, proposal_recall(boxes, truth, iou_thresholds=RECALL_IOUS, numbers=numbers)
-
-
-def recall_table(numbers: Sequence[int], recall: ProposalRecall) -> str:
-    """Recall by number of proposals and by IoU, and average recall, as text."""
-    shown = [RECALL_IOUS.index(iou) for iou in (0.5, 0.6, 0.7, 0.8, 0.9)]
-    lines = ["proposals  " + "".join(f"IoU {RECALL_IOUS[i]:<5}" for i in shown) + "average"]
-    for number, row, average in zip(numbers, recall.recall, recall.average, strict=True):
-        lines.append(f"{number:>9}  " + "".join(f"{value:<9.3f}" for value in [*row[shown], average]).rstrip())
-    return "\n".join(lines)
 
 
 class SplitPredictions(NamedTuple):
@@ -386,80 +234,3 @@ def results_table(results: Mapping[str, Any]) -> str:
     total = "-" if results["map"] is None else format(results["map"], ".4f")
     how = f"{results['protocol']}, IoU > {results['iou_threshold']}, {results['images']} images"
     return "\n".join([*lines, f"{'mAP':<{width}}  {total}  ({how})"])
-
-
-def write_text(path: Path, text: str) -> None:
-    """A text file, whole or not at all."""
-    write_whole(path, lambda file: file.write(text.encode()))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """A JSON file, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-def _comp4_file(folder: Path, split: str, class_name: str) -> Path:
-    return folder / f"comp4_det_{split}_{class_name}.txt"
-
-
-def write_comp4(
-    folder: Path, detections: Sequence[ClassDetections], dataset: Dataset, *, year: int, split: str
-) -> None:
-    """VOC's result files, one a class, into results/VOC<year>/Main of `folder`: lines `id score x1 y1 x2 y2`, best
-    first, boxes 1-based and with one decimal.
-
-    Scores have six decimals; the paper's code writes three, which makes ties of the low ones. `read_comp4` keeps the
-    order of ties, so the ranking survives.
-
-    Raises:
-        InputError: the split or a class holds a "/", or the id of an image white space.
-    """
-    inner = folder / "results" / f"VOC{year}" / "Main"
-    for name in (split, *dataset.class_names):
-        if "/" in name:
-            raise InputError(f"{name!r} can't be part of the name of a result file: it holds a '/'")
-    for record in dataset.records:
-        if record.image_id.split() != [record.image_id]:
-            raise InputError(f"the image id {record.image_id!r} can't stand in a result file: it holds white space")
-    inner.mkdir(parents=True, exist_ok=True)
-    for name, found in zip(dataset.class_names, detections, strict=True):
-        lines = []
-        for i in np.argsort(-found.scores, kind="stable"):
-            box = " ".join(f"{side + 1:.1f}" for side in found.boxes[i])
-            lines.append(f"{dataset.records[found.image[i]].image_id} {found.scores[i]:.6f} {box}\n")
-        write_text(_comp4_file(inner, split, name), "".join(lines))
-
-
-def read_comp4(folder: Path, dataset: Dataset, *, year: int, split: str) -> list[ClassDetections]:
-    """Detections from VOC's result files `comp4_det_<split>_<class>.txt`, in `folder` or its results/VOC<year>/Main.
-
-    Raises:
-        InputError: a file is missing, or a line is not `id score x1 y1 x2 y2` for an image of the split.
-    """
-    for inner in (folder / "results" / f"VOC{year}" / "Main", folder):
-        if inner.is_dir():
-            break
-    place = {record.image_id: i for i, record in enumerate(dataset.records)}
-    detections = []
-    for name in dataset.class_names:
-        path = _comp4_file(inner, split, name)
-        try:
-            lines = path.read_text().splitlines()
-        except (FileNotFoundError, NotADirectoryError):
-            raise InputError(f"{path}: no such result file (one for each class is expected)") from None
-        image, numbers = [], []
-        for number, line in enumerate(lines, 1):
-            try:
-                image_id, *values = line.split()
-                score, x1, y1, x2, y2 = map(float, values)
-                image.append(place[image_id])
-            except ValueError:
-                raise InputError(f"{path}:{number}: expected 'id score x1 y1 x2 y2', got {line!r}") from None
-            except KeyError:
-                raise InputError(f"{path}:{number}: image {image_id!r} is not in the split {split!r}") from None
-            numbers.append((score, x1 - 1, y1 - 1, x2 - 1, y2 - 1))  # 1-based in the file
-        array = np.array(numbers).reshape(-1, 5)
-        if not np.isfinite(array).all():
-            raise InputError(f"{path}: holds numbers that are not finite")
-        detections.append(ClassDetections(np.array(image, int), array[:, 0], array[:, 1:]))
-    return detections

@@ -1,5 +1,6 @@
 """Files that are there whole or not at all."""
 
+import json
 import os
 import uuid
 from collections.abc import Callable
@@ -24,3 +25,13 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         if isinstance(error, OSError):
             raise OSError(f"{path}: can't be written ({error.strerror or error})") from None
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, whole or not at all."""
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")

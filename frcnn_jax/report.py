@@ -17,7 +17,8 @@ import numpy as np
 
 from frcnn_jax import boxes as box_ops
 from frcnn_jax.datasets import Dataset, Record
-from frcnn_jax.evaluate import class_objects, write_text
+from frcnn_jax.evaluate import class_objects
+from frcnn_jax.files import write_text
 from frcnn_jax.metrics import ClassDetections, Curve, Matches, error_kinds, match, nearest_objects
 from frcnn_jax.visualize import crop_boxes
 

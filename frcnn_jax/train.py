@@ -4,35 +4,29 @@
 
 trains on the data that the config names (the embedded synthetic set by default), scores the val split and leaves in W:
 config.json, checkpoints, metrics.jsonl, TensorBoard events, results.json and pictures. On the same W it goes on from
-the last whole checkpoint, to the same bits as without the break. Ctrl-C or SIGTERM saves and exits with
-75: go on later.
-
-Shape letters: B images over all devices, D devices, R RoIs, K foreground classes.
+the last whole checkpoint, to the same bits as without the break. Ctrl-C or SIGTERM saves and exits with 75, go on
+later.
 """
 
 import contextlib
 import io
 import json
 import math
-import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
-from jax.experimental.multihost_utils import process_allgather, sync_global_devices
+from jax.experimental.multihost_utils import sync_global_devices
 from tqdm import tqdm
 
-from frcnn_jax import checkpoint, losses
+from frcnn_jax import checkpoint
 from frcnn_jax.config import HOUSEKEEPING, check_config, load_config
 from frcnn_jax.datasets import Dataset
 from frcnn_jax.detect import image_sizes, make_model, read_config, workdir_arrays
@@ -40,130 +34,21 @@ from frcnn_jax.errors import InputError, Interrupted, run_main
 from frcnn_jax.evaluate import (
     evaluate_workdir,
     make_evaluation,
-    read_split,
     results_table,
     score,
-    with_proposals,
-    write_json,
-    write_text,
 )
+from frcnn_jax.files import write_json
+from frcnn_jax.logs import RunLog, read_metrics
 from frcnn_jax.models import FastRCNN
-from frcnn_jax.pipeline import Batch, TrainingBatches, prefetch
+from frcnn_jax.pipeline import TrainingBatches, prefetch
 from frcnn_jax.sampling import assign, target_statistics
+from frcnn_jax.signals import agreed, signals_raise, stop_signals
 from frcnn_jax.solver import Recipe, caffe_sgd, step_schedule
-from frcnn_jax.tensorboard import Board
+from frcnn_jax.splits import read_split, with_proposals
+from frcnn_jax.step import TrainState, create_state, make_train_step, replicate
 from frcnn_jax.visualize import plot_losses
 from frcnn_jax.weight_files import WHERE, read_weights
 from frcnn_jax.weights import OUTPUTS, merge_weights
-
-AXIS = "device"
-
-
-class TrainState(flax.struct.PyTreeNode):
-    """All that a step changes, and the frozen layers and box statistics that it reads."""
-
-    step: jax.Array  # () int32
-    params: Any  # those that are trained
-    frozen: Any  # the layers that are not
-    box_stats: Any  # "mean" and "std", (K + 1, 4)
-    opt_state: optax.OptState
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        """As `FastRCNN.apply` takes them."""
-        return {"params": _join(self.params, self.frozen), "box_stats": self.box_stats}
-
-
-def _join(params: Mapping, frozen: Mapping) -> dict:
-    return {part: {**params[part], **frozen[part]} for part in params}
-
-
-def create_state(
-    variables: Mapping[str, Any], frozen_layers: Sequence[str], optimizer: optax.GradientTransformation
-) -> TrainState:
-    """The state at step 0; frozen layers get no gradient and no momentum."""
-    trained, frozen = (
-        {
-            part: {name: layer for name, layer in layers.items() if (name in frozen_layers) == is_frozen}
-            for part, layers in variables["params"].items()
-        }
-        for is_frozen in (False, True)
-    )
-    return TrainState(jnp.zeros((), jnp.int32), trained, frozen, variables["box_stats"], optimizer.init(trained))
-
-
-def train_step(
-    state: TrainState,
-    batch: Mapping[str, jax.Array],
-    key: jax.Array,
-    *,
-    model: FastRCNN,
-    optimizer: optax.GradientTransformation,
-    box_loss_weight: float = 1.0,
-    accumulate: int = 1,
-    axis_name: str = AXIS,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step of stochastic gradient descent on the multi-task loss (equation 1); pure, mapped over `axis_name`.
-
-    The losses are sums over the device's RoIs over the mean number of RoIs a device, and gradients are averaged over
-    devices: any spread of the same images gives the same update. Dropout keys follow the image's index in the run.
-
-    Args:
-        state: the same on every device.
-        batch: the device's part of `pipeline.TrainingBatches`.
-        key: the run's.
-        box_loss_weight: lambda of equation 1.
-        accumulate: the device's images go through the network in this many parts, one after another; the gradients are
-            summed.
-    """
-    rois = _mean_over_devices(batch["roi_mask"].sum().astype(jnp.float32), axis_name)
-    rois = jnp.maximum(rois, 1 / 64)  # no RoI at all: losses of 0
-
-    def loss_fn(params, part):
-        variables = {"params": _join(params, state.frozen), "box_stats": state.box_stats}
-        dropout_keys = jax.vmap(partial(jax.random.fold_in, key))(part["index"])
-        logits, deltas = model.apply(variables, part["image"], part["image_size"], part["rois"], dropout_keys)
-        mask, labels = part["roi_mask"], part["labels"]
-        loss_cls = jnp.where(mask, losses.log_loss(logits, labels), 0).sum() / rois
-        loss_box = jnp.where(mask, losses.box_loss(deltas, part["box_targets"], labels), 0).sum() / rois
-        loss = loss_cls + box_loss_weight * loss_box
-        foreground = (mask & (labels > 0)).sum() / rois
-        return loss, {"loss": loss, "loss_cls": loss_cls, "loss_box": loss_box, "foreground": foreground}
-
-    def part_of_step(part):
-        return jax.grad(loss_fn, has_aux=True)(state.params, part)
-
-    if accumulate == 1:
-        found = part_of_step(batch)
-    else:
-        parts = jax.tree.map(lambda value: value.reshape(accumulate, -1, *value.shape[1:]), dict(batch))
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(part_of_step, batch))
-        found, _ = lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, part_of_step(part)), None), zeros, parts)
-    gradients, metrics = _mean_over_devices(found, axis_name)
-    metrics["gradient_norm"] = optax.global_norm(gradients)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
-
-
-def _mean_over_devices(tree: Any, axis_name: str) -> Any:
-    """`lax.pmean`; nothing for a single device, where XLA on CPU would still copy every gradient."""
-    return tree if lax.axis_size(axis_name) == 1 else lax.pmean(tree, axis_name)
-
-
-def make_train_step(
-    model: FastRCNN, optimizer: optax.GradientTransformation, **options: Any
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """`train_step`, with its options, mapped by `jax.pmap` over the local devices. It takes a batch of all B images;
-    the state, alike on all devices and without a device axis, is donated."""
-    step = partial(train_step, model=model, optimizer=optimizer, **options)
-    mapped = jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0)
-    devices = jax.local_device_count()
-
-    def spread(value):
-        return value.reshape(devices, -1, *value.shape[1:])
-
-    return lambda state, batch, key: mapped(state, jax.tree.map(spread, batch), key)
 
 
 def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
@@ -208,7 +93,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
     workdir.mkdir(parents=True, exist_ok=True)
     with (
         checkpoint.lock_workdir(workdir),
-        _signals_raise(f"the same command goes on from what {workdir} holds"),
+        signals_raise(f"the same command goes on from what {workdir} holds"),
         _folder_to_write(workdir) as out,
     ):
         results = _train_and_score(config, workdir, out, model, train_set, variables, key)
@@ -269,9 +154,9 @@ def _train_and_score(
 
     results = evaluate_workdir(workdir, pictures=out / "pictures").results
     plot_losses([row for row in read_metrics(out) if "loss" in row], out / "pictures" / "loss.png")
-    if config["eval_every"]:
-        with Board(out / "tensorboard", results["step"] + 1) as board:
-            log_map(out, board, results["step"], results["map"])
+    if config["eval_every"] and results["step"] not in _logged_maps(out):
+        with RunLog(out, results["step"]) as log:
+            log.add(results["step"], {"map": results["map"]})
     write_json(out / "results.json", results)
     print(results_table(results))
     return results
@@ -298,12 +183,6 @@ def _where(network: str) -> str:
 def _finished(workdir: Path, results: Mapping[str, Any]) -> str:
     score = "-" if results["map"] is None else format(results["map"], ".4f")
     return f"{workdir}: finished at step {results['step']} with mAP {score}"
-
-
-def replicate(tree: Any) -> Any:
-    """`tree` on all local devices, placed as the mapped step gives it back, so that step is compiled only once."""
-    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
-    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
 def batch_recipe(config: Mapping[str, Any]) -> Recipe:
@@ -371,8 +250,7 @@ def train(
     each `eval_every` steps saves and scores, if there is a `scorer`. Writes to `out`, which is `workdir` but in
     processes after the first."""
     start, steps = int(state.step), len(batches)
-    scores = {row["step"]: row["map"] for row in read_metrics(workdir) if row["step"] <= start and "map" in row}
-    truncate_metrics(out, start)
+    scores = {step: found for step, found in _logged_maps(workdir).items() if step <= start}
     checkpoints.scores.update({step: score for step, score in scores.items() if score is not None})
     saved = start
 
@@ -388,10 +266,9 @@ def train(
         saved = at
 
     with (
-        Board(out / "tensorboard", start + 1) as board,
-        open(out / "metrics.jsonl", "a") as log,
+        RunLog(out, start) as log,
         tqdm(total=steps, initial=start, desc="train", unit="step", smoothing=0.05, disable=out != workdir) as bar,
-        _stop_signals() as stopped,
+        stop_signals() as stopped,
     ):
         pending: dict[str, jax.Array] | None = None
         rows: list[dict[str, float]] = []
@@ -412,10 +289,7 @@ def train(
                 row["data_seconds"] = waited / len(rows)
                 row["device_seconds"] = (now - since - waited) / len(rows)
                 row["memory_gib"] = _peak_memory() / 2**30
-                log.write(json.dumps({"step": at, **row}) + "\n")
-                log.flush()
-                for name, value in row.items():
-                    board.add_scalar(name, value, at)
+                log.add(at, row)
                 bar.set_postfix(loss=f"{row['loss']:.3f}", rate=f"{row['learning_rate']:g}")
                 rows.clear()
                 since, waited = now, 0.0
@@ -425,9 +299,9 @@ def train(
             nonlocal since
             began = time.perf_counter()
             assert scorer is not None
-            with _signals_raise(_saved_at(at, workdir)):
+            with signals_raise(_saved_at(at, workdir)):
                 found = scorer(state.variables)
-            log_map(out, board, at, found)
+            log.add(at, {"map": found})
             if found is not None:
                 checkpoints.scores[at] = found
             since += time.perf_counter() - began
@@ -454,7 +328,7 @@ def train(
                 collect(at - 1)
             pending = latest
             bar.update()
-            stop = _agreed(stopped, at, config["log_every"])
+            stop = agreed(stopped, at, config["log_every"])
             if at % config["checkpoint_every"] == 0 or at == steps or is_scored(at) or stop:
                 collect(at)
                 pending = None
@@ -464,6 +338,11 @@ def train(
             if is_scored(at):
                 evaluate(at)
     return state
+
+
+def _logged_maps(workdir: Path) -> dict[int, float | None]:
+    """By step, the mAP on the val split."""
+    return {int(row["step"]): row["map"] for row in read_metrics(workdir) if "map" in row}
 
 
 def _peak_memory() -> int:
@@ -483,42 +362,6 @@ def _not_finite(step: int, saved: int, workdir: Path) -> str:
     good = f"the last good checkpoint is step {saved} in {workdir}" if saved else "there is no checkpoint yet"
     advice = "train anew in another workdir, with a lower --config.learning_rate perhaps"
     return f"the loss is not a finite number at step {step}; {good}; {advice}"
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGINT and SIGTERM only set what is yielded, so that the loop ends between two steps."""
-    came: list[int] = []
-    with _on_signals(came.append):
-        yield lambda: bool(came)
-
-
-def _agreed(stopped: Callable[[], bool], step: int, every: int) -> bool:
-    """Whether to stop after a step; of several processes all do, at a multiple of `every`, if one is told to."""
-    if jax.process_count() == 1:
-        return stopped()
-    return step % every == 0 and bool(process_allgather(np.array([stopped()])).any())
-
-
-@contextlib.contextmanager
-def _signals_raise(text: str) -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM raise `Interrupted` with this text."""
-
-    def interrupt(_: int) -> None:
-        raise Interrupted(text)
-
-    with _on_signals(interrupt):
-        yield
-
-
-@contextlib.contextmanager
-def _on_signals(handle: Callable[[int], None]) -> Iterator[None]:
-    former = {s: signal.signal(s, lambda number, _: handle(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 def resume_config(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
@@ -555,32 +398,6 @@ def read_results(workdir: Path) -> dict[str, Any] | None:
         return {name: results[name] for name in ("map", "step", *results)}
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: not results that frcnn_jax.train wrote; remove it to evaluate again") from None
-
-
-def read_metrics(workdir: Path) -> list[dict[str, float]]:
-    """The whole rows of metrics.jsonl."""
-    path = workdir / "metrics.jsonl"
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        with contextlib.suppress(json.JSONDecodeError):  # a last line cut short by a kill
-            rows.append(json.loads(line))
-    return rows
-
-
-def truncate_metrics(workdir: Path, step: int) -> None:
-    """Leaves out the rows after `step`, which will be written again."""
-    rows = [row for row in read_metrics(workdir) if row["step"] <= step]
-    write_text(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def log_map(workdir: Path, board: Board, step: int, found: float | None) -> None:
-    """Writes a mAP as a row of its own, once."""
-    if any(row["step"] == step and "map" in row for row in read_metrics(workdir)):
-        return
-    with open(workdir / "metrics.jsonl", "a") as log:
-        log.write(json.dumps({"step": step, "map": found}) + "\n")
-    if found is not None:
-        board.add_scalar("map", found, step)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -35,8 +35,9 @@ from frcnn_jax.pipeline import PIXEL_MEANS, Batch, Sizes, prepare_test
 from frcnn_jax.proposals import selective_search
 from frcnn_jax.roi_pool import roi_pool
 from frcnn_jax.solver import caffe_sgd, step_schedule
+from frcnn_jax.step import create_state, make_train_step, replicate
 from frcnn_jax.synthetic import draw_scene
-from frcnn_jax.train import create_state, initial_variables, make_train_step, replicate
+from frcnn_jax.train import initial_variables
 from frcnn_jax.weights import canonical_arrays
 
 CLASSES, ROIS, RANKS = 20, 2000, (1024, 256)

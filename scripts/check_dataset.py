@@ -17,7 +17,7 @@ from tqdm import tqdm
 from frcnn_jax.config import check_config, read_arguments
 from frcnn_jax.datasets import Dataset, Record
 from frcnn_jax.errors import InputError, run_main
-from frcnn_jax.evaluate import read_split, recall_table, split_recall, with_proposals
+from frcnn_jax.splits import read_split, recall_table, split_recall, with_proposals
 
 
 def image_problem(record: Record) -> InputError | None:

@@ -15,7 +15,8 @@ from frcnn_jax.checkpoint import save_model
 from frcnn_jax.compress import compress_head
 from frcnn_jax.detect import load_variables, read_config
 from frcnn_jax.errors import InputError, run_main
-from frcnn_jax.evaluate import compare_workdirs, write_json
+from frcnn_jax.evaluate import compare_workdirs
+from frcnn_jax.files import write_json
 
 
 def parameters(head: Mapping[str, Any]) -> int:

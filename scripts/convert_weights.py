@@ -21,7 +21,7 @@ from frcnn_jax.config import get_config
 from frcnn_jax.datasets import VOC_CLASSES
 from frcnn_jax.detect import make_model, model_shapes, workdir_arrays
 from frcnn_jax.errors import InputError, run_main
-from frcnn_jax.evaluate import write_json
+from frcnn_jax.files import write_json
 from frcnn_jax.weight_files import Arrays, read_weights, write_weights
 from frcnn_jax.weights import OUTPUTS, merge_weights
 

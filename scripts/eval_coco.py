@@ -15,7 +15,8 @@ from frcnn_jax.coco import coco_ground_truth, coco_metrics, coco_results, read_j
 from frcnn_jax.config import evaluation_overrides
 from frcnn_jax.detect import read_config
 from frcnn_jax.errors import InputError, run_main
-from frcnn_jax.evaluate import Evaluation, evaluate_workdir, write_json
+from frcnn_jax.evaluate import Evaluation, evaluate_workdir
+from frcnn_jax.files import write_json
 
 
 def write_results(path: Path, found: Evaluation, config: Mapping[str, Any]) -> None:

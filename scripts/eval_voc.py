@@ -12,11 +12,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from frcnn_jax.comp4 import read_comp4, write_comp4
 from frcnn_jax.config import evaluation_overrides
 from frcnn_jax.datasets import read_voc
 from frcnn_jax.detect import read_config
 from frcnn_jax.errors import InputError, run_main
-from frcnn_jax.evaluate import Evaluation, evaluate_workdir, read_comp4, results_table, score, write_comp4, write_json
+from frcnn_jax.evaluate import Evaluation, evaluate_workdir, results_table, score
+from frcnn_jax.files import write_json
 from frcnn_jax.metrics import METRICS
 from frcnn_jax.report import write_report
 

@@ -22,7 +22,8 @@ import orbax.checkpoint as ocp
 
 from frcnn_jax.checkpoint import saved_steps
 from frcnn_jax.errors import InputError, run_main
-from frcnn_jax.train import read_metrics, read_results
+from frcnn_jax.logs import read_metrics
+from frcnn_jax.train import read_results
 
 FIELDS = {
     "train_images": 6, "val_images": 2, "workers": 1, "learning_rate": 0.001, "learning_rate_drops": "()",

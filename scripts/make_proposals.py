@@ -18,9 +18,9 @@ from pathlib import Path
 from frcnn_jax.config import check_config, read_arguments
 from frcnn_jax.datasets import Dataset
 from frcnn_jax.errors import InputError, run_main
-from frcnn_jax.evaluate import RECALL_IOUS, read_split, recall_table, split_recall, with_proposals
 from frcnn_jax.proposal_files import read_proposals, write_proposals
 from frcnn_jax.proposals import cluster
+from frcnn_jax.splits import RECALL_IOUS, read_split, recall_table, split_recall, with_proposals
 from frcnn_jax.visualize import plot_proposal_recall
 
 

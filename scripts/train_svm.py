@@ -12,7 +12,9 @@ from pathlib import Path
 from frcnn_jax.checkpoint import save_model
 from frcnn_jax.detect import image_sizes, load_variables, read_config
 from frcnn_jax.errors import InputError, run_main
-from frcnn_jax.evaluate import compare_workdirs, read_split, with_proposals, write_json
+from frcnn_jax.evaluate import compare_workdirs
+from frcnn_jax.files import write_json
+from frcnn_jax.splits import read_split, with_proposals
 from frcnn_jax.svm import train_svms
 
 

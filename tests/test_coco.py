@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from frcnn_jax.coco import COCO_METRICS, coco_ground_truth, coco_metrics, coco_results, read_coco
+from frcnn_jax.comp4 import read_comp4
 from frcnn_jax.datasets import read_voc
 from frcnn_jax.errors import InputError
-from frcnn_jax.evaluate import read_comp4, score
+from frcnn_jax.evaluate import score
 from frcnn_jax.metrics import ClassDetections
 
 

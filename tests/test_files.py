@@ -1,9 +1,10 @@
+import json
 import os
 import stat
 
 import pytest
 
-from frcnn_jax.files import write_whole
+from frcnn_jax.files import write_json, write_whole
 
 
 def broken(file):
@@ -44,3 +45,10 @@ def test_a_writer_between_changes_nothing(tmp_path):
     write_whole(path, slow)
     assert path.read_bytes() == b"first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_write_json_is_whole_or_not(tmp_path):
+    write_json(tmp_path / "a.json", {"x": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"x": object()})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}

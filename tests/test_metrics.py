@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from frcnn_jax.boxes import iou
+from frcnn_jax.comp4 import read_comp4
 from frcnn_jax.datasets import read_voc
-from frcnn_jax.evaluate import read_comp4, score
+from frcnn_jax.evaluate import score
 from frcnn_jax.metrics import (
     ClassDetections,
     average_precision,

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frcnn_jax.boxes import iou
+from frcnn_jax.comp4 import read_comp4
 from frcnn_jax.datasets import Dataset, Record, read_voc
-from frcnn_jax.evaluate import read_comp4, score
+from frcnn_jax.evaluate import score
 from frcnn_jax.metrics import ClassDetections
 from frcnn_jax.report import KINDS, count_kinds, diagnose, write_report
 
