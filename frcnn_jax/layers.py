@@ -86,13 +86,13 @@ def _convolve_3x3_backward(stride, padding, residuals, gradient):
     x, kernel = residuals
     (x_gradient,) = jax.linear_transpose(lambda x: _convolve(x, kernel, stride, padding), x)(gradient)
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    rows, columns = x.shape[1:3]
     flat_gradient = gradient.reshape(-1, gradient.shape[3]).T  # once: products by it on the left are the fastest
 
-    def tap(i, j):
-        return flat_gradient @ padded[:, i : i + rows, j : j + columns].reshape(-1, x.shape[3])
+    def tap(number):
+        seen = lax.dynamic_slice(padded, (0, number // 3, number % 3, 0), x.shape)
+        return flat_gradient @ seen.reshape(-1, x.shape[3])
 
-    taps = jnp.stack([tap(i, j) for i in range(3) for j in range(3)])
+    taps = lax.map(tap, jnp.arange(9))  # one after another: together they would hold nine copies of x
     return x_gradient, taps.swapaxes(1, 2).reshape(kernel.shape)
 
 
