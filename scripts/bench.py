@@ -49,14 +49,15 @@ Part = Callable[[Any], Any]  # of what the part before it returned
 
 
 def medians(runs: Mapping[str, Run], repeat: int) -> dict[str, float]:
-    """Median seconds; in turn, so that a noisy machine disturbs all alike. The first call compiles."""
+    """Median seconds; in turn, so that a noisy machine disturbs all alike. Of each turn's two calls the second is timed:
+    the first compiles, or takes memory from the system that another program has given back to it."""
     spent: dict[str, list[float]] = {name: [] for name in runs}
-    for i in range(repeat + 1):
+    for _ in range(repeat):
         for name, run in runs.items():
+            run()
             begin = time.perf_counter()
             run()
-            if i:
-                spent[name].append(time.perf_counter() - begin)
+            spent[name].append(time.perf_counter() - begin)
     return {name: float(np.median(seconds)) for name, seconds in spent.items()}
 
 
