@@ -1,7 +1,8 @@
-"""Seconds of detection and of a training step, ours and those of a PyTorch and torchvision program of the same network
+r"""Seconds of detection and of a training step, ours and those of a PyTorch and torchvision program of the same network
 (where they are installed), in one process run:
 
-    python scripts/bench.py [--network vgg16] [--image PHOTO] [--only detect,svd,step,rcnn] [--repeat 5]
+    python scripts/bench.py [--network vgg16] [--image PHOTO] [--only detect,svd,step,rcnn,compile] \
+        [--repeat 5]
 
 On both sides: float32, all cores, an image of 600x800 (ours in its canvas of 608x800), the same parameters, the first
 2000 RoIs of selective search on it (ours padded to 2048), none left out as a duplicate, and greedy NMS on the 100 best
@@ -11,16 +12,20 @@ detect  our detection step against theirs, and both by part
 svd     ours with fc6 and fc7 factored (section 3.1) against theirs as it is
 step    the training steps
 rcnn    every RoI warped to 224x224 and put through the whole network, as R-CNN does, against ours
+compile the training steps of an epoch on VOC, in a fresh process without and in one with jax's cache of programs
 """
 
 import argparse
 import functools
 import os
 import resource
+import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +49,14 @@ CLASSES, ROIS, RANKS = 20, 2000, (1024, 256)
 ROWS, COLUMNS = 600, 800
 CROP, CROPS, CROPS_AT_ONCE = 224, 64, 16
 
+COMPILATION = ("jaxpr_trace_duration", "jaxpr_to_mlir_module_duration", "backend_compile_duration")
+
 Run = Callable[[], Any]
 Part = Callable[[Any], Any]  # of what the part before it returned
 
 
 def medians(runs: Mapping[str, Run], repeat: int) -> dict[str, float]:
-    """Median seconds; in turn, so that a noisy machine disturbs all alike. Of each turn's two calls the second is timed:
+    """Median seconds; in turn, so that a noisy machine disturbs all alike. Of two calls in a turn the second is timed:
     the first compiles, or takes memory from the system that another program has given back to it."""
     spent: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeat):
@@ -116,13 +123,14 @@ def host_runs(image: np.ndarray, rois: np.ndarray, found: tuple[Any, Any, Any]) 
     }
 
 
-def our_step(model: FastRCNN, variables: Any, batch: Batch) -> Run:
+def our_step(model: FastRCNN, variables: Any) -> Callable[[Batch], float]:
+    """A training step, which returns the loss; it keeps the state."""
     optimizer = caffe_sgd(step_schedule(0.001, ()))
     state = create_state(variables, model.network.frozen, optimizer)
     state, key = replicate((jax.tree.map(np.asarray, state), jax.random.key(0)))
     step = make_train_step(model, optimizer)
 
-    def run() -> float:
+    def run(batch: Batch) -> float:
         nonlocal state
         state, metrics = step(state, batch, key)
         return float(metrics["loss"])
@@ -250,16 +258,32 @@ def chain(parts: Mapping[str, Part]) -> Run:
     return lambda: functools.reduce(lambda value, part: part(value), parts.values(), None)
 
 
-def count_compilations() -> list[float]:
-    """The seconds of every compilation from here on, in a list that grows."""
-    seconds: list[float] = []
+def count_compilations() -> dict[str, list[float]]:
+    """From here on, the seconds of every part of a compilation, in lists that grow."""
+    seconds: dict[str, list[float]] = {name: [] for name in COMPILATION}
 
     def hear(event: str, duration_secs: float, **_: Any) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            seconds.append(duration_secs)
+        if (name := event.rsplit("/", 1)[1]) in seconds:
+            seconds[name].append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(hear)
     return seconds
+
+
+def compile_epoch(network: str, cache: str) -> tuple[int, float]:
+    """Programs and seconds compiling, in this fresh process, until a step has run on each of the four canvases."""
+    jax.config.update("jax_compilation_cache_dir", cache)
+    model = FastRCNN(get_network(network), CLASSES)
+    step = our_step(model, initial_variables(model, jax.random.key(0), ""))
+    compiled, sizes = count_compilations(), Sizes()
+    for rows, columns in ((600, 800), (800, 600), (600, 1000), (1000, 600)):
+        test = {
+            "image": np.zeros((1, *sizes.canvas(rows, columns), 3), np.float32),
+            "image_size": np.array([[rows, columns]], np.int32),
+            "rois": np.tile(np.array([0, 0, columns, rows], np.float32), (1, ROIS, 1)) / 2,
+        }
+        step(training_batch(test))
+    return len(compiled[COMPILATION[-1]]), sum(map(sum, compiled.values()))
 
 
 def say(what: str, ours: float, theirs: float | None = None, name: str = "PyTorch") -> None:
@@ -281,7 +305,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="vgg16", help="a row of models.NETWORKS; default %(default)s")
     parser.add_argument("--image", type=Path, help="a photograph; an enlarged synthetic scene by default")
-    parser.add_argument("--only", default="detect,svd,step,rcnn", help="some of %(default)s")
+    parser.add_argument("--only", default="detect,svd,step,rcnn,compile", help="some of %(default)s")
     parser.add_argument("--repeat", type=int, default=5)
     args = parser.parse_args()
     wanted, repeat = set(args.only.split(",")), args.repeat
@@ -293,10 +317,10 @@ def main() -> None:
     compiled, predict = count_compilations(), make_predict_step(model)
     found = jax.device_get(predict(variables, batch))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # before torch is imported
+    print(f"{args.network}, {os.cpu_count()} cores, jax {jax.__version__}; peak memory of the process {peak:.2f} GiB")
     print(
-        f"{args.network}, {os.cpu_count()} cores, jax {jax.__version__}: detection is {len(compiled)} program,", end=""
+        f"detection is {len(compiled[COMPILATION[-1]])} program, compiled in {sum(map(sum, compiled.values())):.1f} s"
     )
-    print(f" compiled in {sum(compiled):.1f} s; peak memory of the process {peak:.2f} GiB")
     try:
         peer = Torch(model.network, variables["params"])
     except ImportError:
@@ -312,7 +336,7 @@ def main() -> None:
         factored = FastRCNN(model.network._replace(fc_ranks=RANKS), CLASSES)
         small, predict_small = initial_variables(factored, jax.random.key(0), ""), make_predict_step(factored)
         runs["svd"] = lambda: jax.device_get(predict_small(small, batch))
-    seconds = medians(runs, repeat) if wanted - {"step"} else {}
+    seconds = medians(runs, repeat) if wanted - {"step", "compile"} else {}
     if "detect" in wanted:
         say("detection", seconds["ours"], seconds.get("theirs"))
         by_part = part_medians(ours, repeat), part_medians(theirs, repeat)
@@ -326,9 +350,17 @@ def main() -> None:
         print(f"R-CNN's way {crops:.0f} s, {crops / seconds['ours']:.0f} times as long as ours")
     if "step" in wanted:
         training = training_batch(batch)
-        steps = {"ours": our_step(model, variables, training)} | ({"theirs": peer.step(training)} if peer else {})
+        steps = {"ours": partial(our_step(model, variables), training)} | (
+            {"theirs": peer.step(training)} if peer else {}
+        )
         seconds = medians(steps, repeat)
         say("training step", seconds["ours"], seconds.get("theirs"))
+    if "compile" in wanted:
+        with tempfile.TemporaryDirectory() as cache:
+            for what in ("without", "with"):
+                with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+                    programs, spent = fresh.submit(compile_epoch, args.network, cache).result()
+                print(f"an epoch of training is {programs} programs, {what} a cache compiled in {spent:.1f} s")
 
 
 if __name__ == "__main__":
