@@ -15,6 +15,16 @@ def _result_file(folder: Path, split: str, class_name: str) -> Path:
     return folder / f"comp4_det_{split}_{class_name}.txt"
 
 
+def check_comp4(dataset: Dataset, split: str) -> None:
+    """InputError where the split or a class holds a "/", or the id of an image white space."""
+    for name in (split, *dataset.class_names):
+        if "/" in name:
+            raise InputError(f"{name!r} can't be part of the name of a result file: it holds a '/'")
+    for record in dataset.records:
+        if record.image_id.split() != [record.image_id]:
+            raise InputError(f"the image id {record.image_id!r} can't stand in a result file: it holds white space")
+
+
 def write_comp4(
     folder: Path, detections: Sequence[ClassDetections], dataset: Dataset, *, year: int, split: str
 ) -> None:
@@ -25,15 +35,10 @@ def write_comp4(
     order of ties, so the ranking survives.
 
     Raises:
-        InputError: the split or a class holds a "/", or the id of an image white space.
+        InputError: as `check_comp4`.
     """
+    check_comp4(dataset, split)
     inner = folder / "results" / f"VOC{year}" / "Main"
-    for name in (split, *dataset.class_names):
-        if "/" in name:
-            raise InputError(f"{name!r} can't be part of the name of a result file: it holds a '/'")
-    for record in dataset.records:
-        if record.image_id.split() != [record.image_id]:
-            raise InputError(f"the image id {record.image_id!r} can't stand in a result file: it holds white space")
     inner.mkdir(parents=True, exist_ok=True)
     for name, found in zip(dataset.class_names, detections, strict=True):
         lines = []

@@ -206,6 +206,14 @@ def check_config(config: Mapping[str, Any]) -> None:
             raise InputError(f"--config.{name} must be {expected}, got {config[name]!r}")
 
 
+def fits_type(value: Any, default: Any) -> bool:
+    """Whether a field may take a value, by the type of its default: a whole number will do for a float, a list for a
+    tuple."""
+    if isinstance(default, float):
+        return type(value) in (int, float)
+    return type(value) is type(default) or (isinstance(value, list) and isinstance(default, tuple))
+
+
 # Fields that a trained network can be evaluated with other values of.
 TEST_FIELDS = frozenset(
     (
@@ -234,8 +242,9 @@ def evaluation_overrides(arguments: Sequence[str]) -> dict[str, Any]:
             values[name] = text if isinstance(defaults[name], str) else ast.literal_eval(text.capitalize())
         except (ValueError, SyntaxError):
             values[name] = None
-        if type(values[name]) is not type(defaults[name]):
-            raise InputError(f"--config.{name} must be a {type(defaults[name]).__name__}, got {text!r}")
+        if not fits_type(values[name], defaults[name]):
+            example = ", such as (480, 576)" if isinstance(defaults[name], tuple) else ""
+            raise InputError(f"--config.{name} must be a {type(defaults[name]).__name__}{example}, got {text!r}")
     return values
 
 
@@ -265,6 +274,15 @@ def load_config(argv: Sequence[str]) -> tuple[dict[str, Any], argparse.Namespace
     return read_arguments(rest), args
 
 
+def _file_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with `--config FILE` before the fields that change it."""
+    for i, argument in enumerate(arguments):
+        if re.fullmatch(r"--?config(=.*)?", argument):
+            end = i + (1 if "=" in argument else 2)
+            return [*arguments[i:end], *arguments[:i], *arguments[end:]]
+    return list(arguments)
+
+
 def read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
     """The config of `[--config FILE] [--config.field=value ...]`.
 
@@ -277,7 +295,7 @@ def read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
             near_ones = f"; near ones are {', '.join(near)}" if near else ""
             raise InputError(f"--config.{field[1]}: no such field{near_ones}")
     values = flags.FlagValues()
-    command = ["", *arguments]
+    command = ["", *_file_first(arguments)]
     try:
         config_flags.DEFINE_config_file("config", __file__, flag_values=values, sys_argv=command)
         stray = values(command)[1:]

@@ -7,6 +7,7 @@ Shape letters: B images, R RoIs, K foreground classes, M detections a class.
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,9 +21,10 @@ from PIL import Image, ImageOps
 
 from frcnn_jax import boxes as box_ops
 from frcnn_jax.checkpoint import load_model
-from frcnn_jax.config import get_config
+from frcnn_jax.config import check_config, fits_type, get_config
 from frcnn_jax.datasets import load_image
 from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.files import check_folder, write_json, write_whole
 from frcnn_jax.models import FastRCNN, get_network
 from frcnn_jax.pipeline import Sizes, prepare_test
 from frcnn_jax.proposals import selective_search
@@ -112,7 +114,16 @@ def read_config(workdir: Path) -> dict[str, Any]:
     defaults = get_config()
     if unknown := sorted(set(config) - set(defaults)):
         raise InputError(f"{path}: has fields that this version does not know: {', '.join(unknown)}")
-    return {**json.loads(json.dumps(defaults.to_dict())), **config}  # fields that came later: as it was before them
+    config = {**defaults.to_dict(), **config}  # fields that came later: as it was before them
+    for name, default in defaults.items():
+        if not fits_type(config[name], default):
+            expected = "list" if isinstance(default, tuple) else type(default).__name__
+            raise InputError(f"{path}: {name} must be a {expected}, got {config[name]!r}")
+    try:
+        check_config(config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return json.loads(json.dumps(config))
 
 
 def make_model(config: Mapping[str, Any], num_classes: int) -> FastRCNN:
@@ -181,7 +192,7 @@ class Detector:
         rois: np.ndarray | None = None,
         *,
         score_threshold: float = 0.05,
-        nms_threshold: float = 0.3,
+        nms_threshold: float | None = None,
         max_detections: int = 100,
     ) -> Detections:
         """Detects in one image.
@@ -190,7 +201,8 @@ class Detector:
             image: a path, a PIL image or `(H, W, 3)` uint8 RGB.
             rois: `(N, 4)` proposals in the image's pixels; selective search where None.
             score_threshold: detections of lower scores are left out.
-            nms_threshold: IoU over which the lower of two detections of a class is dropped.
+            nms_threshold: IoU over which the lower of two detections of a class is dropped; where None, the config's
+                `nms_iou`.
             max_detections: the best of all classes.
 
         Raises:
@@ -209,6 +221,7 @@ class Detector:
         rois = np.asarray(rois, np.float32)
         if rois.ndim != 2 or rois.shape[1] != 4 or not np.isfinite(rois).all():
             raise InputError(f"rois must be finite (N, 4) boxes, got shape {rois.shape}")
+        nms_threshold = self._config["nms_iou"] if nms_threshold is None else nms_threshold
         if nms_threshold not in self._compiled:
             self._compiled[nms_threshold] = self._step(nms_iou=nms_threshold)
         batch = prepare_test(pixels, rois, sizes=image_sizes(self._config), spatial_scale=self._network.spatial_scale)
@@ -233,13 +246,17 @@ def main(argv: Sequence[str]) -> None:
 
     from frcnn_jax.visualize import draw_boxes
 
-    parser = argparse.ArgumentParser(prog="python -m frcnn_jax.detect", description="Detects objects in images.")
+    description = "Detects objects in images."
+    parser = argparse.ArgumentParser(prog="python -m frcnn_jax.detect", description=description, allow_abbrev=False)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     parser.add_argument("--workdir", type=Path, required=True, help="where frcnn_jax.train left its checkpoints")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures and detections.json")
     parser.add_argument("--score-threshold", type=float, default=0.5, help="default %(default)s")
     parser.add_argument("--step", type=int, help="the checkpoint; the newest by default")
     args = parser.parse_args(argv)
+    if not math.isfinite(args.score_threshold):
+        raise InputError(f"--score-threshold must be a number, got {args.score_threshold}")
+    check_folder(args.out)
 
     detector = Detector.from_workdir(args.workdir, step=args.step)
     pictures = {path: args.out / f"{path.stem}.png" for path in args.images}
@@ -262,8 +279,9 @@ def main(argv: Sequence[str]) -> None:
             for name, score, box in zip(names, found.scores, found.boxes, strict=True)
         ]
         captions = [f"{name} {score:.2f}" for name, score in zip(names, found.scores, strict=True)]
-        draw_boxes(image, found.boxes, found.labels, captions).save(picture)
-    (args.out / "detections.json").write_text(json.dumps(results, indent=1) + "\n")
+        picture_of = draw_boxes(image, found.boxes, found.labels, captions)
+        write_whole(picture, partial(picture_of.save, format="png"))
+    write_json(args.out / "detections.json", results)
     print(f"{sum(map(len, results.values()))} detections in {len(results)} images: {args.out}/detections.json")
 
 

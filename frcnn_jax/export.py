@@ -22,7 +22,7 @@ from jax import export
 from frcnn_jax.config import check_config, evaluation_overrides
 from frcnn_jax.detect import image_sizes, load_variables, make_predict_step, read_config
 from frcnn_jax.errors import InputError, run_main
-from frcnn_jax.files import write_whole
+from frcnn_jax.files import check_file, write_whole
 from frcnn_jax.pipeline import ROI_MULTIPLE
 
 INPUTS = ("image", "image_size", "rois", "roi_mask", "scale", "original_size")
@@ -100,7 +100,8 @@ def contract(exported: export.Exported) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m frcnn_jax.export", description="Writes a network as StableHLO.")
+    description = "Writes a network as StableHLO."
+    parser = argparse.ArgumentParser(prog="python -m frcnn_jax.export", description=description, allow_abbrev=False)
     parser.add_argument("--workdir", type=Path, required=True, help="where frcnn_jax.train left its checkpoints")
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
     parser.add_argument("--canvas", type=int, nargs=2, metavar=("ROWS", "COLUMNS"), help="default: any landscape image")
@@ -108,13 +109,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--platforms", help=f"some of {','.join(PLATFORMS)}; default: this machine's")
     parser.add_argument("--step", type=int, help="of the checkpoint; the newest by default")
     args, fields = parser.parse_known_args(argv)
-    if not args.out.parent.is_dir():
-        raise InputError(f"--out {args.out}: its folder does not exist")
+    check_file(args.out)
     exported = export_detector(
         args.workdir,
         canvas=args.canvas,
         rois=args.rois,
-        platforms=args.platforms and args.platforms.split(","),
+        platforms=args.platforms and list(dict.fromkeys(args.platforms.split(","))),
         step=args.step,
         overrides=evaluation_overrides(fields),
     )

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and whether they can be written, before the work."""
 
 import json
 import os
@@ -6,6 +6,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from frcnn_jax.errors import InputError
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -25,6 +27,23 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         if isinstance(error, OSError):
             raise OSError(f"{path}: can't be written ({error.strerror or error})") from None
         raise
+
+
+def check_file(path: Path) -> None:
+    """InputError unless `path` is, or may become, a file."""
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: its folder does not exist")
+    if path.is_dir():
+        raise InputError(f"{path}: a file is to be written there, it is a folder")
+
+
+def check_folder(path: Path) -> None:
+    """InputError unless `path` is, or may become, a folder that can be written to."""
+    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    if not there.is_dir():
+        raise InputError(f"{path}: a folder is expected, {there} is a file")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"{path}: {there} can't be written to")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -16,7 +16,7 @@ from frcnn_jax.config import evaluation_overrides
 from frcnn_jax.detect import read_config
 from frcnn_jax.errors import InputError, run_main
 from frcnn_jax.evaluate import Evaluation, evaluate_workdir
-from frcnn_jax.files import write_json
+from frcnn_jax.files import check_file, write_json
 
 
 def write_results(path: Path, found: Evaluation, config: Mapping[str, Any]) -> None:
@@ -27,7 +27,9 @@ def write_results(path: Path, found: Evaluation, config: Mapping[str, Any]) -> N
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=Path, help="where frcnn_jax.train left its checkpoints")
     source.add_argument("--detections", type=Path, help="a result file")
@@ -41,8 +43,7 @@ def main(argv: Sequence[str]) -> None:
     if args.images is not None and args.images < 1:
         raise InputError(f"--images must be at least 1, got {args.images}")
     for path in filter(None, (args.json, args.results)):
-        if not path.parent.is_dir():
-            raise InputError(f"{path}: its folder does not exist")
+        check_file(path)
     if args.workdir:
         config = {**read_config(args.workdir), **overrides}
         if args.results and config["dataset"] != "coco":

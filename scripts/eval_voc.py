@@ -12,19 +12,22 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from frcnn_jax.comp4 import read_comp4, write_comp4
+from frcnn_jax.comp4 import check_comp4, read_comp4, write_comp4
 from frcnn_jax.config import evaluation_overrides
 from frcnn_jax.datasets import read_voc
 from frcnn_jax.detect import read_config
 from frcnn_jax.errors import InputError, run_main
 from frcnn_jax.evaluate import Evaluation, evaluate_workdir, results_table, score
-from frcnn_jax.files import write_json
+from frcnn_jax.files import check_file, check_folder, write_json
 from frcnn_jax.metrics import METRICS
 from frcnn_jax.report import write_report
+from frcnn_jax.splits import read_split
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=Path, help="where frcnn_jax.train left its checkpoints")
     source.add_argument("--detections", type=Path, help="folder of comp4 result files")
@@ -42,12 +45,15 @@ def main(argv: Sequence[str]) -> None:
     overrides = evaluation_overrides(fields)
     if args.images is not None and args.images < 1:
         raise InputError(f"--images must be at least 1, got {args.images}")
-    if args.json and not args.json.parent.is_dir():
-        raise InputError(f"--json {args.json}: its folder does not exist")
     if args.detections and (args.step is not None or args.images or args.pictures or args.comp4 or overrides):
         raise InputError("--step, --images, --pictures, --comp4 and --config go with --workdir, not with --detections")
-    for folder in filter(None, (args.comp4, args.report)):
-        folder.mkdir(parents=True, exist_ok=True)  # before the long work
+    if args.json:
+        check_file(args.json)
+    for folder in filter(None, (args.comp4, args.report, args.pictures)):
+        check_folder(folder)
+    if args.comp4:
+        config = {**read_config(args.workdir), **overrides}
+        check_comp4(read_split(config, "val"), config["val_split"])
     if args.workdir:
         found = evaluate_workdir(
             args.workdir,
@@ -67,7 +73,6 @@ def main(argv: Sequence[str]) -> None:
     if args.report:
         write_report(args.report, found.dataset, found.detections, found.results, found.curves)
     if args.comp4:
-        config = {**read_config(args.workdir), **overrides}
         write_comp4(args.comp4, found.detections, found.dataset, year=config["year"], split=config["val_split"])
 
 

@@ -8,6 +8,7 @@ the bit; times that were measured aside.
 """
 
 import argparse
+import math
 import random
 import subprocess
 import sys
@@ -62,9 +63,10 @@ def last_logged(workdir: Path) -> int:
     return max((int(row["step"]) for row in read_metrics(workdir)), default=0)
 
 
-def wait_for_step(process: subprocess.Popen, workdir: Path, former: int, step: float) -> None:
-    """Until it has logged one from `step` on itself: in an event file after `former` ones."""
-    while process.poll() is None:
+def wait_for_step(process: subprocess.Popen, workdir: Path, former: int, step: float, seconds: float) -> None:
+    """Until it has logged one from `step` on itself, in an event file after `former` ones, or for `seconds`."""
+    end = time.perf_counter() + seconds
+    while process.poll() is None and time.perf_counter() < end:
         trains = any(b"loss" in board.read_bytes() for board in boards(workdir)[former:])
         if trains and last_logged(workdir) >= step:
             return
@@ -77,9 +79,10 @@ def run_killed(workdir: Path, steps: int, kills: int, startup: float, rng: rando
         former = len(boards(workdir))
         process, began = start(workdir, steps), time.perf_counter()
         if rng.random() < 1 / 3:
-            seconds = rng.uniform(0, startup)
+            wait_for_step(process, workdir, former, 0, seconds=rng.uniform(0, startup))
+            seconds = 0.0
         else:
-            wait_for_step(process, workdir, former, step)
+            wait_for_step(process, workdir, former, step, seconds=math.inf)
             seconds = rng.uniform(0, 1)
         try:
             process.wait(seconds)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from frcnn_jax.config import check_config, evaluation_overrides, get_config, load_config
+from frcnn_jax.config import check_config, evaluation_overrides, get_config, load_config, read_arguments
 from frcnn_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,6 +93,14 @@ def test_evaluation_overrides():
     ]
     expected = {"test_box_regression": False, "min_size": 480, "nms_iou": 0.4, "voc_dir": "x=y"}
     assert evaluation_overrides(arguments) == expected
+    assert evaluation_overrides(["--config.nms_iou=1"]) == {"nms_iou": 1}
+
+
+def test_a_file_may_come_after_the_fields_that_change_it():
+    recipe = str(Path(__file__).parents[1] / "experiments" / "voc07_s.py")
+    for arguments in ([f"--config={recipe}"], ["--config", recipe]):
+        config = read_arguments(["--config.steps=7", *arguments])
+        assert (config["steps"], config["network"]) == (7, "caffenet")
 
 
 @pytest.mark.parametrize(
@@ -101,6 +109,7 @@ def test_evaluation_overrides():
         ("--imges=3", "unknown argument '--imges=3'"),
         ("--config.steps=3", r"--config\.steps: not a field of evaluation; those are"),
         ("--config.min_size=1.5", r"--config\.min_size must be a int, got '1\.5'"),
+        ("--config.scales=144", r"--config\.scales must be a tuple, such as \(480, 576\), got '144'"),
         ("--config.min_size=__import__('os')", r"--config\.min_size must be a int"),
     ],
 )

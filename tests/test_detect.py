@@ -109,6 +109,36 @@ def test_a_config_that_is_none(tmp_path, text):
         Detector.from_workdir(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("min_size", "144", r"config\.json: min_size must be a int, got '144'"),
+        ("flip", 1, r"config\.json: flip must be a bool, got 1"),
+        ("class_names", "cat", r"config\.json: class_names must be a list, got 'cat'"),
+        ("nms_iou", 3, r"config\.json: --config\.nms_iou must be from 0 to 1, got 3"),
+    ],
+)
+def test_a_config_that_was_changed_by_hand(tmp_path, field, value, text):
+    config = {**get_config().to_dict(), "class_names": ["cat"], field: value}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=text):
+        Detector.from_workdir(tmp_path)
+
+
+def test_suppression_is_the_configs_by_default(model_and_variables, rng):
+    model, variables = model_and_variables
+    image = draw_scene(0, "test", 3).image
+    corners = np.sort(rng.uniform(0, 1, (40, 2, 2)), axis=1).reshape(40, 4)
+    rois = (corners * [191, 143, 191, 143]).astype(np.float32)
+    config = {**get_config().to_dict(), "class_names": CLASS_NAMES, "nms_iou": 0.9}
+    detector = Detector(model, variables, config)
+    found, same, other = (
+        detector(image, rois, score_threshold=0, max_detections=9999, **options)
+        for options in ({}, {"nms_threshold": 0.9}, {"nms_threshold": 0.1})
+    )
+    assert len(found.boxes) == len(same.boxes) > len(other.boxes)
+
+
 def test_a_step_that_is_not_there(workdir):
     with pytest.raises(InputError, match=r"no checkpoint of step 9; there are \[7\]"):
         Detector.from_workdir(workdir, step=9)
@@ -144,6 +174,10 @@ def test_command_line_names_the_broken_image_and_writes_nothing(workdir, tmp_pat
     assert not (tmp_path / "out").exists()
     done = run("--workdir", workdir, "a/x.jpg", "b/x.jpg", "--out", tmp_path / "out")
     assert done.stderr.startswith("error: images of the same name")
+    done = run("--workdir", workdir, "x.jpg", "--out", tmp_path / "bad.jpg")
+    assert done.stderr.startswith(f"error: {tmp_path / 'bad.jpg'}: a folder is expected")
+    done = run("--workdir", workdir, "x.jpg", "--out", tmp_path / "out", "--score-threshold", "nan")
+    assert done.stderr == "error: --score-threshold must be a number, got nan\n"
 
 
 def test_a_pyramid_equals_each_scale_by_itself(model_and_variables, rng):

@@ -4,7 +4,8 @@ import stat
 
 import pytest
 
-from frcnn_jax.files import write_json, write_whole
+from frcnn_jax.errors import InputError
+from frcnn_jax.files import check_file, check_folder, write_json, write_whole
 
 
 def broken(file):
@@ -52,3 +53,16 @@ def test_write_json_is_whole_or_not(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {"x": object()})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+
+
+def test_outputs_are_checked_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    check_file(tmp_path / "file")
+    check_folder(tmp_path / "a" / "b")
+    with pytest.raises(InputError, match=r"nowhere.a: its folder does not exist"):
+        check_file(tmp_path / "nowhere" / "a")
+    with pytest.raises(InputError, match=r"it is a folder"):
+        check_file(tmp_path)
+    with pytest.raises(InputError, match=r"a: a folder is expected, .*file is a file"):
+        check_folder(tmp_path / "file" / "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

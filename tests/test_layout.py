@@ -7,7 +7,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "frcnn_jax"
 LAYERS = [
-    {"errors", "files"},
+    {"errors"},
+    {"files"},
     {
         "config",
         "boxes",

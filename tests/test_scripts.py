@@ -41,6 +41,10 @@ def test_compress_makes_a_workdir_that_detects(workdir, tmp_path, image):
     assert "fc6 and fc7 have 0.3 of 0.3 million parameters" in done.stdout
     full, factored = (Detector.from_workdir(w)(image, ROIS, score_threshold=0) for w in (workdir, tmp_path / "svd"))
     np.testing.assert_allclose(factored.scores[:5], full.scores[:5], atol=0.05)
+    again = run(
+        "compress.py", "--workdir", workdir, "--out", tmp_path / "svd", "--fc6", 127, "--fc7", 127, "--images", 0
+    )
+    assert again.returncode == 0, again.stderr
     again = run("compress.py", "--workdir", workdir, "--out", tmp_path / "svd", "--images", 0)
     assert again.returncode == 1
     assert again.stderr.startswith("error: ")
