@@ -95,6 +95,15 @@ def test_an_image_twice(tmp_path):
         read_coco(write_coco(tmp_path, [], images=[image, image]), tmp_path)
 
 
+def test_an_annotation_twice(tmp_path):
+    path = write_coco(tmp_path, [annotation(5), annotation(5), annotation(None), annotation(None)])
+    with pytest.raises(InputError, match=r"instances\.json: annotation 1: the id 5 is there twice"):
+        read_coco(path, tmp_path)
+    problems = []
+    (record,) = read_coco(path, tmp_path, on_problem=problems.append).records
+    assert (len(record.boxes), len(problems)) == (3, 1)
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 99) | st.floats() | st.text(max_size=5),
     lambda inner: (
