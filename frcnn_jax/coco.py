@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from frcnn_jax.datasets import Dataset, Record, leaves_folder, make_record, stop
+from frcnn_jax.datasets import Dataset, Record, leaves_folder, make_record, stop, why_no_image
 from frcnn_jax.errors import InputError
 from frcnn_jax.metrics import ClassDetections
 
@@ -102,8 +102,8 @@ def _coco_record(
         raise InputError(f"{where}: file_name must be a path within the folder, got {name!r}")
     if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
         raise InputError(f"{where}: height and width must be whole numbers over 0, got {height!r} and {width!r}")
-    if not (image_dir / name).is_file():
-        raise InputError(f"{image_dir / name}: no such image (named by {source})")
+    if reason := why_no_image(image_dir / name):
+        raise InputError(f"{image_dir / name}: {reason} (named by {source})")
     objects = []
     for entry in entries:
         try:

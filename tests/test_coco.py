@@ -79,6 +79,7 @@ def test_names_the_image_and_the_box(tmp_path, bad, text):
     [
         ({"id": 7, "file_name": "../a.jpg", "width": 50, "height": 40}, "must be a path within the folder"),
         ({"id": 7, "file_name": "b.jpg", "width": 50, "height": 40}, r"b\.jpg: no such image"),
+        ({"id": 7, "file_name": "b" * 300, "width": 50, "height": 40}, r"bbb: can't be read \(File name too long\)"),
         ({"id": 7, "file_name": "a.jpg", "width": 50}, "height and width must be whole numbers over 0"),
     ],
 )
