@@ -140,6 +140,28 @@ def test_check_dataset_names_every_problem(tmp_path):
 
 
 @pytest.mark.slow
+def test_check_dataset_goes_on_where_a_split_is_missing(tmp_path):
+    write_xml_folder(tmp_path, "val", 2)
+    first, second = sorted((tmp_path / "val").glob("*.xml"))
+    first.write_text("<annotation>")
+    size = "<size><width>192</width><height>144</height></size>"
+    second.write_text(f"<annotation>{size}</annotation>")
+    data = ("--config.dataset=xml", f"--config.data_dir={tmp_path}", "--config.class_names=('cat',)")
+    done = run("check_dataset.py", "--recall", tmp_path / "p", *data)
+    assert (done.returncode, done.stderr.count("Traceback")) == (1, 0)
+    assert "val split, val:\n" in done.stdout
+    assert "1 images, 192 to 192 pixels wide, 144 to 144 high" in done.stdout
+    assert "recall of the proposals of the val split:\nno objects" in done.stdout
+    missing, broken, count = done.stdout.splitlines()[-3:]
+    assert missing == f"{tmp_path}/train: no such folder"
+    assert broken.startswith(str(first))
+    assert count == "2 problems"
+    refused = run("check_dataset.py", "--recall", second, *data)
+    assert refused.returncode == 1
+    assert refused.stderr == f"error: --recall {second}: no folder can be made there (File exists)\n"
+
+
+@pytest.mark.slow
 def test_eval_voc_writes_a_report_and_result_files(workdir, tmp_path):
     out = ("--report", tmp_path / "report", "--comp4", tmp_path / "files")
     overrides = (f"--config.proposal_cache={tmp_path / 'proposals'}", "--config.year=2012")
