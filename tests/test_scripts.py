@@ -222,6 +222,12 @@ def test_make_proposals_in_shards_and_from_other_files(tmp_path):
         (("--out", "p.npz"), "--out p.npz: a file *.proposals in a folder that exists is expected"),
         (("--out", "p.proposals", "--shards", "900"), "--shards must be 1 to the 200 images, got 900"),
         (("--out", "p.proposals", "--scheduler", "tcp://127.0.0.1:1"), "tcp://127.0.0.1:1: no Dask scheduler answers"),
+        (("--out", "p.proposals", "--recall", "p.xyz"), "--recall p.xyz: a file (.eps, "),
+        (("--out", "p.proposals", "--recall", "none/p.png"), "--recall none/p.png: a file (.eps, "),
+        (
+            ("--out", "p.proposals", "--rec", "p.png"),
+            "--config: UnrecognizedFlagError: Unknown command line flag 'rec'",
+        ),
         (("--out", "p.proposals", "--config.max_proposal=3"), "--config.max_proposal: no such field"),
     ],
 )
