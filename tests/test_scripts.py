@@ -82,6 +82,24 @@ def test_a_file_without_heads_is_no_detector(tmp_path):
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--network", "tiny"), "--network and --classes go with --detector"),
+        (("--classes", "cat,dog"), "--network and --classes go with --detector"),
+        (
+            ("--detector", "--classes", "cat,dog, cat"),
+            "--classes 'cat,dog, cat': each name once and none empty expected",
+        ),
+        (("--detector", "--classes", "cat,"), "--classes 'cat,': each name once and none empty expected"),
+    ],
+)
+def test_mistakes_of_convert_weights_are_one_line(options, text, tmp_path):
+    done = run("convert_weights.py", tmp_path / "none.npz", tmp_path / "w.npz", *options)
+    assert (done.returncode, done.stderr) == (1, f"error: {text}\n")
+
+
 def write_xml_folder(folder, split, count):
     """Synthetic images as somebody's own: a PNG and an XML each."""
     (folder / split).mkdir(parents=True)
