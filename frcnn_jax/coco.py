@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from frcnn_jax.datasets import Dataset, Record, leaves_folder, make_record, stop
+from frcnn_jax.datasets import Dataset, Record, leaves_folder, make_record, stop, why_no_image
 from frcnn_jax.errors import InputError
 from frcnn_jax.metrics import ClassDetections
 
@@ -47,8 +47,8 @@ def read_coco(
         annotations: the JSON file.
         image_dir: where its file_names are.
         class_names: of labels 1 to K; empty for its categories, in the order of their ids.
-        on_problem: gets a missing or doubled image, an unknown category, a box of no size or over the image's edge by
-            more than a pixel.
+        on_problem: gets a missing or doubled image, a doubled annotation, an unknown category, a box of no size or over
+            the image's edge by more than a pixel.
 
     Raises:
         InputError: the file is missing, or not of this form.
@@ -65,11 +65,16 @@ def read_coco(
             raise InputError(f"{annotations}: two categories have the same {what}")
     class_names = tuple(class_names or categories.values())
     labels = {number: class_names.index(name) + 1 for number, name in categories.items() if name in class_names}
+    ids = set()
     for i, entry in enumerate(entries):
+        own = repr(entry.get("id"))  # what stands there may be of any type
         if not isinstance(entry.get("image_id"), int) or entry["image_id"] not in objects:
             on_problem(InputError(f"{annotations}: annotation {i}: no image of id {entry.get('image_id')!r}"))
+        elif own in ids:
+            on_problem(InputError(f"{annotations}: annotation {i}: the id {own} is there twice"))
         else:
             objects[entry["image_id"]].append(entry)
+        ids |= {own} - {"None"}
     records, seen = [], set()
     for image in content["images"]:
         try:
@@ -97,8 +102,8 @@ def _coco_record(
         raise InputError(f"{where}: file_name must be a path within the folder, got {name!r}")
     if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
         raise InputError(f"{where}: height and width must be whole numbers over 0, got {height!r} and {width!r}")
-    if not (image_dir / name).is_file():
-        raise InputError(f"{image_dir / name}: no such image (named by {source})")
+    if reason := why_no_image(image_dir / name):
+        raise InputError(f"{image_dir / name}: {reason} (named by {source})")
     objects = []
     for entry in entries:
         try:

@@ -62,7 +62,7 @@ def read_comp4(folder: Path, dataset: Dataset, *, year: int, split: str) -> list
     for name in dataset.class_names:
         path = _result_file(inner, split, name)
         try:
-            lines = path.read_text().splitlines()
+            lines = path.read_text("utf-8", "surrogateescape").splitlines()  # as `write_text`
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{path}: no such result file (one for each class is expected)") from None
         image, numbers = [], []

@@ -147,20 +147,30 @@ def read_xml_folder(
     Args:
         folder: with the files.
         class_names: of labels 1 to K; empty for all that occur, in alphabetical order.
-        on_problem: as in `read_voc`, and an image without annotation.
+        on_problem: as in `read_voc`, an image without annotation, and two images with one.
 
     Raises:
         InputError: no such folder, or no annotation in it.
     """
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder")
-    found = {path.stem: path for path in sorted(Path(folder).iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
+    found: dict[str, list[Path]] = {}
+    for path in sorted(Path(folder).iterdir()):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            found.setdefault(path.stem, []).append(path)
     annotations = sorted(Path(folder).glob("*.xml"))
     if not annotations:
         raise InputError(f"{folder}: no annotation (*.xml) in it")
     for name in sorted(found.keys() - {path.stem for path in annotations}):
-        on_problem(InputError(f"{found[name]}: has no annotation {name}.xml beside it"))
-    images = [(path.stem, path, found.get(path.stem, path.with_suffix(".jpg"))) for path in annotations]
+        for path in found[name]:
+            on_problem(InputError(f"{path}: has no annotation {name}.xml beside it"))
+    images = []
+    for path in annotations:
+        first, *others = found.get(path.stem, [path.with_suffix(".jpg")])
+        if others:
+            on_problem(InputError(f"{path}: of {first.name} or of {others[0].name}? An image needs a name of its own"))
+        else:
+            images.append((path.stem, path, first))
     class_names = class_names or _xml_classes(annotations)
     return Dataset(tuple(class_names), list(_xml_records(images, class_names, on_problem)))
 
@@ -170,7 +180,7 @@ def _xml_classes(annotations: Iterable[Path]) -> list[str]:
     for path in annotations:
         try:
             tree = ElementTree.fromstring(path.read_bytes())
-        except (ElementTree.ParseError, DefusedXmlException, ValueError):
+        except (OSError, ElementTree.ParseError, DefusedXmlException, ValueError):
             continue  # named when the record is read
         names.update(node.findtext("name", "").strip() for node in tree.iter("object"))
     return sorted(names - {""})
@@ -189,11 +199,19 @@ def _xml_records(
             if image_id in seen:
                 raise InputError(f"{path}: the image {image_id!r} is named twice")
             seen.add(image_id)
-            if not image.is_file():
-                raise InputError(f"{image}: no such image")
+            if reason := why_no_image(image):
+                raise InputError(f"{image}: {reason}")
             yield _xml_record(image_id, path, image, labels, on_problem)
         except InputError as problem:
             on_problem(problem)
+
+
+def why_no_image(path: Path) -> str:
+    """What is wrong where no file is to be had; empty where one is."""
+    try:
+        return "" if path.is_file() else "no such image"
+    except OSError as error:  # a name too long, a folder that lets nobody in
+        return f"can't be read ({error.strerror})"
 
 
 def leaves_folder(name: str) -> bool:
@@ -210,6 +228,8 @@ def _xml_record(
         width, height = (_whole_number(tree, f"size/{side}") for side in ("width", "height"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such annotation") from None
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror})") from None
     except (ElementTree.ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise InputError(f"{path}: {error}") from None
     objects = []

@@ -1,5 +1,6 @@
 """The exceptions for a user's mistake and for a signal, and the edge where they become one clear line."""
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ class Interrupted(KeyboardInterrupt):
 
 def run_main(main: Callable[[Sequence[str]], Any]) -> None:
     """Runs a command line; a user's mistake or a failing disk is one line and exit code 1, `Interrupted` 75."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files may be no UTF-8
     try:
         main(sys.argv[1:])
     except (InputError, OSError) as error:

@@ -46,9 +46,10 @@ def check_folder(path: Path) -> None:
         raise InputError(f"{path}: {there} can't be written to")
 
 
-def write_text(path: Path, text: str) -> None:
-    """A text file, whole or not at all."""
-    write_whole(path, lambda file: file.write(text.encode()))
+def write_text(path: Path, text: str, *, errors: str = "surrogateescape") -> None:
+    """A text file in UTF-8, whole or not at all. Names of files that are no UTF-8 keep their bytes, or become what
+    `errors` of str.encode makes of them."""
+    write_whole(path, lambda file: file.write(text.encode(errors=errors)))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -17,6 +17,7 @@ import io
 import json
 import pickle
 import pickletools
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -190,14 +191,22 @@ def _checked(
     return boxes if boxes.dtype == np.uint16 and np.array_equal(inside, exact) else inside.astype(np.float32)
 
 
+def _read_array(file: BinaryIO) -> np.ndarray:
+    """`np.load` takes what is no array for a pickle, and says so."""
+    try:
+        return np.lib.format.read_array(file, allow_pickle=False)
+    except ValueError:
+        raise InputError("cut short or not a shard") from None
+
+
 def _read_shard(path: Path) -> Entries:
     with open(path, "rb") as file:
-        header = json.loads(np.load(file, allow_pickle=False).tobytes())
+        header = json.loads(_read_array(file).tobytes())
         if header["format"] != _FORMAT or header["version"] != _VERSION:
             raise InputError(
                 f"{header['format']!r} of version {header['version']!r}, read are {_FORMAT!r} of {_VERSION}"
             )
-        offsets = np.load(file, allow_pickle=False)
+        offsets = _read_array(file)
         np.lib.format.read_magic(file)
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
         place = file.tell()
@@ -211,8 +220,11 @@ def _read_shard(path: Path) -> Entries:
 
 
 def _read_npz(path: Path) -> Entries:
-    with np.load(path, allow_pickle=False) as file:
-        yield from file.items()
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise InputError("cut short or not a .npz")
+    with np.load(path, allow_pickle=False) as arrays:
+        yield from arrays.items()
 
 
 def _read_mat(path: Path) -> Entries:

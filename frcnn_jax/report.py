@@ -103,7 +103,7 @@ def write_report(
     ]
     page = [_header(results, counts), _table(dataset.class_names, counts, results), *sections]
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "index.html", _PAGE.replace("BODY", "\n".join(page)))
+    write_text(folder / "index.html", _PAGE.replace("BODY", "\n".join(page)), errors="backslashreplace")
 
 
 _STYLE = """

@@ -123,7 +123,7 @@ def with_proposals(
     _say_skipped("images and proposals", problems)
     records = [record for record in records if record.image_id in proposals]
     if not records:
-        raise InputError(f"none of the {len(dataset.records)} images can be loaded, the first: {problems[0]}")
+        raise InputError(f"none of the {len(dataset.records)} images is left, the first problem: {problems[0]}")
     return Dataset(dataset.class_names, records), proposals
 
 
@@ -153,7 +153,9 @@ def split_recall(
 
 
 def recall_table(numbers: Sequence[int], recall: ProposalRecall) -> str:
-    """Recall by number of proposals and by IoU, and average recall, as text."""
+    """Recall by number of proposals and by IoU, and average recall, as text; one line where there is no object."""
+    if np.isnan(recall.average).any():
+        return "no objects, or difficult ones only"
     shown = [RECALL_IOUS.index(iou) for iou in (0.5, 0.6, 0.7, 0.8, 0.9)]
     lines = ["proposals  " + "".join(f"IoU {RECALL_IOUS[i]:<5}" for i in shown) + "average"]
     for number, row, average in zip(numbers, recall.recall, recall.average, strict=True):

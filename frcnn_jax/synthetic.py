@@ -14,6 +14,7 @@ import numpy as np
 from frcnn_jax.datasets import Dataset, Record
 from frcnn_jax.errors import InputError
 
+SPLITS = ("train", "val", "test")
 SHAPES = ("disc", "square", "triangle", "cross")
 CLASS_NAMES = ("striped", "checked", "dotted", "ringed", "starred", "speckled")
 _DISTRACTORS = ("plain", "halved")
@@ -143,11 +144,13 @@ def _load(seed: int, split: str, i: int) -> np.ndarray:
 
 
 def read_synthetic(split: str, images: int, *, seed: int = 0) -> Dataset:
-    """The first `images` of a split of the embedded data set; splits of different names share no image.
+    """The first `images` of a split of the embedded data set; splits share no image.
 
     Raises:
-        InputError: fewer than one image.
+        InputError: another split than SPLITS, or fewer than one image.
     """
+    if split not in SPLITS:
+        raise InputError(f"the synthetic set has the splits {', '.join(SPLITS)}, got {split!r}")
     if images < 1:
         raise InputError(f"the synthetic split {split!r} needs at least 1 image, got {images}")
     records: Sequence[Record] = [_record(seed, split, i) for i in range(images)]

@@ -123,6 +123,11 @@ def plot_proposal_recall(
     figure.savefig(path)
 
 
+def plot_endings() -> list[str]:
+    """Of the files that plots are written to."""
+    return [f".{ending}" for ending in _blank(width=1).canvas.get_supported_filetypes()]
+
+
 def _figure(title, xlabel, ylabel):
     figure = _blank(width=7)
     axes = figure.subplots()

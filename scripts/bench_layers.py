@@ -53,7 +53,9 @@ def forward_and_backward(function: Callable[..., jax.Array]) -> Callable[..., tu
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--repeat", type=int, default=7)
     repeat = parser.parse_args().repeat
     rng = np.random.default_rng(0)

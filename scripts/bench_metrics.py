@@ -24,7 +24,9 @@ def boxes_of(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--images", type=int, default=5000, help="default %(default)s")
     args = parser.parse_args(argv)
     if args.images < 1:

@@ -22,7 +22,9 @@ STEP = 0.010  # seconds of a training step on a GPU that the pipeline should kee
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--batches", type=int, default=60, help="timed each time; default %(default)s")
     args, rest = parser.parse_known_args(argv)
     config = read_arguments(rest)

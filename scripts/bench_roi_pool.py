@@ -218,7 +218,9 @@ def print_memory() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--quick", action="store_true", help="one map, float32, uniform RoIs")
     parser.add_argument("--align", action="store_true", help="RoIAlign instead")
     parser.add_argument("--forms", action="store_true")

@@ -41,19 +41,31 @@ def make_detector(arrays: Arrays, source: Path, out: Path, network: str, class_n
     write_json(out / "config.json", config)
 
 
+def read_names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if "" in names or len(set(names)) < len(names):
+        raise InputError(f"--classes {text!r}: each name once and none empty expected")
+    return names
+
+
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--detector", action="store_true", help="make a workdir that detects")
-    parser.add_argument("--network", default="vgg16", help="with --detector; default %(default)s")
-    parser.add_argument("--classes", default=",".join(VOC_CLASSES), help="with --detector; VOC's by default")
+    parser.add_argument("--network", help="with --detector; vgg16 by default")
+    parser.add_argument("--classes", help="with --detector; VOC's by default")
     args = parser.parse_args(argv)
+    if not args.detector and (args.network, args.classes) != (None, None):
+        raise InputError("--network and --classes go with --detector")
+    class_names = VOC_CLASSES if args.classes is None else read_names(args.classes)
     if args.out.exists():
         raise InputError(f"{args.out} exists; name another")
     arrays = workdir_arrays(args.source) if args.source.is_dir() else read_weights(args.source)
     if args.detector:
-        make_detector(arrays, args.source, args.out, args.network, args.classes.split(","))
+        make_detector(arrays, args.source, args.out, "vgg16" if args.network is None else args.network, class_names)
     else:
         write_weights(args.out, arrays)
     print(

@@ -64,7 +64,9 @@ def draw(image: np.ndarray, roi: np.ndarray, size: tuple[int, int], out: Path) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--image", type=Path)
     parser.add_argument("--roi", type=float, nargs=4, default=[175, 35, 390, 330], metavar=("X1", "Y1", "X2", "Y2"))
     parser.add_argument("--size", type=int, nargs=2, default=[7, 7], metavar=("ROWS", "COLUMNS"))

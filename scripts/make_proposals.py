@@ -21,7 +21,7 @@ from frcnn_jax.errors import InputError, run_main
 from frcnn_jax.proposal_files import read_proposals, write_proposals
 from frcnn_jax.proposals import cluster
 from frcnn_jax.splits import RECALL_IOUS, read_split, recall_table, split_recall, with_proposals
-from frcnn_jax.visualize import plot_proposal_recall
+from frcnn_jax.visualize import plot_endings, plot_proposal_recall
 
 
 def shard_paths(out: Path, shards: int) -> list[Path]:
@@ -30,8 +30,16 @@ def shard_paths(out: Path, shards: int) -> list[Path]:
     return [out] if shards == 1 else [out.with_stem(f"{out.stem}-{i}-of-{shards}") for i in range(1, shards + 1)]
 
 
+def check_plot(path: Path) -> None:
+    if path.suffix.lower() not in plot_endings() or path.is_dir() or not path.parent.is_dir():
+        endings = ", ".join(plot_endings())
+        raise InputError(f"--recall {path}: a file ({endings}) in a folder that exists is expected")
+
+
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--out", type=Path, required=True, help="the shard, *.proposals")
     parser.add_argument("--split", choices=("train", "val"), default="val", help="default %(default)s")
     parser.add_argument("--shards", type=int, default=1, help="files of about as many images; default %(default)s")
@@ -41,6 +49,8 @@ def main(argv: Sequence[str]) -> None:
     config = read_arguments(fields)
     check_config(config)
     paths = shard_paths(args.out, args.shards)
+    if args.recall:
+        check_plot(args.recall)
     config |= {name: str(Path(config[name]).absolute()) for name in ("voc_dir", "data_dir") if config[name]}
     dataset = read_split(config, args.split)
     names, records = dataset.class_names, dataset.records

@@ -16,7 +16,9 @@ from frcnn_jax.tfds_voc import prepare_voc
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--year", type=int, choices=(2007, 2012), default=2007)
     parser.add_argument("--data-dir", type=Path, help="~/tensorflow_datasets by default")

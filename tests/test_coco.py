@@ -79,6 +79,7 @@ def test_names_the_image_and_the_box(tmp_path, bad, text):
     [
         ({"id": 7, "file_name": "../a.jpg", "width": 50, "height": 40}, "must be a path within the folder"),
         ({"id": 7, "file_name": "b.jpg", "width": 50, "height": 40}, r"b\.jpg: no such image"),
+        ({"id": 7, "file_name": "b" * 300, "width": 50, "height": 40}, r"bbb: can't be read \(File name too long\)"),
         ({"id": 7, "file_name": "a.jpg", "width": 50}, "height and width must be whole numbers over 0"),
     ],
 )
@@ -93,6 +94,15 @@ def test_an_image_twice(tmp_path):
     image = {"id": 7, "file_name": "a.jpg", "width": 50, "height": 40}
     with pytest.raises(InputError, match="the image 7 is there twice"):
         read_coco(write_coco(tmp_path, [], images=[image, image]), tmp_path)
+
+
+def test_an_annotation_twice(tmp_path):
+    path = write_coco(tmp_path, [annotation(5), annotation(5), annotation(None), annotation(None)])
+    with pytest.raises(InputError, match=r"instances\.json: annotation 1: the id 5 is there twice"):
+        read_coco(path, tmp_path)
+    problems = []
+    (record,) = read_coco(path, tmp_path, on_problem=problems.append).records
+    assert (len(record.boxes), len(problems)) == (3, 1)
 
 
 JSON = st.recursive(

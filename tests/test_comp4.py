@@ -84,6 +84,14 @@ def test_comp4_comes_back_in_order(tmp_path, rng):
     np.testing.assert_allclose(back.boxes, boxes[order], atol=0.051)
 
 
+def test_comp4_of_an_image_whose_name_is_no_utf8(tmp_path):
+    dataset = make_dataset()
+    named = Dataset(dataset.class_names, [replace(dataset.records[0], image_id="a\udcff")])
+    found = ClassDetections(np.array([0]), np.array([0.5]), np.array([[1, 2, 9, 9]]))
+    write_comp4(tmp_path, [found] * 3, named, year=2007, split="val")
+    np.testing.assert_array_equal(read_comp4(tmp_path, named, year=2007, split="val")[0].boxes, found.boxes)
+
+
 def test_comp4_comes_back_with_its_scores(shared, tmp_path):
     dataset = read_voc(shared / "voc" / "VOCdevkit", 2007, "val")
     detections = read_comp4(shared / "oracles" / "voc_eval", dataset, year=2007, split="val")

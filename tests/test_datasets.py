@@ -182,6 +182,33 @@ def test_a_folder_of_images_and_xml(tmp_path):
             read_xml_folder(tmp_path / name)
 
 
+def test_two_images_with_one_annotation(tmp_path):
+    for name in ("a.jpg", "a.png", "b.png"):
+        Image.new("RGB", (50, 40)).save(tmp_path / name)
+    for name in ("a.xml", "b.xml"):
+        (tmp_path / name).write_text("<annotation><size><width>50</width><height>40</height></size></annotation>")
+    with pytest.raises(InputError, match=r"a\.xml: of a\.jpg or of a\.png\?"):
+        read_xml_folder(tmp_path)
+    (record,) = read_xml_folder(tmp_path, on_problem=lambda problem: None).records
+    assert record.image_id == "b"
+
+
+def test_what_the_system_refuses_is_one_problem(tmp_path):
+    root = write_voc(tmp_path, [voc_object()]) / "VOC2007"
+    (root / "ImageSets/Main/train.txt").write_text(f"{'x' * 300}\n000001\n000002\n")
+    (root / "Annotations/000002.xml").mkdir()
+    Image.new("RGB", (50, 40)).save(root / "JPEGImages/000002.jpg")
+    problems = []
+    (record,) = read_voc(tmp_path, 2007, "train", on_problem=problems.append).records
+    assert record.image_id == "000001"
+    for problem, text in zip(problems, ("x.jpg: can't be read (File name", "000002.xml: can't be read"), strict=True):
+        assert text in str(problem)
+    for unread in (root / "Annotations", tmp_path / ("x" * 300)):
+        with pytest.raises(InputError, match=f"{unread}: can't be read as an image"):
+            load_image(unread)
+    assert read_xml_folder(root / "Annotations", on_problem=problems.append).class_names == ("dog",)
+
+
 @given(st.text("<>/anotiesbjcmdxwhg &;'\"=!?[]-0123456789.\n", max_size=300), st.binary(max_size=40))
 def test_a_malformed_xml_is_one_problem(tmp_path_factory, text, raw):
     folder = tmp_path_factory.mktemp("x")

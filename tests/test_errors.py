@@ -24,6 +24,11 @@ def test_a_mistake_is_one_line_and_not_zero(error, text, code, capsys):
     assert re.fullmatch(f"{text}\\n", capsys.readouterr().err)
 
 
+def test_names_that_are_no_utf8_are_printed(capsys):
+    run_main(lambda argv: print("a\udcff.xml"))
+    assert capsys.readouterr().out == "a\\udcff.xml\n"
+
+
 def test_a_bug_keeps_its_traceback():
     def main(argv):
         raise TypeError("bug")

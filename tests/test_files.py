@@ -5,7 +5,7 @@ import stat
 import pytest
 
 from frcnn_jax.errors import InputError
-from frcnn_jax.files import check_file, check_folder, write_json, write_whole
+from frcnn_jax.files import check_file, check_folder, write_json, write_text, write_whole
 
 
 def broken(file):
@@ -32,6 +32,11 @@ def test_others_may_read_it_as_they_may_any_file(tmp_path):
 def test_an_error_names_the_file(tmp_path):
     with pytest.raises(OSError, match=r"nowhere.a: can't be written \(No such file or directory\)"):
         write_whole(tmp_path / "nowhere" / "a", lambda file: None)
+
+
+def test_names_that_are_no_utf8_keep_their_bytes(tmp_path):
+    write_text(tmp_path / "a", "é\udcff")
+    assert (tmp_path / "a").read_bytes() == "é".encode() + b"\xff"
 
 
 def test_a_writer_between_changes_nothing(tmp_path):

@@ -299,6 +299,15 @@ def test_another_version_or_a_cut_shard(tmp_path):
             read_proposals(path)
 
 
+@pytest.mark.parametrize(("write", "what"), [(write_shard, "shard"), (write_npz, r"\.npz")])
+def test_a_cut_file_is_called_that(write, what, tmp_path):
+    path = write(tmp_path / "a")
+    for content in (b"", b"PK", b"broken", path.read_bytes()[:70]):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=rf"of proposals \(cut short or not a {what}\)$"):
+            read_proposals(path)
+
+
 def is_read_or_refused(path, content):
     path.write_bytes(content)
     problems = []

@@ -194,3 +194,11 @@ def test_page_without_objects(tmp_path):
     page = write(tmp_path, Dataset(NAMES, [make_record("a")]), [make_detections([(0, 0.5, [1, 1, 9, 9])]), NONE, NONE])
     assert "mAP -" in page.text
     assert "0.500: background" in page.text
+
+
+@pytest.mark.parametrize("code", [0xDCFF, 0xD800])
+def test_page_of_names_that_are_no_utf8(tmp_path, code):
+    dataset = Dataset((f"cat{chr(code)}", *NAMES[1:]), [make_record(f"a{chr(code)}")])
+    page = write(tmp_path, dataset, [make_detections([(0, 0.5, [1, 1, 9, 9])]), NONE, NONE])
+    for name in ("a", "cat"):
+        assert f"{name}\\u{code:x}" in page.text

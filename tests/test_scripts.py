@@ -86,6 +86,24 @@ def test_a_file_without_heads_is_no_detector(tmp_path):
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--network", "tiny"), "--network and --classes go with --detector"),
+        (("--classes", "cat,dog"), "--network and --classes go with --detector"),
+        (
+            ("--detector", "--classes", "cat,dog, cat"),
+            "--classes 'cat,dog, cat': each name once and none empty expected",
+        ),
+        (("--detector", "--classes", "cat,"), "--classes 'cat,': each name once and none empty expected"),
+    ],
+)
+def test_mistakes_of_convert_weights_are_one_line(options, text, tmp_path):
+    done = run("convert_weights.py", tmp_path / "none.npz", tmp_path / "w.npz", *options)
+    assert (done.returncode, done.stderr) == (1, f"error: {text}\n")
+
+
 def write_xml_folder(folder, split, count):
     """Synthetic images as somebody's own: a PNG and an XML each."""
     (folder / split).mkdir(parents=True)
@@ -141,6 +159,28 @@ def test_check_dataset_names_every_problem(tmp_path):
     for name in (first.name, second.name, picture.name):
         assert any(name in line for line in lines), name
     assert lines[-1].endswith("problems")
+
+
+@pytest.mark.slow
+def test_check_dataset_goes_on_where_a_split_is_missing(tmp_path):
+    write_xml_folder(tmp_path, "val", 2)
+    first, second = sorted((tmp_path / "val").glob("*.xml"))
+    first.write_text("<annotation>")
+    size = "<size><width>192</width><height>144</height></size>"
+    second.write_text(f"<annotation>{size}</annotation>")
+    data = ("--config.dataset=xml", f"--config.data_dir={tmp_path}", "--config.class_names=('cat',)")
+    done = run("check_dataset.py", "--recall", tmp_path / "p", *data)
+    assert (done.returncode, done.stderr.count("Traceback")) == (1, 0)
+    assert "val split, val:\n" in done.stdout
+    assert "1 images, 192 to 192 pixels wide, 144 to 144 high" in done.stdout
+    assert "recall of the proposals of the val split:\nno objects" in done.stdout
+    missing, broken, count = done.stdout.splitlines()[-3:]
+    assert missing == f"{tmp_path}/train: no such folder"
+    assert broken.startswith(str(first))
+    assert count == "2 problems"
+    refused = run("check_dataset.py", "--recall", second, *data)
+    assert refused.returncode == 1
+    assert refused.stderr == f"error: {second}: a folder is expected, {second} is a file\n"
 
 
 @pytest.mark.slow
@@ -204,6 +244,12 @@ def test_make_proposals_in_shards_and_from_other_files(tmp_path):
         (("--out", "p.npz"), "--out p.npz: a file *.proposals in a folder that exists is expected"),
         (("--out", "p.proposals", "--shards", "900"), "--shards must be 1 to the 200 images, got 900"),
         (("--out", "p.proposals", "--scheduler", "tcp://127.0.0.1:1"), "tcp://127.0.0.1:1: no Dask scheduler answers"),
+        (("--out", "p.proposals", "--recall", "p.xyz"), "--recall p.xyz: a file (.eps, "),
+        (("--out", "p.proposals", "--recall", "none/p.png"), "--recall none/p.png: a file (.eps, "),
+        (
+            ("--out", "p.proposals", "--rec", "p.png"),
+            "--config: UnrecognizedFlagError: Unknown command line flag 'rec'",
+        ),
         (("--out", "p.proposals", "--config.max_proposal=3"), "--config.max_proposal: no such field"),
     ],
 )

@@ -32,7 +32,7 @@ def test_read_split_of_own_images(tmp_path, capsys):
     skip["proposal_cache"] = str(tmp_path / "cache")
     with pytest.raises(InputError, match=r"a\.jpg: can't be read"):
         with_proposals({**skip, "on_error": "stop"}, tmp_path, val)
-    with pytest.raises(InputError, match="none of the 1 images can be loaded"):
+    with pytest.raises(InputError, match=r"none of the 1 images is left, the first problem: .*a\.jpg: can't be read"):
         with_proposals(skip, tmp_path, val)
     with pytest.raises(InputError, match=r"needs --config\.data_dir=FOLDER"):
         read_split(split_config(dataset="xml"), "val")
@@ -56,8 +56,13 @@ def test_proposals_of_a_file(tmp_path, capsys):
     _, proposals = with_proposals({**skip, "max_proposals": 1}, tmp_path, make_dataset())
     assert len(proposals["im0"]) == 1
     records = [replace(record, load=broken) for record in make_dataset().records]
-    with pytest.raises(InputError, match=r"none of the 2 images can be loaded, the first: im\.jpg: broken"):
+    with pytest.raises(InputError, match=r"none of the 2 images is left, the first problem: im\.jpg: broken"):
         with_proposals(skip, tmp_path, Dataset(("cat", "dog", "cow"), records))
+    np.savez(tmp_path / "p.npz", im0=boxes[:, :3], im1=boxes[:, :3])
+    with pytest.raises(
+        InputError, match=r"none of the 2 images is left, the first problem: .*p\.npz: image 'im0': \(N, 4\)"
+    ):
+        with_proposals(skip, tmp_path, make_dataset())
 
 
 def broken():
@@ -77,3 +82,5 @@ def test_split_recall_leaves_difficult_objects_out():
         "        3  1.000    1.000    1.000    1.000    1.000    1.000",
         "       10  1.000    1.000    1.000    1.000    1.000    1.000",
     ]
+    numbers, recall = split_recall(Dataset(dataset.class_names, [hard]), proposals, 10)
+    assert recall_table(numbers, recall) == "no objects, or difficult ones only"

@@ -56,6 +56,11 @@ def test_an_empty_split_is_an_error():
         read_synthetic("val", 0)
 
 
+def test_another_split_is_an_error():
+    with pytest.raises(InputError, match="the synthetic set has the splits train, val, test, got 'trian'"):
+        read_synthetic("trian", 3)
+
+
 @pytest.mark.slow
 def test_colour_and_size_do_not_solve_it(tmp_path):
     """A linear classifier on each RoI's mean colour and size scores under half of the 0.8 that the network reaches."""

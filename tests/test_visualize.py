@@ -5,6 +5,7 @@ from frcnn_jax.metrics import Curve, ProposalRecall
 from frcnn_jax.visualize import (
     crop_boxes,
     draw_boxes,
+    plot_endings,
     plot_losses,
     plot_precision_recall,
     plot_proposal_recall,
@@ -69,3 +70,8 @@ def test_plots_are_pictures(tmp_path):
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert picture.width > 400
             assert len(set(picture.convert("L").tobytes())) > 10
+
+
+def test_plots_are_written_to_pictures_of_these_endings():
+    assert {".png", ".pdf", ".svg"} <= set(plot_endings())
+    assert ".xyz" not in plot_endings()
