@@ -1,5 +1,6 @@
 """The command lines in scripts/ that work on a workdir; the others have their tests beside what they call."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -266,3 +267,28 @@ def test_a_killed_training_ends_with_the_same_bits(tmp_path):
     done = run("kill_test.py", "--out", tmp_path / "out", "--kills", 2, "--steps", 60)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^2 kills: the same bits in \d+ arrays and 15 rows$", done.stdout, re.MULTILINE)
+
+
+def test_count_communication_reads_all_reduces_of_every_form():
+    spec = importlib.util.spec_from_file_location("count_communication", SCRIPTS / "count_communication.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    program = """
+  %a.1 = f32[3,4]{1,0} all-reduce(%x), replica_groups={{0,1}}
+  %b = (f32[5]{0}, f32[]) all-reduce(%y, %z), to_apply=%add
+  %c = f32[2]{0} all-reduce-start(%w)
+  %d = f32[9]{0} add(%all-reduce.1, %x)
+"""
+    assert module.all_reduced(program) == [48, 24, 8]
+
+
+@pytest.mark.slow
+def test_all_trained_parameters_and_no_others_are_communicated(model_and_variables):
+    """The tiny network trains all of them; besides, the number of RoIs and four metrics."""
+    done = run("count_communication.py", "--network", "tiny")
+    assert done.returncode == 0, done.stderr
+    model, variables = model_and_variables
+    classes = 20 - model.num_classes
+    head = 128 * 5 * classes + 5 * classes  # of more classes
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) + head
+    assert done.stdout == f"tiny: {4 * (parameters + 5) / 1e6:.1f} MB in 2 all-reduces\n"
