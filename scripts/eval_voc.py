@@ -4,8 +4,9 @@ r"""VOC scores of a trained workdir, or of result files:
         [--config.FIELD=VALUE ...]
     python scripts/eval_voc.py --detections DIR --voc VOCDEVKIT --year 2007 --split val
 
-Both take --metric voc07_11point (the default) or area, --json F and --report DIR. A workdir's val split is the one that
-it was trained with, and so are all fields of the config that are not given, such as --config.test_box_regression=False.
+Both take --metric voc07_11point (the default) or area, --iou-threshold, --json F and --report DIR. A workdir's val
+split is the one that it was trained with, and so are all fields of the config that are not given, such as
+--config.test_box_regression=False.
 """
 
 import argparse
@@ -40,6 +41,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--year", type=int, default=2007)
     parser.add_argument("--split", default="val")
     parser.add_argument("--metric", choices=METRICS, default=METRICS[0])
+    parser.add_argument("--iou-threshold", type=float, default=0.5, help="of a hit; default %(default)s")
     parser.add_argument("--json", type=Path, help="where to write the results")
     args, fields = parser.parse_known_args(argv)
     overrides = evaluation_overrides(fields)
@@ -47,6 +49,8 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"--images must be at least 1, got {args.images}")
     if args.detections and (args.step is not None or args.images or args.pictures or args.comp4 or overrides):
         raise InputError("--step, --images, --pictures, --comp4 and --config go with --workdir, not with --detections")
+    if not 0 < args.iou_threshold < 1:
+        raise InputError(f"--iou-threshold must be between 0 and 1, got {args.iou_threshold}")
     if args.json:
         check_file(args.json)
     for folder in filter(None, (args.comp4, args.report, args.pictures)):
@@ -59,6 +63,7 @@ def main(argv: Sequence[str]) -> None:
             args.workdir,
             step=args.step,
             metric=args.metric,
+            iou_threshold=args.iou_threshold,
             images=args.images,
             pictures=args.pictures,
             overrides=overrides,
@@ -66,7 +71,9 @@ def main(argv: Sequence[str]) -> None:
     else:
         dataset = read_voc(args.voc, args.year, args.split)
         detections = read_comp4(args.detections, dataset, year=args.year, split=args.split)
-        found = Evaluation(dataset, detections, *score(detections, dataset, metric=args.metric))
+        found = Evaluation(
+            dataset, detections, *score(detections, dataset, metric=args.metric, iou_threshold=args.iou_threshold)
+        )
     print(results_table(found.results))
     if args.json:
         write_json(args.json, found.results)

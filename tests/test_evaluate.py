@@ -63,6 +63,11 @@ def test_eval_voc_scores_result_files(shared, tmp_path):
     assert done.stdout.splitlines()[-1].startswith("mAP")
     assert json.loads((tmp_path / "r.json").read_text())["map"] == pytest.approx(0.396971134, abs=1e-6)
     assert "mAP 0.397" in (tmp_path / "report" / "index.html").read_text()
+    for threshold, end in ((0.7, "(voc07_11point, IoU > 0.7, 600 images)"), (1, "must be between 0 and 1, got 1.0")):
+        strict = [*map(str, command[:-2]), "--iou-threshold", str(threshold)]
+        done = subprocess.run(strict, cwd=ROOT, capture_output=True, text=True)
+        assert (done.stdout or done.stderr).rstrip().endswith(end)
+        assert json.loads((tmp_path / "r.json").read_text())["map"] < 0.397
 
 
 @pytest.mark.slow
