@@ -267,10 +267,17 @@ def load_config(argv: Sequence[str]) -> tuple[dict[str, Any], argparse.Namespace
     many.add_argument("--coordinator", metavar="HOST:PORT", help="elsewhere: the address of process 0")
     many.add_argument("--num-processes", type=int, help="with --coordinator")
     many.add_argument("--process-id", type=int, help="with --coordinator: from 0")
+    many.add_argument("--timeout", type=int, default=300, help="seconds to wait for the others; default %(default)s")
     args, rest = parser.parse_known_args(argv)
     of_coordinator = (args.num_processes is not None, args.process_id is not None)
     if any(given != (args.coordinator is not None) for given in of_coordinator):
         raise InputError("--coordinator, --num-processes and --process-id go together")
+    if args.coordinator and not re.fullmatch(r".+:\d{1,5}", args.coordinator):
+        raise InputError(f"--coordinator must be HOST:PORT, got {args.coordinator!r}")
+    if args.coordinator and not 0 <= args.process_id < args.num_processes:
+        raise InputError(f"--process-id must be from 0 to {args.num_processes - 1}, got {args.process_id}")
+    if args.timeout < 1:
+        raise InputError(f"--timeout must be at least 1 s, got {args.timeout}")
     return read_arguments(rest), args
 
 

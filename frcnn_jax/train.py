@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 import math
+import socket
 import sys
 import tempfile
 import time
@@ -400,11 +401,33 @@ def read_results(workdir: Path) -> dict[str, Any] | None:
         raise InputError(f"{path}: not results that frcnn_jax.train wrote; remove it to evaluate again") from None
 
 
+def _wait_for(coordinator: str, seconds: int) -> None:
+    """Until something listens there; where nothing does, jax would abort the process.
+
+    Raises:
+        InputError: nobody answered for so many seconds.
+    """
+    host, port = coordinator.rsplit(":", 1)
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > end:
+                raise InputError(f"no coordinator answers at {coordinator} within {seconds} s ({error})") from None
+        time.sleep(0.5)
+
+
 def main(argv: Sequence[str]) -> None:
     """The command line."""
     config, args = load_config(argv)
+    if args.coordinator and args.process_id:
+        _wait_for(args.coordinator, args.timeout)
     if args.distributed or args.coordinator:
-        jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
+        jax.distributed.initialize(
+            args.coordinator, args.num_processes, args.process_id, initialization_timeout=args.timeout
+        )
     train_and_evaluate(config, args.workdir)
 
 

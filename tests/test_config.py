@@ -116,3 +116,16 @@ def test_a_file_may_come_after_the_fields_that_change_it():
 def test_mistakes_in_evaluation_overrides(argument, text):
     with pytest.raises(InputError, match=text):
         evaluation_overrides([argument])
+
+
+@pytest.mark.parametrize(
+    ("many", "text"),
+    [
+        (("host", "2", "0"), "--coordinator must be HOST:PORT, got 'host'"),
+        (("host:1234", "2", "2"), "--process-id must be from 0 to 1, got 2"),
+    ],
+)
+def test_mistakes_in_what_names_the_processes(many, text):
+    options = zip(("--coordinator", "--num-processes", "--process-id"), many, strict=True)
+    with pytest.raises(InputError, match=text):
+        load_config(["--workdir", "w", *(part for option in options for part in option)])

@@ -146,6 +146,17 @@ def free_port():
         return listener.getsockname()[1]
 
 
+def test_a_coordinator_that_is_not_there_is_named(tmp_path):
+    address = f"localhost:{free_port()}"
+    many = ["--coordinator", address, "--num-processes", "2", "--process-id", "1", "--timeout", "1"]
+    command = [sys.executable, "-m", "frcnn_jax.train", "--workdir", str(tmp_path / "w"), *many]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: no coordinator answers at {address} within 1 s (")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "w").exists()
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one(finished, tmp_path):
     """Two with two devices each against one with four: 20 steps, evaluation half-way and at the end, one writer."""
