@@ -302,7 +302,9 @@ def largest_difference(ours: Mapping[str, Part], theirs: Mapping[str, Part]) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--network", default="vgg16", help="a row of models.NETWORKS; default %(default)s")
     parser.add_argument("--image", type=Path, help="a photograph; an enlarged synthetic scene by default")
     parser.add_argument("--only", default="detect,svd,step,rcnn,compile", help="some of %(default)s")
