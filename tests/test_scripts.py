@@ -15,6 +15,8 @@ from test_coco import annotation, write_coco
 
 from frcnn_jax.coco import COCO_METRICS
 from frcnn_jax.detect import Detector, load_variables, read_config
+from frcnn_jax.layers import Conv, Pool
+from frcnn_jax.models import get_network
 from frcnn_jax.proposal_files import read_proposals
 from frcnn_jax.synthetic import CLASS_NAMES, draw_scene, read_synthetic
 
@@ -23,6 +25,13 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 def run(script, *arguments):
     return subprocess.run([sys.executable, SCRIPTS / script, *map(str, arguments)], capture_output=True, text=True)
+
+
+def load(script):
+    spec = importlib.util.spec_from_file_location(script, SCRIPTS / f"{script}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -270,16 +279,13 @@ def test_a_killed_training_ends_with_the_same_bits(tmp_path):
 
 
 def test_count_communication_reads_all_reduces_of_every_form():
-    spec = importlib.util.spec_from_file_location("count_communication", SCRIPTS / "count_communication.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     program = """
   %a.1 = f32[3,4]{1,0} all-reduce(%x), replica_groups={{0,1}}
   %b = (f32[5]{0}, f32[]) all-reduce(%y, %z), to_apply=%add
   %c = f32[2]{0} all-reduce-start(%w)
   %d = f32[9]{0} add(%all-reduce.1, %x)
 """
-    assert module.all_reduced(program) == [48, 24, 8]
+    assert load("count_communication").all_reduced(program) == [48, 24, 8]
 
 
 @pytest.mark.slow
@@ -292,3 +298,24 @@ def test_all_trained_parameters_and_no_others_are_communicated(model_and_variabl
     head = 128 * 5 * classes + 5 * classes  # of more classes
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) + head
     assert done.stdout == f"tiny: {4 * (parameters + 5) / 1e6:.1f} MB in 2 all-reduces\n"
+
+
+def test_count_operations_by_hand():
+    """A frozen convolution, a pool, a trained convolution, then one RoI through the head of 20 classes."""
+    count = load("count_operations").count
+    layers = (Conv("a", 4, 3, padding=1), Pool(2, 2), Conv("b", 8, 3, padding=1))
+    network = get_network("tiny")._replace(layers=layers, frozen=("a",), roi_size=(2, 2), fc=(10, 10))
+    a, b, fc6, fc7, heads = 3 * 9 * 4, 4 * 9 * 8, 2 * 2 * 8 * 10, 10 * 10, 10 * 105
+    forward = count(network, (8, 6), 2, 1, train=False)
+    assert forward.operations == 2 * 2 * (48 * a + 12 * b + fc6 + fc7 + heads)
+    assert forward.elements == 2 * (48 * 7 + 48 * 4 + 12 * 4 + 12 * 12 + 42 + 20 + 115)
+    assert forward.weight_bytes == 4 * (a + b + fc6 + fc7 + heads)
+    step = count(network, (8, 6), 2, 1, train=True)
+    assert step.operations == 2 * 2 * (48 * a + 2 * 12 * b + 3 * (fc6 + fc7 + heads))
+    assert step.weight_bytes == 4 * (a + 8 * b + 9 * (fc6 + fc7 + heads))
+
+
+def test_vgg16_has_the_published_operations():
+    network = get_network("vgg16")
+    with_head = load("count_operations").count(network, (224, 224), 1, 1, train=False)
+    assert with_head.operations / 2 == pytest.approx(15.47e9, rel=0.01)  # 15.35 and 0.12 of fc6 and fc7
