@@ -114,13 +114,17 @@ def nms(boxes: jax.Array, scores: jax.Array, *, iou_threshold: float, max_output
     """
     count = scores.shape[0]
     order = jnp.argsort(-scores, stable=True)
-    overlaps = iou(boxes[order], boxes[order]) > iou_threshold
-    later = jnp.arange(count)[:, None] < jnp.arange(count)
+    allowed = scores[order] > -jnp.inf
+    better = jnp.arange(count)[:, None] < jnp.arange(count)
+    drops = better & (iou(boxes[order], boxes[order]) > iou_threshold)
 
-    def suppress(i, keep):
-        return keep & ~(overlaps[i] & later[i] & keep[i])
+    # Whether a box is kept hangs on better ones alone: each round settles at least the best that is not settled yet, in
+    # practice most of them, and a round that changes nothing is the last.
+    def settle(state):
+        _, keep = state
+        return keep, allowed & ~(drops & keep[:, None]).any(axis=0)
 
-    keep = lax.fori_loop(0, count, suppress, scores[order] > -jnp.inf)
+    _, keep = lax.while_loop(lambda state: (state[0] != state[1]).any(), settle, (~allowed, allowed))
     (kept,) = jnp.nonzero(keep, size=max_outputs, fill_value=count)
     valid = kept < count
     return jnp.where(valid, order[jnp.where(valid, kept, 0)], 0).astype(jnp.int32), valid
