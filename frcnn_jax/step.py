@@ -114,21 +114,25 @@ def _mean_over_devices(tree: Any, axis_name: str) -> Any:
 
 
 def make_train_step(
-    model: FastRCNN, optimizer: optax.GradientTransformation, **options: Any
+    model: FastRCNN,
+    optimizer: optax.GradientTransformation,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    **options: Any,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """`train_step`, with its options, mapped by `jax.pmap` over the local devices. It takes a batch of all B images;
-    the state, alike on all devices and without a device axis, is donated."""
+    """`train_step`, with its options, mapped by `jax.pmap` over `devices`, all local ones by default. It takes a batch
+    of all B images; the state, alike on all devices and without a device axis, is donated."""
     step = partial(train_step, model=model, optimizer=optimizer, **options)
-    mapped = jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0)
-    devices = jax.local_device_count()
+    mapped = jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0, devices=devices)
+    count = len(devices) if devices else jax.local_device_count()
 
     def spread(value):
-        return value.reshape(devices, -1, *value.shape[1:])
+        return value.reshape(count, -1, *value.shape[1:])
 
     return lambda state, batch, key: mapped(state, jax.tree.map(spread, batch), key)
 
 
-def replicate(tree: Any) -> Any:
-    """`tree` on all local devices, placed as the mapped step gives it back, so that step is compiled only once."""
-    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
+def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
+    """`tree` on all those devices, placed as the mapped step gives it back, so that step is compiled only once."""
+    mesh = jax.sharding.Mesh(np.array(devices or jax.local_devices()), (AXIS,))
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
