@@ -272,8 +272,9 @@ def load_config(argv: Sequence[str]) -> tuple[dict[str, Any], argparse.Namespace
     of_coordinator = (args.num_processes is not None, args.process_id is not None)
     if any(given != (args.coordinator is not None) for given in of_coordinator):
         raise InputError("--coordinator, --num-processes and --process-id go together")
-    if args.coordinator and not re.fullmatch(r".+:\d{1,5}", args.coordinator):
-        raise InputError(f"--coordinator must be HOST:PORT, got {args.coordinator!r}")
+    address = re.fullmatch(r".+:(\d{1,5})", args.coordinator or "host:1")
+    if not address or not 0 < int(address[1]) < 2**16:
+        raise InputError(f"--coordinator must be HOST:PORT, a port from 1 to 65535, got {args.coordinator!r}")
     if args.coordinator and not 0 <= args.process_id < args.num_processes:
         raise InputError(f"--process-id must be from 0 to {args.num_processes - 1}, got {args.process_id}")
     if args.timeout < 1:

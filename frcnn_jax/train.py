@@ -8,13 +8,15 @@ the last whole checkpoint, to the same bits as without the break. Ctrl-C or SIGT
 later.
 """
 
+import argparse
 import contextlib
 import io
 import json
 import math
-import socket
+import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -401,33 +403,36 @@ def read_results(workdir: Path) -> dict[str, Any] | None:
         raise InputError(f"{path}: not results that frcnn_jax.train wrote; remove it to evaluate again") from None
 
 
-def _wait_for(coordinator: str, seconds: int) -> None:
-    """Until something listens there; where nothing does, jax would abort the process.
+def _join_processes(args: argparse.Namespace) -> None:
+    """`jax.distributed.initialize`. Where not all come in time, one line and exit code 1: jax would abort.
 
     Raises:
-        InputError: nobody answered for so many seconds.
+        InputError: jax finds no cluster.
     """
-    host, port = coordinator.rsplit(":", 1)
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-            return
-        except (OSError, OverflowError) as error:
-            if time.monotonic() > end:
-                raise InputError(f"no coordinator answers at {coordinator} within {seconds} s ({error})") from None
-        time.sleep(0.5)
+    where = f"at {args.coordinator}" if args.coordinator else "at the coordinator that jax found"
+
+    def give_up() -> None:
+        print(f"error: not all processes have met {where} within {args.timeout} s", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(args.timeout, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        jax.distributed.initialize(
+            args.coordinator, args.num_processes, args.process_id, initialization_timeout=args.timeout + 60
+        )
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"jax can't join the processes: {error}; without --distributed, name --coordinator") from None
+    finally:
+        timer.cancel()
 
 
 def main(argv: Sequence[str]) -> None:
     """The command line."""
     config, args = load_config(argv)
-    if args.coordinator and args.process_id:
-        _wait_for(args.coordinator, args.timeout)
     if args.distributed or args.coordinator:
-        jax.distributed.initialize(
-            args.coordinator, args.num_processes, args.process_id, initialization_timeout=args.timeout
-        )
+        _join_processes(args)
     train_and_evaluate(config, args.workdir)
 
 

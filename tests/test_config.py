@@ -121,7 +121,8 @@ def test_mistakes_in_evaluation_overrides(argument, text):
 @pytest.mark.parametrize(
     ("many", "text"),
     [
-        (("host", "2", "0"), "--coordinator must be HOST:PORT, got 'host'"),
+        (("host", "2", "0"), "--coordinator must be HOST:PORT, a port from 1 to 65535, got 'host'"),
+        (("host:65536", "2", "0"), "--coordinator must be HOST:PORT, a port from 1 to 65535, got 'host:65536'"),
         (("host:1234", "2", "2"), "--process-id must be from 0 to 1, got 2"),
     ],
 )

@@ -146,15 +146,24 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def test_a_coordinator_that_is_not_there_is_named(tmp_path):
+@pytest.mark.parametrize("process", [0, 1])
+def test_processes_that_do_not_meet_end_with_a_line(process, tmp_path):
+    """The others do not come, or nobody listens at the coordinator's address."""
     address = f"localhost:{free_port()}"
-    many = ["--coordinator", address, "--num-processes", "2", "--process-id", "1", "--timeout", "1"]
+    many = ["--coordinator", address, "--num-processes", "2", "--process-id", str(process), "--timeout", "2"]
     command = [sys.executable, "-m", "frcnn_jax.train", "--workdir", str(tmp_path / "w"), *many]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: no coordinator answers at {address} within 1 s (")
-    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr == f"error: not all processes have met at {address} within 2 s\n"
     assert not (tmp_path / "w").exists()
+
+
+def test_no_cluster_is_said(tmp_path):
+    command = [sys.executable, "-m", "frcnn_jax.train", "--workdir", str(tmp_path / "w"), "--distributed"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: jax can't join the processes: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.slow
