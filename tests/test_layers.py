@@ -112,3 +112,15 @@ def test_convolution_and_gradients_equal_a_grouped_one(layer, rng):
     np.testing.assert_allclose(ours, expected, atol=1e-4)
     for got, want in zip(pullback(expected), expected_pullback(expected), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 1), ("cuda", 2), ("tpu", 2)])
+def test_the_weight_gradient_is_a_convolution_off_the_cpu(platform, convolutions):
+    layer = Conv("c", 128, 3, padding=1)
+    x, kernel = jnp.ones((2, 9, 8, 128)), jnp.ones((3, 3, 128, 128))
+
+    def gradients(x, kernel, gradient):
+        return jax.vjp(lambda x, kernel: convolve(x, kernel, layer), x, kernel)[1](gradient)
+
+    program = jax.export.export(jax.jit(gradients), platforms=[platform])(x, kernel, x).mlir_module()
+    assert program.count("stablehlo.convolution") == convolutions
