@@ -1,11 +1,15 @@
-"""Files that are there whole or not at all, and whether they can be written, before the work."""
+"""Files that are there whole or not at all, whether they can be written, before the work, and .npz read safely."""
 
 import json
 import os
 import uuid
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
 
 from frcnn_jax.errors import InputError
 
@@ -55,3 +59,17 @@ def write_text(path: Path, text: str, *, errors: str = "surrogateescape") -> Non
 def write_json(path: Path, value: Any) -> None:
     """A JSON file, whole or not at all."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file. ValueError for another file, one that is cut short, or Python objects in it, which
+    might run code; the caller knows what the file was to be."""
+    try:
+        with zipfile.ZipFile(path):  # np.load takes what is none for a pickle
+            pass
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (zipfile.BadZipFile, EOFError, zlib.error):
+        raise ValueError("cut short or not a .npz") from None
+    except ValueError:
+        raise ValueError("an array in it is broken, or of Python objects, which are not read") from None

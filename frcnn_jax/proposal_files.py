@@ -17,7 +17,6 @@ import io
 import json
 import pickle
 import pickletools
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +27,7 @@ import numpy as np
 from frcnn_jax import boxes as box_ops
 from frcnn_jax.datasets import stop
 from frcnn_jax.errors import InputError
-from frcnn_jax.files import write_whole
+from frcnn_jax.files import read_npz, write_whole
 from frcnn_jax.mat_files import read_mat
 
 Entries = Iterator[tuple[str, np.ndarray]]
@@ -219,14 +218,6 @@ def _read_shard(path: Path) -> Entries:
     yield from zip(map(str, image_ids), (boxes[a:b] for a, b in pairwise(offsets)), strict=True)
 
 
-def _read_npz(path: Path) -> Entries:
-    with open(path, "rb") as file:
-        if not zipfile.is_zipfile(file):
-            raise InputError("cut short or not a .npz")
-    with np.load(path, allow_pickle=False) as arrays:
-        yield from arrays.items()
-
-
 def _read_mat(path: Path) -> Entries:
     content = read_mat(path)
     if "boxes" not in content:
@@ -348,7 +339,7 @@ def _inclusive(boxes: np.ndarray, mode: int) -> np.ndarray:
 
 _READERS: dict[str, Callable[[Path], Entries]] = {
     ".proposals": _read_shard,
-    ".npz": _read_npz,
+    ".npz": lambda path: iter(read_npz(path).items()),
     ".mat": _read_mat,
     ".pkl": _read_pkl,
 }

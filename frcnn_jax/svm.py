@@ -3,7 +3,6 @@
 Shape letters: K foreground classes, C features of fc7, R RoIs of an image.
 """
 
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from frcnn_jax import boxes as box_ops
 from frcnn_jax.datasets import Record
 from frcnn_jax.errors import InputError
-from frcnn_jax.files import write_whole
+from frcnn_jax.files import read_npz, write_whole
 from frcnn_jax.models import FastRCNN
 from frcnn_jax.pipeline import Sizes, TestBatches, prefetch
 
@@ -110,13 +109,12 @@ class HardNegativeSVMs:
     def load(cls, path: Path, *, seed: int = 0) -> tuple["HardNegativeSVMs", dict[str, np.ndarray]]:
         """What `save` wrote, and what went with it. InputError for another file."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
+            arrays = read_npz(path)
             classes = range(len(arrays["biases"]))
             svms = cls([arrays.pop(f"positives_{k}") for k in classes], seed=seed)
             svms.negatives = [arrays.pop(f"negatives_{k}") for k in classes]
             svms.added, svms.weights, svms.biases = (arrays.pop(name) for name in ("added", "weights", "biases"))
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{path}: not a state of SVM training ({error}); remove it to begin anew") from None
         return svms, arrays
 

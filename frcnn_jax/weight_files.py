@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from frcnn_jax.errors import InputError
-from frcnn_jax.files import write_whole
+from frcnn_jax.files import read_npz, write_whole
 
 Arrays = dict[str, np.ndarray]
 
@@ -85,11 +85,6 @@ def _package(name: str) -> Any:
     except ImportError:
         package = name.split(".")[0].replace("google", "protobuf")
         raise InputError(f"this file needs the package {package}: pip install 'frcnn_jax[weights]'") from None
-
-
-def _read_npz(path: Path) -> Arrays:
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
 
 
 def _read_safetensors(path: Path) -> Arrays:
@@ -264,7 +259,7 @@ def _read_caffemodel(path: Path) -> Arrays:
 
 
 _READERS: dict[str, Callable[[Path], Arrays]] = {
-    ".npz": _read_npz,
+    ".npz": read_npz,
     ".safetensors": _read_safetensors,
     ".caffemodel": _read_caffemodel,
     ".pth": _read_pth,

@@ -232,6 +232,9 @@ def test_files_that_are_no_weights(tmp_path):
         with pytest.raises(InputError, match=f"{path.name}: ") as error:
             read_weights(path)
         assert "\n" not in str(error.value)
+        assert "allow_pickle" not in str(error.value)
+    with pytest.raises(InputError, match=r"object\.npz: .*\(an array in it is broken, or of Python objects"):
+        read_weights(tmp_path / "object.npz")
     with pytest.raises(InputError, match="no such weights file"):
         read_weights(tmp_path / "none.npz")
 
