@@ -36,7 +36,7 @@ def run(bench_gpu):
 def test_every_kind_is_checked_timed_and_set_beside_its_floors(bench_gpu, capsys):
     run(bench_gpu)
     printed = capsys.readouterr().out
-    assert "RoI pooling: the CPU's bits" in printed
+    assert "RoI pooling as the CPU's, suppression as the CPU's" in printed
     for kind in ("float32", "tf32", "bfloat16"):
         of_kind = re.split(r"\n(?=\w)", printed.split(f"\n{kind}: ")[1])[0]
         assert re.search(r"from the CPU's float32: outputs \S+, loss \S+, momentum \S+", of_kind)
@@ -56,6 +56,20 @@ def test_distance_is_that_of_the_worst_array(bench_gpu):
     expected = {"a": np.array([3.0, 4.0]), "b": np.array([1.0])}
     assert bench_gpu.distance({"a": np.array([3.0, 4.5]), "b": np.array([0.8])}, expected) == pytest.approx(0.2)
     assert bench_gpu.distance(expected, expected) == 0
+    assert np.isnan(bench_gpu.distance({"a": np.array([3.0, np.nan]), "b": np.array([1.0])}, expected))
+
+
+def test_a_wrong_roi_pool_is_named(bench_gpu, monkeypatch):
+    network, rng = get_network("tiny"), np.random.default_rng(0)
+    batch = bench_gpu.prepare_test(
+        draw_scene(0, "val", 1).image, np.array([[5, 5, 90, 70]], np.float32), sizes=[Sizes(48, 64)], spatial_scale=None
+    )
+    outputs = [rng.normal(size=(1, batch["rois"].shape[1], *shape)).astype(np.float32) for shape in ((21,), (21, 4))]
+    original = bench_gpu.roi_pool
+    pools = iter([original, lambda *args, **options: original(*args, **options) + 1])
+    monkeypatch.setattr(bench_gpu, "roi_pool", lambda *args, **options: next(pools)(*args, **options))
+    expected = bench_gpu.Outcome(outputs, None, None)
+    assert bench_gpu.compare_exact_parts(network, batch, expected, jax.devices("cpu")[0]) == ["RoI pooling"]
 
 
 @pytest.mark.slow
