@@ -19,4 +19,5 @@ def get_config() -> ConfigDict:
     config.steps = 2000
     config.learning_rate_drops = (1500,)
     config.checkpoint_every = 500
+    config.candidates_per_class = 300  # the paper's code has 100
     return config
