@@ -10,14 +10,17 @@ later.
 
 import argparse
 import contextlib
+import hashlib
 import io
 import json
 import math
 import os
+import socket
 import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental.multihost_utils import sync_global_devices
+from jax.experimental.multihost_utils import process_allgather, sync_global_devices
 from tqdm import tqdm
 
 from frcnn_jax import checkpoint
@@ -407,8 +410,13 @@ def _join_processes(args: argparse.Namespace) -> None:
     """`jax.distributed.initialize`. Where not all come in time, one line and exit code 1: jax would abort.
 
     Raises:
-        InputError: jax finds no cluster.
+        InputError: jax finds no cluster, or the coordinator's port is in use.
     """
+    if args.process_id == 0:  # a port in use crashes jax
+        try:
+            socket.create_server(("", int(args.coordinator.rsplit(":", 1)[1]))).close()
+        except OSError as error:
+            raise InputError(f"--coordinator {args.coordinator}: its port can't be used ({error})") from None
     where = f"at {args.coordinator}" if args.coordinator else "at the coordinator that jax found"
 
     def give_up() -> None:
@@ -423,9 +431,21 @@ def _join_processes(args: argparse.Namespace) -> None:
             args.coordinator, args.num_processes, args.process_id, initialization_timeout=args.timeout + 60
         )
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"jax can't join the processes: {error}; without --distributed, name --coordinator") from None
+        raise InputError(f"jax can't join the processes: {error}") from None
     finally:
         timer.cancel()
+
+
+def _check_processes(config: Mapping[str, Any]) -> None:
+    """InputError, in all processes, unless all have the same config and as many devices: they would train apart."""
+    devices = Counter(device.process_index for device in jax.devices())
+    for process, count in devices.items():
+        if count != devices[0]:
+            raise InputError(f"process {process} has {count} devices, process 0 has {devices[0]}; all need as many")
+    own = np.frombuffer(hashlib.sha256(json.dumps(config, sort_keys=True).encode()).digest(), np.uint8)
+    every = np.reshape(process_allgather(own), (-1, len(own)))
+    if (differ := (every != every[0]).any(axis=1)).any():
+        raise InputError(f"process {differ.argmax()} was given another config than process 0")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -433,6 +453,7 @@ def main(argv: Sequence[str]) -> None:
     config, args = load_config(argv)
     if args.distributed or args.coordinator:
         _join_processes(args)
+        _check_processes(config)
     train_and_evaluate(config, args.workdir)
 
 

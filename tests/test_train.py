@@ -166,6 +166,46 @@ def test_no_cluster_is_said(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_port_in_use_is_said(tmp_path):
+    with socket.create_server(("", 0)) as other:
+        address = f"localhost:{other.getsockname()[1]}"
+        many = ["--coordinator", address, "--num-processes", "2", "--process-id", "0", "--timeout", "2"]
+        command = [sys.executable, "-m", "frcnn_jax.train", "--workdir", str(tmp_path / "w"), *many]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: --coordinator {address}: its port can't be used (")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("devices", "rates", "message"),
+    [
+        ((1, 1), (0.01, 0.001), "error: process 1 was given another config than process 0"),
+        ((1, 3), (0.01, 0.01), "error: process 1 has 3 devices, process 0 has 1; all need as many"),
+    ],
+)
+def test_processes_that_would_train_apart_all_say_so(devices, rates, message, tmp_path):
+    many = ["--coordinator", f"localhost:{free_port()}", "--num-processes", "2", "--timeout", "100"]
+    command = [sys.executable, "-m", "frcnn_jax.train", "--workdir", str(tmp_path / "w"), *many]
+    running = [
+        subprocess.Popen(
+            [*command, "--process-id", str(i), f"--config.learning_rate={rates[i]}"],
+            cwd=ROOT,
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices[i])},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    for process in running:
+        _, error = process.communicate(timeout=200)
+        assert process.returncode == 1
+        assert message in error.splitlines()
+        assert "Traceback" not in error
+    assert not (tmp_path / "w").exists()
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one(finished, tmp_path):
     """Two with two devices each against one with four: 20 steps, evaluation half-way and at the end, one writer."""
