@@ -1,7 +1,8 @@
 """Checkpoints, through orbax: W/checkpoints/<step>/{model,optimizer}, whole or not at all, while training goes on.
 
 Beside each, <step>.json holds the SHA-256 of its files, so that one that was altered later is found out; then the one
-before it is taken. A step without that file (killed just before it was written) is taken if orbax can restore it.
+before it is taken. A step without that file (killed just before it was written) is taken if orbax can restore it, and
+gets it when training goes on.
 """
 
 import contextlib
@@ -28,13 +29,6 @@ from frcnn_jax.errors import InputError
 
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax reports each save at length, and what it raises as well
-_ORBAX_ERRORS = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    RuntimeError,
-)  # of a disk or files that are not as they should
 
 
 def _folder(workdir: Path) -> Path:
@@ -203,16 +197,17 @@ def find_damage(path: Path, items: Collection[str]) -> str | None:
     no manifest."""
     try:
         digests = json.loads(_manifest(path).read_text())
-        for name, digest in digests.items():
-            if name.split("/")[0] not in items:
-                continue
+        by_item = {item: [name for name in digests if name.startswith(f"{item}/")] for item in items}
+        if not all(by_item.values()):
+            raise ValueError("an item without digests")
+        for name in (name for names in by_item.values() for name in names):
             if not (path / name).is_file():
                 return f"{name} is missing"
-            if _digest(path / name) != digest:
+            if _digest(path / name) != digests[name]:
                 return f"{name} is not as it was written"
     except FileNotFoundError:
         return None
-    except (ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError):
         return f"its digests in {_manifest(path).name} are not readable"
     return None
 
@@ -224,12 +219,31 @@ class DamagedError(InputError):
     """A checkpoint is not as it was written."""
 
 
+def _misfit(metadata: Any, target: Any) -> str | None:
+    """The first array that orbax's metadata of an item and a pytree do not have alike; None where there is none."""
+    stored = {leaf.name: leaf.shape for leaf in jax.tree.leaves(metadata.item_metadata.tree)}
+    asked = {name: leaf.shape for name, leaf in ocp.tree.to_flat_dict(target, sep=".").items()}
+    for name in sorted(stored | asked):
+        if name not in stored:
+            return f"{name} is not in it"
+        if name not in asked:
+            return f"{name} is in it"
+        if stored[name] != asked[name]:
+            return f"{name} is {stored[name]} and not {asked[name]}"
+    return None
+
+
 def _restore_step(path: Path, targets: Mapping[str, Any]) -> dict[str, Any]:
     if damage := find_damage(path, targets):
         raise DamagedError(f"{path}: {damage}")
     try:
         with ocp.StandardCheckpointer(multiprocessing_options=_this_process()) as checkpointer:
+            for name, target in targets.items():
+                if differs := _misfit(checkpointer.metadata(path / name), target):
+                    raise InputError(f"{path}: of another network or number of classes: {differs}")
             return {name: checkpointer.restore(path / name, target) for name, target in targets.items()}
+    except InputError:
+        raise
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         kind = InputError if _manifest(path).exists() else DamagedError
@@ -260,15 +274,17 @@ def restore(workdir: Path, step: int | None = None, **targets: Any) -> tuple[dic
     raise InputError(f"{folder}: none of the checkpoints {steps} is whole")
 
 
-def set_aside(workdir: Path, newer_than: int) -> None:
-    """Renames the checkpoints after a step to <step>.damaged, so that these steps can be saved again."""
-    for step in saved_steps(workdir) if jax.process_index() == 0 else ():
-        if step > newer_than:
-            path = _folder(workdir) / str(step)
-            shutil.rmtree(aside := path.with_name(f"{step}.damaged"), ignore_errors=True)
-            path.rename(aside)
-            _manifest(path).unlink(missing_ok=True)
-            print(f"{path} is now {aside.name}", file=sys.stderr)
+def go_on_from(workdir: Path, step: int) -> None:
+    """Renames the checkpoints after a step to <step>.damaged, so that these steps can be saved again, and writes the
+    step's digests where a kill came before them."""
+    for newer in (s for s in saved_steps(workdir) if s > step):
+        path = _folder(workdir) / str(newer)
+        shutil.rmtree(aside := path.with_name(f"{newer}.damaged"), ignore_errors=True)
+        path.rename(aside)
+        _manifest(path).unlink(missing_ok=True)
+        print(f"{path} is now {aside.name}", file=sys.stderr)
+    if not _manifest(path := _folder(workdir) / str(step)).exists():
+        write_manifest(path)
 
 
 def load_model(workdir: Path, model: Any, step: int | None = None) -> tuple[Any, int]:

@@ -1,7 +1,6 @@
 """What a run logs: metrics.jsonl and TensorBoard event files, written at once: a kill loses no value, and a full disk
 is an error here."""
 
-import contextlib
 import json
 import struct
 import time
@@ -13,6 +12,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 
+from frcnn_jax.errors import InputError
 from frcnn_jax.files import write_text
 
 
@@ -51,11 +51,20 @@ class RunLog:
         self._events.close()
 
 
-def read_metrics(workdir: Path) -> list[dict[str, float]]:
-    """The whole rows of metrics.jsonl."""
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, but for a last one that a kill cut short: it has no line end.
+
+    Raises:
+        InputError: another line is no row.
+    """
     path = workdir / "metrics.jsonl"
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        with contextlib.suppress(json.JSONDecodeError):  # a last line cut short by a kill
-            rows.append(json.loads(line))
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.is_file() else (), 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row["step"], int):
+                raise TypeError
+        except (ValueError, TypeError, KeyError):
+            raise InputError(f"{path}: line {number} is no row of metrics: {line[:40]!r}; remove it") from None
+        rows.append(row)
     return rows

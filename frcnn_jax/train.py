@@ -144,7 +144,8 @@ def _train_and_score(
 
     if checkpoint.saved_steps(workdir):
         restored, last = checkpoint.restore(workdir, model=state.variables, optimizer=state.opt_state)
-        checkpoint.set_aside(workdir, newer_than=last)
+        if jax.process_index() == 0:
+            checkpoint.go_on_from(workdir, last)
         state = create_state(restored["model"], frozen, optimizer)
         state = state.replace(step=jnp.int32(last), opt_state=restored["optimizer"])
         print(f"{workdir}: goes on from step {last}")

@@ -11,13 +11,13 @@ import pytest
 
 from frcnn_jax.checkpoint import (
     KeepPolicy,
+    go_on_from,
     load_model,
     lock_workdir,
     open_checkpoints,
     restore,
     save,
     saved_steps,
-    set_aside,
 )
 from frcnn_jax.errors import InputError
 
@@ -76,10 +76,23 @@ def test_what_is_not_there(tmp_path):
     with pytest.raises(InputError, match="no checkpoint yet; train first"):
         load_model(tmp_path, tree(0.0))
     save_steps(tmp_path, 4)
-    with pytest.raises(InputError, match="4: not a whole checkpoint of this network"):
-        load_model(tmp_path, {"other": jnp.zeros(3)})
     with pytest.raises(InputError, match=r"no checkpoint of step 5; there are \[4\]"):
         load_model(tmp_path, tree(0.0), 5)
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        ({**tree(0.0), "b": jnp.arange(4)}, r"b is \(3,\) and not \(4,\)"),
+        ({**tree(0.0), "c": jnp.arange(4)}, "c is not in it"),
+        ({"b": jnp.arange(3)}, r"a\.kernel is in it"),
+    ],
+)
+def test_another_network_is_no_damage(tmp_path, model, text):
+    save_steps(tmp_path, 4, 8)
+    (tmp_path / "checkpoints" / "8.json").unlink()
+    with pytest.raises(InputError, match=f"8: of another network or number of classes: {text}$"):
+        load_model(tmp_path, model)
 
 
 def test_which_are_kept():
@@ -133,10 +146,14 @@ def test_a_damaged_one_is_named_and_the_one_before_is_taken(tmp_path, capsys, da
         load_model(tmp_path, tree(0.0), 8)
 
 
-def test_unreadable_digests_are_damage(tmp_path, capsys):
+@pytest.mark.parametrize("text", ['{"model/_METADATA": "', "{}", "[]", "3", '{"optimizer/a": "0"}', "a folder"])
+def test_unreadable_digests_are_damage(tmp_path, capsys, text):
     save_steps(tmp_path, 4, 8)
-    truncate(tmp_path / "checkpoints" / "8.json")
-    (tmp_path / "checkpoints" / "8.json").write_text('{"model/_METADATA": "')
+    (tmp_path / "checkpoints" / "8.json").unlink()
+    if text == "a folder":
+        (tmp_path / "checkpoints" / "8.json").mkdir()
+    else:
+        (tmp_path / "checkpoints" / "8.json").write_text(text)
     assert load_model(tmp_path, tree(0.0))[1] == 4
     assert "checkpoints/8: its digests in 8.json are not readable" in capsys.readouterr().err
 
@@ -151,8 +168,12 @@ def test_a_damaged_optimizer_matters_to_training_alone(tmp_path):
 def test_without_digests_orbax_decides(tmp_path, capsys):
     """As when the kill came just before they were written."""
     save_steps(tmp_path, 4, 8)
+    digests = (tmp_path / "checkpoints" / "8.json").read_text()
     (tmp_path / "checkpoints" / "8.json").unlink()
     assert load_model(tmp_path, tree(0.0))[1] == 8
+    go_on_from(tmp_path, 8)
+    assert (tmp_path / "checkpoints" / "8.json").read_text() == digests
+    (tmp_path / "checkpoints" / "8.json").unlink()
     truncate(largest_file(tmp_path / "checkpoints" / "8" / "model" / "d"))
     assert load_model(tmp_path, tree(0.0))[1] == 4
     assert "checkpoints/8: not a whole checkpoint of this network (" in capsys.readouterr().err
@@ -170,7 +191,7 @@ def test_steps_set_aside_can_be_saved_again(tmp_path, capsys):
     save_steps(tmp_path, 4, 8)
     for _ in range(2):  # an earlier 8.damaged gives way
         alter(largest_file(tmp_path / "checkpoints" / "8" / "model"))
-        set_aside(tmp_path, newer_than=4)
+        go_on_from(tmp_path, 4)
         assert "checkpoints/8 is now 8.damaged\n" in capsys.readouterr().err
         assert saved_steps(tmp_path) == [4]
         save_steps(tmp_path, 8)

@@ -4,6 +4,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
+from frcnn_jax.errors import InputError
 from frcnn_jax.logs import RunLog, read_metrics
 
 
@@ -41,6 +42,13 @@ def test_a_row_that_was_cut_short_is_left_out(tmp_path):
     with RunLog(tmp_path, 5) as log:
         log.add(6, {"loss": 1})
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 6]
+
+
+@pytest.mark.parametrize("line", [b"3", b"{}", b'{"step": "1"}', b'{"step": 1, "lo', b'{"step": 1, "a": "\xff"}', b""])
+def test_a_line_that_is_no_row_is_named(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2}\n' + line + b'\n{"step": 2, "lo')
+    with pytest.raises(InputError, match=r"metrics\.jsonl: line 2 is no row of metrics: b'.*'; remove it"):
+        read_metrics(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["_rows", "_events"])
