@@ -1,6 +1,7 @@
 """The exceptions for a user's mistake and for a signal, and the edge where they become one clear line."""
 
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +18,8 @@ class Interrupted(KeyboardInterrupt):
 
 
 def run_main(main: Callable[[Sequence[str]], Any]) -> None:
-    """Runs a command line; a user's mistake or a failing disk is one line and exit code 1, `Interrupted` 75."""
+    """Runs a command line; a user's mistake, a failing disk or a jax without devices is one line and exit code 1,
+    `Interrupted` 75."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files may be no UTF-8
     try:
@@ -28,3 +30,22 @@ def run_main(main: Callable[[Sequence[str]], Any]) -> None:
     except KeyboardInterrupt as interrupt:
         print(f"interrupted{': ' if str(interrupt) else ''}{interrupt}", file=sys.stderr)
         sys.exit(GO_ON_LATER if isinstance(interrupt, Interrupted) else 1)
+    except Exception:
+        if not (reason := _no_devices()):
+            raise
+        print(f"error: {reason}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _no_devices() -> str | None:
+    """Why jax can't be used on this machine; None where it can."""
+    if "jax" not in sys.modules:
+        return None
+    try:
+        sys.modules["jax"].devices()
+    except Exception as error:  # an assertion without text, too
+        given = [
+            f"{name}={os.environ[name]}" for name in ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES") if name in os.environ
+        ]
+        return ": ".join(filter(None, ["jax finds no device", ", ".join(given), " ".join(str(error).split())]))
+    return None

@@ -19,6 +19,7 @@ import numpy as np
 from frcnn_jax import boxes as box_ops
 from frcnn_jax.datasets import Record
 from frcnn_jax.sampling import assign, sample
+from frcnn_jax.workers import end_with_parent
 
 PIXEL_MEANS = np.array([102.9801, 115.9465, 122.7717], np.float32)  # BGR
 ROI_MULTIPLE = 512  # at test, RoIs are padded to a multiple of this
@@ -219,7 +220,8 @@ def prefetch(batches: RandomAccess, start: int = 0, *, stride: int = 1, threads:
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
-        ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4))
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
+        ahead = ahead.mp_prefetch(options, lambda *_: end_with_parent())
     return iter(ahead)
 
 

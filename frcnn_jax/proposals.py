@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import write_whole
+from frcnn_jax.workers import end_with_parent
 
 MODES = ("fast", "quality")
 _RAND = threading.Lock()  # C rand() has one state a process, and a cluster's worker may run several threads
@@ -166,18 +167,7 @@ def _say_other_versions(cache_dir: Path, mode: str, max_boxes: int) -> None:
 
 
 def _process_pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent)
-
-
-def _end_with_parent() -> None:
-    """A worker of a pool does not notice by itself that its parent was killed."""
-
-    def watch() -> None:
-        if parent := multiprocessing.parent_process():
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent)
 
 
 def _run_bounded(

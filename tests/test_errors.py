@@ -1,8 +1,14 @@
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from frcnn_jax.errors import InputError, Interrupted, run_main
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
@@ -27,6 +33,19 @@ def test_a_mistake_is_one_line_and_not_zero(error, text, code, capsys):
 def test_names_that_are_no_utf8_are_printed(capsys):
     run_main(lambda argv: print("a\udcff.xml"))
     assert capsys.readouterr().out == "a\\udcff.xml\n"
+
+
+@pytest.mark.parametrize("given", ["JAX_PLATFORMS=cuda", "JAX_PLATFORMS=none", "JAX_NUM_CPU_DEVICES=0"])
+def test_a_device_that_is_not_there_is_one_line(given):
+    code = "import jax; from frcnn_jax.errors import run_main; run_main(lambda argv: jax.numpy.zeros(3))"
+    name, value = given.split("=")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), name: value}
+    run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    if run.returncode == 0 and value != "none":
+        pytest.skip("it is there")
+    assert run.returncode == 1
+    assert re.fullmatch(f"error: jax finds no device: .*{given}.*", run.stderr.splitlines()[-1])
+    assert "Traceback" not in run.stderr
 
 
 def test_a_bug_keeps_its_traceback():

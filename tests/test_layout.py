@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "frcnn_jax"
 LAYERS = [
     {"errors"},
-    {"files"},
+    {"files", "workers"},
     {
         "config",
         "boxes",
