@@ -169,7 +169,11 @@ def check_config(config: Mapping[str, Any]) -> None:
         ("learning_rate", math.isfinite(config["learning_rate"]), "finite"),
         ("keep_best", config["eval_every"] or not config["keep_best"], "0 where eval_every is 0"),
         ("max_size", config["max_size"] >= config["min_size"], "at least min_size"),
-        ("rois_per_batch", config["rois_per_batch"] >= config["images_per_batch"], "at least images_per_batch"),
+        (
+            "rois_per_batch",
+            config["rois_per_batch"] % max(config["images_per_batch"], 1) == 0,
+            f"a multiple of images_per_batch, {config['images_per_batch']}",
+        ),
         ("candidates_per_class", config["candidates_per_class"] <= MOST_CANDIDATES, f"at most {MOST_CANDIDATES}"),
         (
             "learning_rate_drops",
@@ -275,6 +279,8 @@ def load_config(argv: Sequence[str]) -> tuple[dict[str, Any], argparse.Namespace
     address = re.fullmatch(r".+:(\d{1,5})", args.coordinator or "host:1")
     if not address or not 0 < int(address[1]) < 2**16:
         raise InputError(f"--coordinator must be HOST:PORT, a port from 1 to 65535, got {args.coordinator!r}")
+    if args.coordinator and args.num_processes < 1:
+        raise InputError(f"--num-processes must be at least 1, got {args.num_processes}")
     if args.coordinator and not 0 <= args.process_id < args.num_processes:
         raise InputError(f"--process-id must be from 0 to {args.num_processes - 1}, got {args.process_id}")
     if args.timeout < 1:

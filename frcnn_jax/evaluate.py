@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental.multihost_utils import process_allgather
 from PIL.Image import Image
 from tqdm import tqdm
 
@@ -27,6 +26,7 @@ from frcnn_jax.metrics import (
 )
 from frcnn_jax.models import FastRCNN
 from frcnn_jax.pipeline import TestBatches, prefetch
+from frcnn_jax.processes import from_all
 from frcnn_jax.splits import read_split, with_proposals
 from frcnn_jax.visualize import draw_boxes, plot_precision_recall, side_by_side
 
@@ -83,13 +83,10 @@ def predict_split(
 
 def _from_all_processes(rows: np.ndarray) -> np.ndarray:
     """The `(D, 7)` float64 rows of all processes, by image."""
-    if jax.process_count() == 1:
-        return rows
-    counts = process_allgather(np.array([len(rows)]))
+    counts = from_all(len(rows))
     padded = np.zeros((counts.max(), 7), np.float32)  # exact: they were float32 or small integers
     padded[: len(rows)] = rows
-    gathered = process_allgather(padded)
-    rows = np.concatenate([own[: int(count)] for own, count in zip(gathered, counts.ravel(), strict=True)])
+    rows = np.concatenate([own[:count] for own, count in zip(from_all(padded), counts, strict=True)])
     return rows[np.argsort(rows[:, 1], kind="stable")].astype(np.float64)
 
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import export
 
 from frcnn_jax.config import check_config, evaluation_overrides
+from frcnn_jax.datasets import MAX_PIXELS
 from frcnn_jax.detect import image_sizes, load_variables, make_predict_step, read_config
 from frcnn_jax.errors import InputError, run_main
 from frcnn_jax.files import check_file, write_whole
@@ -29,6 +30,7 @@ INPUTS = ("image", "image_size", "rois", "roi_mask", "scale", "original_size")
 OUTPUTS = ("boxes", "scores", "valid")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 SMALLEST_CANVAS = 32  # from which on every network's map has a cell
+MOST_ROIS = 1_000_000  # an image
 
 
 def export_detector(
@@ -58,11 +60,15 @@ def export_detector(
         raise InputError(f"{workdir}: detects at the scales {config['scales']}; a program of one canvas can't")
     (sizes,) = image_sizes(config)
     rows, columns = canvas or sizes.canvas(sizes.shorter, sizes.longer)
-    if min(rows, columns) < SMALLEST_CANVAS:
-        raise InputError(f"canvas must be {SMALLEST_CANVAS} rows and columns or more, got {rows} and {columns}")
+    if min(rows, columns) < SMALLEST_CANVAS or rows * columns > MAX_PIXELS:
+        raise InputError(
+            f"canvas must be {SMALLEST_CANVAS} rows and columns or more, and at most {MAX_PIXELS} pixels, "
+            f"got {rows} and {columns}"
+        )
     rois = math.ceil(config["max_proposals"] / ROI_MULTIPLE) * ROI_MULTIPLE if rois is None else rois
-    if rois < config["candidates_per_class"]:
-        raise InputError(f"rois must be at least the {config['candidates_per_class']} candidates a class, got {rois}")
+    if not config["candidates_per_class"] <= rois <= MOST_ROIS:
+        least = f"the {config['candidates_per_class']} candidates a class"
+        raise InputError(f"rois must be at least {least} and at most {MOST_ROIS}, got {rois}")
     if unknown := set(platforms or ()) - set(PLATFORMS):
         raise InputError(f"platforms must be of {', '.join(PLATFORMS)}, got {', '.join(sorted(unknown))}")
     model, variables, _ = load_variables(workdir, config, step)

@@ -4,10 +4,6 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 
-import jax
-import numpy as np
-from jax.experimental.multihost_utils import process_allgather
-
 from frcnn_jax.errors import Interrupted
 
 
@@ -17,13 +13,6 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     came: list[int] = []
     with _on_signals(came.append):
         yield lambda: bool(came)
-
-
-def agreed(stopped: Callable[[], bool], step: int, every: int) -> bool:
-    """Whether to stop after a step; of several processes all do, at a multiple of `every`, if one is told to."""
-    if jax.process_count() == 1:
-        return stopped()
-    return step % every == 0 and bool(process_allgather(np.array([stopped()])).any())
 
 
 @contextlib.contextmanager

@@ -9,12 +9,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental.multihost_utils import sync_global_devices
 
 from frcnn_jax.coco import read_coco
 from frcnn_jax.datasets import VOC_CLASSES, Dataset, Record, read_voc, read_xml_folder, stop, without_difficult
 from frcnn_jax.errors import InputError
 from frcnn_jax.metrics import ProposalRecall, proposal_recall
+from frcnn_jax.processes import all_or_none
 from frcnn_jax.proposal_files import read_proposals
 from frcnn_jax.proposals import make_proposals
 from frcnn_jax.synthetic import read_synthetic
@@ -117,8 +117,8 @@ def with_proposals(
         )
         if jax.process_count() > 1:  # each process fills the cache with its share
             share = sorted(images)[jax.process_index() :: jax.process_count()]
-            search({image_id: images[image_id] for image_id in share}, on_problem=lambda problem: None)
-            sync_global_devices("proposals")
+            with all_or_none():
+                search({image_id: images[image_id] for image_id in share}, on_problem=lambda problem: None)
         proposals = search(images, on_problem=on_problem)
     _say_skipped("images and proposals", problems)
     records = [record for record in records if record.image_id in proposals]

@@ -8,19 +8,13 @@ the last whole checkpoint, to the same bits as without the break. Ctrl-C or SIGT
 later.
 """
 
-import argparse
 import contextlib
-import hashlib
 import io
 import json
 import math
-import os
-import socket
 import sys
 import tempfile
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental.multihost_utils import process_allgather, sync_global_devices
+from jax.experimental.multihost_utils import sync_global_devices
 from tqdm import tqdm
 
 from frcnn_jax import checkpoint
@@ -47,8 +41,17 @@ from frcnn_jax.files import write_json
 from frcnn_jax.logs import RunLog, read_metrics
 from frcnn_jax.models import FastRCNN
 from frcnn_jax.pipeline import TrainingBatches, prefetch
+from frcnn_jax.processes import (
+    all_or_none,
+    any_stopped,
+    check_alike,
+    check_shared,
+    join_processes,
+    leave_together,
+    losses_said,
+)
 from frcnn_jax.sampling import assign, target_statistics
-from frcnn_jax.signals import agreed, signals_raise, stop_signals
+from frcnn_jax.signals import signals_raise, stop_signals
 from frcnn_jax.solver import Recipe, caffe_sgd, step_schedule
 from frcnn_jax.splits import read_split, with_proposals
 from frcnn_jax.step import TrainState, create_state, make_train_step, replicate
@@ -66,12 +69,28 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
         Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     began = time.perf_counter()
-    config = resume_config(config, workdir)
-    if results := read_results(workdir):
-        print(_finished(workdir, results))
-        return results
+    with signals_raise(f"the same command goes on from what {workdir} holds"), contextlib.ExitStack() as held:
+        with all_or_none():
+            config = resume_config(config, workdir)
+            if results := read_results(workdir):
+                print(_finished(workdir, results))
+                return results
+            # what is wrong with any of it is said before the long work begins, and nothing is written
+            config, train_set = _checked(config)
+            model = make_model(config, len(train_set.class_names))
+            key = jax.random.key(config["seed"])
+            variables = initial_variables(model, key, config["weights"])
+            workdir.mkdir(parents=True, exist_ok=True)
+            held.enter_context(checkpoint.lock_workdir(workdir))
+        check_shared(workdir)
+        out = held.enter_context(_folder_to_write(workdir))
+        results = _train_and_score(config, workdir, out, model, train_set, variables, key)
+        print(f"{_finished(workdir, results)}, {time.perf_counter() - began:.0f} s; see {workdir}/pictures")
+    return results
 
-    # what is wrong with any of it is said before the long work begins, and nothing is written
+
+def _checked(config: Mapping[str, Any]) -> tuple[dict[str, Any], Dataset]:
+    """The config with the names of the classes, and the train split. InputError for what can't be trained."""
     network = make_model(config, 1).network
     images, devices = config["images_per_batch"], jax.device_count()
     if images % (devices * config["accumulate"]):
@@ -82,29 +101,18 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
     if network.frozen and not config["weights"]:
         frozen = ", ".join(network.frozen)
         raise InputError(
-            f"{config['network']} keeps {frozen} as they are: give their values with --config.weights=FILE. "
+            f"{config['network']} keeps {frozen} as they are: give their values with --config.weights=FILE."
             + _where(config["network"])
         )
     if config["weights"] and not Path(config["weights"]).exists():
-        raise InputError(f"--config.weights={config['weights']}: no such file. {_where(config['network'])}")
+        raise InputError(f"--config.weights={config['weights']}: no such file.{_where(config['network'])}")
     for path in filter(None, config["proposals"].split("+")):
         if not Path(path).exists():
             raise InputError(f"--config.proposals={config['proposals']}: no such file or folder as {path}")
     train_set = read_split(config, "train")
-    config["class_names"] = list(train_set.class_names)
+    config = {**config, "class_names": list(train_set.class_names)}
     read_split(config, "val")
-    model = make_model(config, len(train_set.class_names))
-    key = jax.random.key(config["seed"])
-    variables = initial_variables(model, key, config["weights"])
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (
-        checkpoint.lock_workdir(workdir),
-        signals_raise(f"the same command goes on from what {workdir} holds"),
-        _folder_to_write(workdir) as out,
-    ):
-        results = _train_and_score(config, workdir, out, model, train_set, variables, key)
-        print(f"{_finished(workdir, results)}, {time.perf_counter() - began:.0f} s; see {workdir}/pictures")
-    return results
+    return config, train_set
 
 
 @contextlib.contextmanager
@@ -128,7 +136,8 @@ def _train_and_score(
 ) -> dict[str, Any]:
     """Reads from `workdir`, writes to `out`."""
     frozen = model.network.frozen
-    batches = _training_batches(config, *with_proposals(config, workdir, train_set))
+    with all_or_none():
+        batches = _training_batches(config, *with_proposals(config, workdir, train_set))
     scorer = _make_scorer(config, workdir, model) if config["eval_every"] else None
     write_json(out / "config.json", config)
 
@@ -181,10 +190,10 @@ def _make_scorer(config: Mapping[str, Any], workdir: Path, model: FastRCNN) -> C
 
 
 def _where(network: str) -> str:
-    return (
-        f"There is {WHERE.get(network, 'no file for this network')}. It is read as it is, or after "
-        "scripts/convert_weights.py; see experiments/README.md"
-    )
+    if network not in WHERE:
+        return ""
+    how = "It is read as it is, or after scripts/convert_weights.py; see experiments/README.md"
+    return f" There is {WHERE[network]}. {how}"
 
 
 def _finished(workdir: Path, results: Mapping[str, Any]) -> str:
@@ -335,7 +344,7 @@ def train(
                 collect(at - 1)
             pending = latest
             bar.update()
-            stop = agreed(stopped, at, config["log_every"])
+            stop = any_stopped(stopped(), at, config["log_every"])
             if at % config["checkpoint_every"] == 0 or at == steps or is_scored(at) or stop:
                 collect(at)
                 pending = None
@@ -407,56 +416,16 @@ def read_results(workdir: Path) -> dict[str, Any] | None:
         raise InputError(f"{path}: not results that frcnn_jax.train wrote; remove it to evaluate again") from None
 
 
-def _join_processes(args: argparse.Namespace) -> None:
-    """`jax.distributed.initialize`. Where not all come in time, one line and exit code 1: jax would abort.
-
-    Raises:
-        InputError: jax finds no cluster, or the coordinator's port is in use.
-    """
-    if args.process_id == 0:  # a port in use crashes jax
-        try:
-            socket.create_server(("", int(args.coordinator.rsplit(":", 1)[1]))).close()
-        except OSError as error:
-            raise InputError(f"--coordinator {args.coordinator}: its port can't be used ({error})") from None
-    where = f"at {args.coordinator}" if args.coordinator else "at the coordinator that jax found"
-
-    def give_up() -> None:
-        print(f"error: not all processes have met {where} within {args.timeout} s", file=sys.stderr, flush=True)
-        os._exit(1)
-
-    timer = threading.Timer(args.timeout, give_up)
-    timer.daemon = True
-    timer.start()
-    try:
-        jax.distributed.initialize(
-            args.coordinator, args.num_processes, args.process_id, initialization_timeout=args.timeout + 60
-        )
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"jax can't join the processes: {error}") from None
-    finally:
-        timer.cancel()
-
-
-def _check_processes(config: Mapping[str, Any]) -> None:
-    """InputError, in all processes, unless all have the same config and as many devices: they would train apart."""
-    devices = Counter(device.process_index for device in jax.devices())
-    for process, count in devices.items():
-        if count != devices[0]:
-            raise InputError(f"process {process} has {count} devices, process 0 has {devices[0]}; all need as many")
-    own = np.frombuffer(hashlib.sha256(json.dumps(config, sort_keys=True).encode()).digest(), np.uint8)
-    every = np.reshape(process_allgather(own), (-1, len(own)))
-    if (differ := (every != every[0]).any(axis=1)).any():
-        raise InputError(f"process {differ.argmax()} was given another config than process 0")
-
-
 def main(argv: Sequence[str]) -> None:
     """The command line."""
     config, args = load_config(argv)
     if args.distributed or args.coordinator:
-        _join_processes(args)
-        _check_processes(config)
-    train_and_evaluate(config, args.workdir)
+        join_processes(args.coordinator, args.num_processes, args.process_id, timeout=args.timeout)
+        check_alike(config, args.workdir)
+    with losses_said():
+        train_and_evaluate(config, args.workdir)
 
 
 if __name__ == "__main__":
-    run_main(main)
+    with leave_together():
+        run_main(main)

@@ -57,7 +57,8 @@ def test_mistakes_in_a_recipe_are_one_line(tmp_path, line, text):
         ({"min_size": 300}, "max_size must be at least min_size"),
         ({"candidates_per_class": 600}, "candidates_per_class must be at most 512"),
         ({"keep_best": 1}, "keep_best must be 0 where eval_every is 0, got 1"),
-        ({"images_per_batch": 200}, "rois_per_batch must be at least images_per_batch"),
+        ({"images_per_batch": 200}, "rois_per_batch must be a multiple of images_per_batch, 200, got 128"),
+        ({"images_per_batch": 3}, "rois_per_batch must be a multiple of images_per_batch, 3, got 128"),
         ({"learning_rate_drops": ("a",)}, "learning_rate_drops must be steps"),
     ],
 )
@@ -123,6 +124,7 @@ def test_mistakes_in_evaluation_overrides(argument, text):
     [
         (("host", "2", "0"), "--coordinator must be HOST:PORT, a port from 1 to 65535, got 'host'"),
         (("host:65536", "2", "0"), "--coordinator must be HOST:PORT, a port from 1 to 65535, got 'host:65536'"),
+        (("host:1234", "0", "0"), "--num-processes must be at least 1, got 0"),
         (("host:1234", "2", "2"), "--process-id must be from 0 to 1, got 2"),
     ],
 )

@@ -98,8 +98,10 @@ def test_options(workdir):
     ("options", "text"),
     [
         (["--config.scales=(144, 192)"], r"detects at the scales \(144, 192\); a program of one canvas can't"),
-        (["--canvas", "16", "200"], "canvas must be 32 rows and columns or more, got 16 and 200"),
-        (["--rois", "99"], "rois must be at least the 100 candidates a class, got 99"),
+        (["--canvas", "16", "200"], r"canvas must be 32 rows and columns or more.*, got 16 and 200"),
+        (["--canvas", "10000000", "10000000"], "at most 100000000 pixels, got 10000000 and 10000000"),
+        (["--rois", "99"], r"rois must be at least the 100 candidates a class.*, got 99"),
+        (["--rois", "1000000000000"], "at most 1000000, got 1000000000000"),
         (["--platforms", "cpu,gpu"], "platforms must be of cpu, cuda, rocm, tpu, got gpu"),
         (["--step", "9"], "no checkpoint of step 9"),
         (["--config.network=vgg16"], "not a field of evaluation"),

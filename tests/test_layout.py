@@ -22,6 +22,7 @@ LAYERS = [
         "compress",
         "logs",
         "signals",
+        "processes",
     },
     {"roi_align", "losses", "solver", "models", "sampling", "metrics", "datasets"},
     {"coco", "tfds_voc", "proposal_files", "comp4"},

@@ -4,7 +4,7 @@ import signal
 import pytest
 
 from frcnn_jax.errors import Interrupted
-from frcnn_jax.signals import agreed, signals_raise, stop_signals
+from frcnn_jax.signals import signals_raise, stop_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -24,8 +24,3 @@ def test_signals_raise_within_those_that_are_noted(number):
             os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)
         assert stopped()
-
-
-def test_one_process_stops_at_any_step():
-    assert agreed(lambda: True, 3, every=20)
-    assert not agreed(lambda: False, 20, every=20)
