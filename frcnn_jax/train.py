@@ -290,14 +290,15 @@ def train(
         rows: list[dict[str, float]] = []
         since, waited = time.perf_counter(), 0.0
 
-        def collect(at: int) -> None:
-            """Takes the metrics of the step that ended at `at`; a step late, so that the device need not wait."""
+        def collect(at: int, *, saves: bool = False) -> None:
+            """Takes the metrics of the step that ended at `at`, a step late where nothing is saved, so that the device
+            need not wait. A checkpoint ends a row, which a break would cut in two."""
             nonlocal since, waited
             assert pending is not None
             rows.append({name: float(value) for name, value in jax.device_get(pending).items()})
             if not math.isfinite(rows[-1]["loss"]):
                 raise InputError(_not_finite(at, saved, workdir))
-            if at % config["log_every"] == 0 or at == steps:
+            if at % config["log_every"] == 0 or saves:
                 now = time.perf_counter()
                 row = {name: float(np.mean([r[name] for r in rows])) for name in rows[0]}
                 row["learning_rate"] = float(schedule(at - 1))
@@ -325,28 +326,29 @@ def train(
         if is_scored(start) and start not in scores:
             evaluate(start)
         profile_from, profile_to = config["profile_steps"] or (0, 0)
-        tracing = False
+        traced = 0  # the first step of the trace that is being taken
         made = prefetch(batches, start, workers=config["data_workers"])
         for at in range(start + 1, steps + 1):
             asked = time.perf_counter()
             batch = next(made)
             waited += time.perf_counter() - asked
             former = pending
-            if profile_from <= at <= profile_to and not tracing:
+            if profile_from <= at <= profile_to and not traced:
                 jax.profiler.start_trace(str(out / "profile"))
-                tracing = True
+                traced = at
             state, latest = step_fn(state, batch, key)
-            if tracing and (at in (profile_to, steps) or stopped()):
+            if traced and (at in (profile_to, steps) or stopped()):
                 jax.block_until_ready(latest)
+                bar.write(f"writing the profile of steps {traced} to {at} to {workdir}/profile")
                 jax.profiler.stop_trace()
-                tracing = False
+                traced = 0
             if former is not None:
                 collect(at - 1)
             pending = latest
             bar.update()
             stop = any_stopped(stopped(), at, config["log_every"])
             if at % config["checkpoint_every"] == 0 or at == steps or is_scored(at) or stop:
-                collect(at)
+                collect(at, saves=True)
                 pending = None
                 save(at, state)
             if stop:

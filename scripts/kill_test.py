@@ -28,7 +28,7 @@ from frcnn_jax.train import read_results
 
 FIELDS = {
     "train_images": 6, "val_images": 2, "workers": 1, "learning_rate": 0.001, "learning_rate_drops": "()",
-    "log_every": 5, "checkpoint_every": 10, "eval_every": 50, "keep_best": 1, "pictures": 1,
+    "log_every": 4, "checkpoint_every": 10, "eval_every": 50, "keep_best": 1, "pictures": 1,
 }  # fmt: skip
 
 

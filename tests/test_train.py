@@ -186,7 +186,7 @@ def test_two_processes_train_as_one(finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_scales_parts_and_worker_processes(finished, tmp_path):
+def test_scales_parts_and_worker_processes(finished, tmp_path, capsys):
     """Trained and tested at several scales, each step in two parts, batches made in a process."""
     options = {"scales": (96, 128), "accumulate": 2, "data_workers": 1, "steps": 12, "learning_rate_drops": (10,)}
     options["profile_steps"] = (5, 6)
@@ -200,6 +200,7 @@ def test_scales_parts_and_worker_processes(finished, tmp_path):
     assert last["data_seconds"] >= 0
     assert last["device_seconds"] > 0
     assert 0.1 < last["memory_gib"] < 100
+    assert f"writing the profile of steps 5 to 6 to {tmp_path}/w/profile\n" in capsys.readouterr().out
     assert list((tmp_path / "w" / "profile").rglob("*.xplane.pb"))
 
 
