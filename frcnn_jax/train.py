@@ -307,7 +307,8 @@ def train(
                 row["device_seconds"] = (now - since - waited) / len(rows)
                 row["memory_gib"] = _peak_memory() / 2**30
                 log.add(at, row)
-                bar.set_postfix(loss=f"{row['loss']:.3f}", rate=f"{row['learning_rate']:g}")
+                shown = {"loss": f"{row['loss']:.3f}", "rate": f"{row['learning_rate']:g}"}
+                bar.set_postfix({**shown, "images/s": f"{row['images_per_second']:.3g}"})
                 rows.clear()
                 since, waited = now, 0.0
 
