@@ -21,7 +21,6 @@ from jax.experimental.multihost_utils import broadcast_one_to_all, process_allga
 
 from frcnn_jax.errors import InputError
 
-GO_ON = "the same commands go on from the last checkpoint"
 PATIENCE = 10  # seconds
 
 
@@ -60,14 +59,16 @@ def leave_together() -> Iterator[None]:
     and then abort."""
     try:
         yield
-    except SystemExit as end:
-        if jax.distributed.is_initialized():
-            sys.stdout.flush()
-            leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
-            leaving.start()
-            leaving.join(PATIENCE)
-            os._exit(end.code if isinstance(end.code, int) else 1)
-        raise
+    except BaseException as end:
+        if not jax.distributed.is_initialized():
+            raise
+        if not isinstance(end, SystemExit):
+            sys.excepthook(type(end), end, end.__traceback__)
+        sys.stdout.flush()
+        leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+        leaving.start()
+        leaving.join(PATIENCE)
+        os._exit(end.code if isinstance(end, SystemExit) and isinstance(end.code, int) else 1)
 
 
 def from_all(value: Any) -> np.ndarray:
@@ -136,7 +137,8 @@ def losses_said() -> Iterator[None]:
     except (ValueError, RuntimeError) as error:  # both, of XLA
         if jax.process_count() == 1 or not re.match("[A-Z_]{5,}: ", str(error)):
             raise
-        raise InputError(f"another process has ended or can't be reached ({error}); {GO_ON}") from None
+        what = f"another process has ended or can't be reached ({error})"
+        raise InputError(f"{what}; the same commands go on from the last checkpoint") from None
 
 
 def any_stopped(stopped: bool, step: int, every: int) -> bool:
