@@ -221,6 +221,8 @@ class DamagedError(InputError):
 
 def _misfit(metadata: Any, target: Any) -> str | None:
     """The first array that orbax's metadata of an item and a pytree do not have alike; None where there is none."""
+    if metadata.item_metadata is None:
+        raise ValueError("it has no metadata")
     stored = {leaf.name: leaf.shape for leaf in jax.tree.leaves(metadata.item_metadata.tree)}
     asked = {name: leaf.shape for name, leaf in ocp.tree.to_flat_dict(target, sep=".").items()}
     for name in sorted(stored | asked):

@@ -1,5 +1,7 @@
 """The exceptions for a user's mistake and for a signal, and the edge where they become one clear line."""
 
+import atexit
+import gc
 import io
 import os
 import sys
@@ -24,17 +26,26 @@ def run_main(main: Callable[[Sequence[str]], Any]) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files may be no UTF-8
     try:
         main(sys.argv[1:])
+        return
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        text, code = f"error: {error}", 1
     except KeyboardInterrupt as interrupt:
-        print(f"interrupted{': ' if str(interrupt) else ''}{interrupt}", file=sys.stderr)
-        sys.exit(GO_ON_LATER if isinstance(interrupt, Interrupted) else 1)
+        text = f"interrupted{': ' if str(interrupt) else ''}{interrupt}"
+        code = GO_ON_LATER if isinstance(interrupt, Interrupted) else 1
+        atexit.register(_end_without_teardown, code)
     except Exception:
         if not (reason := _no_devices()):
             raise
-        print(f"error: {reason}", file=sys.stderr)
-        sys.exit(1)
+        text, code = f"error: {reason}", 1
+    print(text, file=sys.stderr)
+    sys.exit(code)
+
+
+def _end_without_teardown(code: int) -> None:
+    """XLA's crashes while one of its threads still compiles."""
+    gc.collect()  # workers' semaphores are given back
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def _no_devices() -> str | None:

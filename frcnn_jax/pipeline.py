@@ -8,7 +8,7 @@ Shape letters: B images, R RoIs.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
@@ -209,7 +209,9 @@ class RandomAccess(Protocol):
     def __getitem__(self, i: int) -> Batch: ...
 
 
-def prefetch(batches: RandomAccess, start: int = 0, *, stride: int = 1, threads: int = 2, workers: int = 0) -> Iterator:
+def prefetch(
+    batches: RandomAccess, start: int = 0, *, stride: int = 1, threads: int = 2, workers: int = 0
+) -> Generator:
     """The items `start`, `start + stride` and so on of a random-access sequence, in order, made ahead of time in
     `threads`, of this process or of each of `workers` processes. However many there are, the items are the same."""
     import grain
@@ -222,7 +224,11 @@ def prefetch(batches: RandomAccess, start: int = 0, *, stride: int = 1, threads:
             flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
         ahead = ahead.mp_prefetch(options, lambda *_: end_with_parent())
-    return iter(ahead)
+    made = iter(ahead)
+    try:
+        yield from made
+    finally:
+        made.close()
 
 
 @dataclass(frozen=True)

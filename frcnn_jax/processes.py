@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 
-from frcnn_jax.errors import InputError
+from frcnn_jax.errors import InputError, Interrupted
 
 PATIENCE = 10  # seconds
 
@@ -129,7 +129,7 @@ def _not_shared(workdir: Path, differ: np.ndarray) -> str:
 
 @contextlib.contextmanager
 def losses_said() -> Iterator[None]:
-    """Inside, the loss of another process is an InputError."""
+    """Inside, the loss of another process is an interruption."""
     try:
         yield
     except InputError:
@@ -138,7 +138,7 @@ def losses_said() -> Iterator[None]:
         if jax.process_count() == 1 or not re.match("[A-Z_]{5,}: ", str(error)):
             raise
         what = f"another process has ended or can't be reached ({error})"
-        raise InputError(f"{what}; the same commands go on from the last checkpoint") from None
+        raise Interrupted(f"{what}; the same commands go on from the last checkpoint") from None
 
 
 def any_stopped(stopped: bool, step: int, every: int) -> bool:

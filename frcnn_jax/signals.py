@@ -2,7 +2,10 @@
 
 import contextlib
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from frcnn_jax.errors import Interrupted
 
@@ -17,13 +20,26 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def signals_raise(text: str) -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM raise `Interrupted` with this text."""
+    """Inside, SIGINT and SIGTERM raise `Interrupted` with this text; a moment later where Python would drop it, as in a
+    callback of its garbage collection."""
+    hook = sys.unraisablehook
 
     def interrupt(_: int) -> None:
         raise Interrupted(text)
 
-    with _on_signals(interrupt):
-        yield
+    def again(dropped: Any) -> None:
+        if isinstance(dropped.exc_value, Interrupted):
+            main = threading.main_thread().ident
+            threading.Timer(0.05, signal.pthread_kill, [main, signal.SIGTERM]).start()
+        else:
+            hook(dropped)
+
+    sys.unraisablehook = again
+    try:
+        with _on_signals(interrupt):
+            yield
+    finally:
+        sys.unraisablehook = hook
 
 
 @contextlib.contextmanager

@@ -153,6 +153,8 @@ def _train_and_score(
 
     if checkpoint.saved_steps(workdir):
         restored, last = checkpoint.restore(workdir, model=state.variables, optimizer=state.opt_state)
+        if last > len(batches):
+            raise InputError(f"{workdir}: holds a checkpoint of step {last}, its config ends at {len(batches)}")
         if jax.process_index() == 0:
             checkpoint.go_on_from(workdir, last)
         state = create_state(restored["model"], frozen, optimizer)
@@ -169,7 +171,7 @@ def _train_and_score(
         sync_global_devices("the last checkpoint is there")
 
     results = evaluate_workdir(workdir, pictures=out / "pictures").results
-    plot_losses([row for row in read_metrics(out) if "loss" in row], out / "pictures" / "loss.png")
+    plot_losses([row for row in read_metrics(out) if "learning_rate" in row], out / "pictures" / "loss.png")
     if config["eval_every"] and results["step"] not in _logged_maps(out):
         with RunLog(out, results["step"]) as log:
             log.add(results["step"], {"map": results["map"]})
@@ -285,6 +287,7 @@ def train(
         RunLog(out, start) as log,
         tqdm(total=steps, initial=start, desc="train", unit="step", smoothing=0.05, disable=out != workdir) as bar,
         stop_signals() as stopped,
+        contextlib.ExitStack() as left,
     ):
         pending: dict[str, jax.Array] | None = None
         rows: list[dict[str, float]] = []
@@ -328,7 +331,7 @@ def train(
             evaluate(start)
         profile_from, profile_to = config["profile_steps"] or (0, 0)
         traced = 0  # the first step of the trace that is being taken
-        made = prefetch(batches, start, workers=config["data_workers"])
+        made = left.enter_context(contextlib.closing(prefetch(batches, start, workers=config["data_workers"])))
         for at in range(start + 1, steps + 1):
             asked = time.perf_counter()
             batch = next(made)
@@ -338,16 +341,16 @@ def train(
                 jax.profiler.start_trace(str(out / "profile"))
                 traced = at
             state, latest = step_fn(state, batch, key)
-            if traced and (at in (profile_to, steps) or stopped()):
-                jax.block_until_ready(latest)
-                bar.write(f"writing the profile of steps {traced} to {at} to {workdir}/profile")
-                jax.profiler.stop_trace()
-                traced = 0
             if former is not None:
                 collect(at - 1)
             pending = latest
             bar.update()
             stop = any_stopped(stopped(), at, config["log_every"])
+            if traced and (at in (profile_to, steps) or stop):
+                jax.block_until_ready(latest)
+                bar.write(f"writing the profile of steps {traced} to {at} to {workdir}/profile")
+                jax.profiler.stop_trace()
+                traced, profile_to = 0, 0
             if at % config["checkpoint_every"] == 0 or at == steps or is_scored(at) or stop:
                 collect(at, saves=True)
                 pending = None
@@ -414,6 +417,8 @@ def read_results(workdir: Path) -> dict[str, Any] | None:
         return None
     try:
         results = json.loads(path.read_text())
+        if not (isinstance(results["step"], int) and isinstance(results["map"], float | int | None)):
+            raise TypeError
         return {name: results[name] for name in ("map", "step", *results)}
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: not results that frcnn_jax.train wrote; remove it to evaluate again") from None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from frcnn_jax.errors import InputError, Interrupted, run_main
+from frcnn_jax.errors import InputError, run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -16,8 +16,6 @@ ROOT = Path(__file__).resolve().parents[1]
     [
         (InputError("a.xml: broken"), "error: a.xml: broken", 1),
         (OSError(28, "No space left on device", "w/x"), "error: .*No space left on device.*", 1),
-        (Interrupted("step 3 is saved"), "interrupted: step 3 is saved", 75),
-        (KeyboardInterrupt(), "interrupted", 1),
     ],
 )
 def test_a_mistake_is_one_line_and_not_zero(error, text, code, capsys):
@@ -28,6 +26,38 @@ def test_a_mistake_is_one_line_and_not_zero(error, text, code, capsys):
         run_main(main)
     assert exit_info.value.code == code
     assert re.fullmatch(f"{text}\\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "code"),
+    [
+        ("Interrupted('step 3 is saved')", "interrupted: step 3 is saved", 75),
+        ("KeyboardInterrupt", "interrupted", 1),
+    ],
+)
+def test_an_interruption_is_one_line_while_xla_compiles(error, text, code):
+    """In whose teardown it would crash."""
+    program = f"""
+import threading
+import jax, jax.numpy as jnp
+from frcnn_jax.errors import Interrupted, run_main
+
+def slow(x):
+    for i in range(3000):
+        x = jnp.sin(x @ x) + i
+    return x
+
+def main(argv):
+    compiling = jax.jit(slow).lower(jnp.ones((8, 8)))
+    threading.Thread(target=compiling.compile, daemon=True).start()
+    print("said")
+    raise {error}
+
+run_main(main)
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (code, "said\n", f"{text}\n")
 
 
 def test_names_that_are_no_utf8_are_printed(capsys):

@@ -1,5 +1,7 @@
+import gc
 import os
 import signal
+import time
 
 import pytest
 
@@ -24,3 +26,25 @@ def test_signals_raise_within_those_that_are_noted(number):
             os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)
         assert stopped()
+
+
+def test_a_signal_in_the_garbage_collection_is_not_lost():
+    def collecting(phase, _):
+        if phase == "start" and not sent:
+            sent.append(phase)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)  # the handler runs here, where what it raises is dropped
+
+    def collect():
+        with signals_raise("go on later"):
+            gc.collect()
+            time.sleep(10)
+
+    sent = []
+    gc.callbacks.append(collecting)
+    try:
+        with pytest.raises(Interrupted, match="go on later"):
+            collect()
+    finally:
+        gc.callbacks.remove(collecting)
+    assert sent

@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -32,10 +33,41 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
         assert len(workers) >= 2
         assert all(map(runs, workers))
         parent.kill()
+    assert all_end(workers)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads /proc")
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_is_for_the_parent(tmp_path, number):
+    """As a terminal's Ctrl-C or a scheduler's SIGTERM: selective search ends with one line and no worker stays."""
+    command = [sys.executable, "-m", "frcnn_jax.train", "--workdir", str(tmp_path / "w"), "--config.workers=2"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=env, start_new_session=True, stderr=subprocess.PIPE, text=True) as parent:
+        while parent.poll() is None and not list(tmp_path.rglob("*.npy")):
+            time.sleep(0.1)
+        group = [int(path.name) for path in Path("/proc").glob("[0-9]*") if session(path) == parent.pid]
+        os.killpg(parent.pid, number)
+        _, errors = parent.communicate(timeout=60)
+    assert parent.returncode == 75
+    assert errors.splitlines()[-1] == f"interrupted: the same command goes on from what {tmp_path / 'w'} holds"
+    assert "Traceback" not in errors
+    assert len(group) > 2
+    assert all_end(group)
+
+
+def session(path):
+    try:
+        return int((path / "stat").read_text().rsplit(")", 1)[1].split()[3])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def all_end(pids):
     until = time.monotonic() + 20
-    while any(map(runs, workers)) and time.monotonic() < until:
+    while any(map(runs, pids)) and time.monotonic() < until:
         time.sleep(0.1)
-    assert not any(map(runs, workers))
+    return not any(map(runs, pids))
 
 
 def runs(pid):
