@@ -88,7 +88,7 @@ def get_config() -> ConfigDict:
     # Housekeeping
     config.log_every = 20  # steps
     config.profile_steps = ()  # the first and the last step of a trace in W/profile, for TensorBoard, XProf, Perfetto;
-    # on a CPU some 60 MB and 7 s a step: take one or two
+    # one or two on a CPU, where a step takes some 60 MB on disk, 1 GB of memory and 7 s
     config.checkpoint_every = 500  # steps
     config.keep_checkpoints = 2  # the newest ones
     config.keep_best = 0  # and so many with the best mAP of those that were scored

@@ -98,6 +98,13 @@ def _checked(config: Mapping[str, Any]) -> tuple[dict[str, Any], Dataset]:
             f"images_per_batch must be a multiple of the {devices} devices times accumulate, {config['accumulate']}, "
             f"got {images}"
         )
+    if config["profile_steps"] and jax.default_backend() == "cpu":
+        first, last = config["profile_steps"]
+        if last > first + 1:
+            raise InputError(
+                "--config.profile_steps must be one or two steps on a CPU, each pass of RoI pooling's loops is in the "
+                f"trace, some GB of memory a step; got {first} to {last}"
+            )
     if network.frozen and not config["weights"]:
         frozen = ", ".join(network.frozen)
         raise InputError(
@@ -349,7 +356,9 @@ def train(
             if traced and (at in (profile_to, steps) or stop):
                 jax.block_until_ready(latest)
                 bar.write(f"writing the profile of steps {traced} to {at} to {workdir}/profile")
+                began = time.perf_counter()
                 jax.profiler.stop_trace()
+                since += time.perf_counter() - began
                 traced, profile_to = 0, 0
             if at % config["checkpoint_every"] == 0 or at == steps or is_scored(at) or stop:
                 collect(at, saves=True)

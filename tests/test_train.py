@@ -344,6 +344,13 @@ def test_a_bad_config_leaves_nothing(tmp_path):
         assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="holds on a CPU")
+def test_a_long_profile_is_refused(tmp_path):
+    with pytest.raises(InputError, match="must be one or two steps on a CPU, .* got 5 to 7"):
+        train_and_evaluate(small_config(profile_steps=(5, 7)), tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+
+
 def test_bad_weights_leave_nothing(workdir, tmp_path):
     """Of another network, cut short, with code in it, with a value that is no number."""
     arrays = {name: array for name, array in workdir_arrays(workdir).items() if name.startswith("conv")}
