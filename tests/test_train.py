@@ -346,7 +346,7 @@ def test_a_bad_config_leaves_nothing(tmp_path):
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="holds on a CPU")
 def test_a_long_profile_is_refused(tmp_path):
-    with pytest.raises(InputError, match="must be one or two steps on a CPU, .* got 5 to 7"):
+    with pytest.raises(InputError, match=r"must be one or two steps on a CPU, .* got 5 to 7"):
         train_and_evaluate(small_config(profile_steps=(5, 7)), tmp_path / "w")
     assert not (tmp_path / "w").exists()
 
