@@ -5,13 +5,14 @@ The names here are the public API. Importing this loads no TensorFlow, OpenCV, g
 
 from typing import TYPE_CHECKING, Any
 
-from frcnn_jax.boxes import decode, encode, iou, nms
 from frcnn_jax.errors import InputError
-from frcnn_jax.losses import log_loss, smooth_l1
-from frcnn_jax.models import NETWORKS, FastRCNN, Network, get_network
-from frcnn_jax.proposals import selective_search
-from frcnn_jax.roi_align import roi_align, roi_align_flat
-from frcnn_jax.roi_pool import roi_pool, roi_pool_flat, rois_from_cells, rois_from_torchvision
+from frcnn_jax.models.fast_rcnn import NETWORKS, FastRCNN, Network, get_network
+from frcnn_jax.ops._nms import nms
+from frcnn_jax.ops._roi_align import roi_align, roi_align_flat
+from frcnn_jax.ops._roi_pool import roi_pool, roi_pool_flat, rois_from_cells, rois_from_torchvision
+from frcnn_jax.ops.boxes import decode, encode, iou
+from frcnn_jax.proposals.search import selective_search
+from frcnn_jax.training.losses import log_loss, smooth_l1
 
 if TYPE_CHECKING:
     from frcnn_jax.detect import Detections, Detector

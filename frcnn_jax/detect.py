@@ -19,16 +19,17 @@ import numpy as np
 from jax import lax
 from PIL import Image, ImageOps
 
-from frcnn_jax import boxes as box_ops
-from frcnn_jax.checkpoint import load_model
 from frcnn_jax.config import check_config, fits_type, get_config
-from frcnn_jax.datasets import load_image
+from frcnn_jax.data.batches import Sizes, prepare_test
+from frcnn_jax.data.records import load_image
 from frcnn_jax.errors import InputError, run_main
 from frcnn_jax.files import check_folder, write_json, write_whole
-from frcnn_jax.models import FastRCNN, get_network
-from frcnn_jax.pipeline import Sizes, prepare_test
-from frcnn_jax.proposals import selective_search
-from frcnn_jax.weights import canonical_arrays, fold_box_stats
+from frcnn_jax.models.fast_rcnn import FastRCNN, get_network
+from frcnn_jax.models.weights import canonical_arrays, fold_box_stats
+from frcnn_jax.ops import boxes as box_ops
+from frcnn_jax.ops._nms import nms
+from frcnn_jax.proposals.search import selective_search
+from frcnn_jax.training.checkpoint import load_model
 
 Predictions = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -67,7 +68,7 @@ def decode_and_suppress(
         decoded = box_ops.decode(rois[index], deltas[index]) if box_regression else rois[index]
         decoded = decoded / jnp.broadcast_to(scale, scores.shape)[index, None]
         boxes = box_ops.clip(decoded, original_size[0], original_size[1])
-        kept, valid = box_ops.nms(boxes, top, iou_threshold=nms_iou, max_outputs=candidates)
+        kept, valid = nms(boxes, top, iou_threshold=nms_iou, max_outputs=candidates)
         return boxes[kept], jnp.where(valid, top[kept], 0), valid
 
     def one_image(scores, deltas, rois, mask, scale, original_size):
@@ -244,7 +245,7 @@ def main(argv: Sequence[str]) -> None:
     """The command line."""
     from tqdm import tqdm
 
-    from frcnn_jax.visualize import draw_boxes
+    from frcnn_jax.evaluation.pictures import draw_boxes
 
     description = "Detects objects in images."
     parser = argparse.ArgumentParser(prog="python -m frcnn_jax.detect", description=description, allow_abbrev=False)

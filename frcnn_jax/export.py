@@ -20,11 +20,11 @@ import jax.numpy as jnp
 from jax import export
 
 from frcnn_jax.config import check_config, evaluation_overrides
-from frcnn_jax.datasets import MAX_PIXELS
+from frcnn_jax.data.batches import ROI_MULTIPLE
+from frcnn_jax.data.records import MAX_PIXELS
 from frcnn_jax.detect import image_sizes, load_variables, make_predict_step, read_config
 from frcnn_jax.errors import InputError, run_main
 from frcnn_jax.files import check_file, write_whole
-from frcnn_jax.pipeline import ROI_MULTIPLE
 
 INPUTS = ("image", "image_size", "rois", "roi_mask", "scale", "original_size")
 OUTPUTS = ("boxes", "scores", "valid")

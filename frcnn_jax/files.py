@@ -73,3 +73,13 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         raise ValueError("cut short or not a .npz") from None
     except ValueError:
         raise ValueError("an array in it is broken, or of Python objects, which are not read") from None
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. InputError where there is none."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a JSON file ({error})") from None

@@ -10,15 +10,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from frcnn_jax.coco import read_coco
-from frcnn_jax.datasets import VOC_CLASSES, Dataset, Record, read_voc, read_xml_folder, stop, without_difficult
+from frcnn_jax.data.coco import read_coco
+from frcnn_jax.data.records import Dataset, Record, stop, without_difficult
+from frcnn_jax.data.synthetic import read_synthetic
+from frcnn_jax.data.tfds import read_tfds
+from frcnn_jax.data.voc import VOC_CLASSES, read_voc, read_xml_folder
 from frcnn_jax.errors import InputError
-from frcnn_jax.metrics import ProposalRecall, proposal_recall
-from frcnn_jax.processes import all_or_none
-from frcnn_jax.proposal_files import read_proposals
-from frcnn_jax.proposals import make_proposals
-from frcnn_jax.synthetic import read_synthetic
-from frcnn_jax.tfds_voc import read_tfds
+from frcnn_jax.evaluation.metrics import ProposalRecall, proposal_recall
+from frcnn_jax.proposals.files import read_proposals
+from frcnn_jax.proposals.search import make_proposals
+from frcnn_jax.training.hosts import all_or_none
 
 DATASETS = ("synthetic", "voc", "xml", "coco", "tfds:voc/2007", "tfds:voc/2012")
 

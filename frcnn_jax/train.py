@@ -26,22 +26,21 @@ import optax
 from jax.experimental.multihost_utils import sync_global_devices
 from tqdm import tqdm
 
-from frcnn_jax import checkpoint
 from frcnn_jax.config import HOUSEKEEPING, check_config, load_config
-from frcnn_jax.datasets import Dataset
+from frcnn_jax.data.batches import prefetch
+from frcnn_jax.data.records import Dataset
 from frcnn_jax.detect import image_sizes, make_model, read_config, workdir_arrays
 from frcnn_jax.errors import InputError, Interrupted, run_main
-from frcnn_jax.evaluate import (
-    evaluate_workdir,
-    make_evaluation,
-    results_table,
-    score,
-)
+from frcnn_jax.evaluation.evaluate import evaluate_workdir, make_evaluation, results_table, score
+from frcnn_jax.evaluation.pictures import plot_losses
 from frcnn_jax.files import write_json
-from frcnn_jax.logs import RunLog, read_metrics
-from frcnn_jax.models import FastRCNN
-from frcnn_jax.pipeline import TrainingBatches, prefetch
-from frcnn_jax.processes import (
+from frcnn_jax.models.fast_rcnn import FastRCNN
+from frcnn_jax.models.weight_files import WHERE, read_weights
+from frcnn_jax.models.weights import OUTPUTS, merge_weights
+from frcnn_jax.splits import read_split, with_proposals
+from frcnn_jax.training import checkpoint
+from frcnn_jax.training.batches import TrainingBatches
+from frcnn_jax.training.hosts import (
     all_or_none,
     any_stopped,
     check_alike,
@@ -50,14 +49,11 @@ from frcnn_jax.processes import (
     leave_together,
     losses_said,
 )
-from frcnn_jax.sampling import assign, target_statistics
-from frcnn_jax.signals import signals_raise, stop_signals
-from frcnn_jax.solver import Recipe, caffe_sgd, step_schedule
-from frcnn_jax.splits import read_split, with_proposals
-from frcnn_jax.step import TrainState, create_state, make_train_step, replicate
-from frcnn_jax.visualize import plot_losses
-from frcnn_jax.weight_files import WHERE, read_weights
-from frcnn_jax.weights import OUTPUTS, merge_weights
+from frcnn_jax.training.logs import RunLog, read_metrics
+from frcnn_jax.training.sampling import assign, target_statistics
+from frcnn_jax.training.signals import signals_raise, stop_signals
+from frcnn_jax.training.solver import Recipe, caffe_sgd, step_schedule
+from frcnn_jax.training.step import TrainState, create_state, make_train_step, replicate
 
 
 def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:

@@ -1,21 +1,17 @@
 """Shared data for tests that compare with independent programs; where it is absent they skip and say so."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from hypothesis import settings
 
-from frcnn_jax.checkpoint import open_checkpoints, save
 from frcnn_jax.config import get_config
-from frcnn_jax.models import FastRCNN, get_network
-from frcnn_jax.synthetic import CLASS_NAMES
+from frcnn_jax.data.synthetic import CLASS_NAMES
+from frcnn_jax.models.fast_rcnn import FastRCNN, get_network
+from frcnn_jax.training.checkpoint import open_checkpoints, save
 
 TESTS = Path(__file__).resolve().parent
 SHARED = TESTS.parents[1] / "shared"
@@ -27,18 +23,6 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the reference data in {SHARED.name}/ beside the checkout")
     return SHARED
-
-
-def run_on_devices(code: str, devices: int, folder: Path, *args: object) -> Any:
-    """What a program leaves in the .npz of its first argument; it runs where jax has so many devices."""
-    path = folder / f"{devices}.npz"
-    count = f"import jax; assert jax.local_device_count() == {devices};"
-    env = {
-        **os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS))),
-    }  # fmt: skip
-    subprocess.run([sys.executable, "-c", count + code, str(path), *map(str, args)], check=True, env=env)
-    return np.load(path)
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import jax
 import numpy as np
 import pytest
 
+from frcnn_jax.data.batches import Sizes
+from frcnn_jax.data.synthetic import draw_scene
 from frcnn_jax.errors import InputError
-from frcnn_jax.models import get_network
-from frcnn_jax.pipeline import Sizes
-from frcnn_jax.synthetic import draw_scene
+from frcnn_jax.models.fast_rcnn import get_network
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 @pytest.fixture

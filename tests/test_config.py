@@ -2,11 +2,10 @@ import json
 from pathlib import Path
 
 import pytest
+from examples import ROOT
 
 from frcnn_jax.config import check_config, evaluation_overrides, get_config, load_config, read_arguments
 from frcnn_jax.errors import InputError
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_defaults_and_overrides():

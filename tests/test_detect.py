@@ -1,22 +1,21 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from examples import ROOT
 from PIL import Image
 
-from frcnn_jax import boxes as box_ops
 from frcnn_jax.config import get_config
+from frcnn_jax.data.batches import Sizes, prepare_test
+from frcnn_jax.data.synthetic import CLASS_NAMES, draw_scene
 from frcnn_jax.detect import Detector, make_predict_step, select_detections
 from frcnn_jax.errors import InputError
-from frcnn_jax.models import FastRCNN, get_network
-from frcnn_jax.pipeline import Sizes, prepare_test
-from frcnn_jax.synthetic import CLASS_NAMES, draw_scene
+from frcnn_jax.models.fast_rcnn import FastRCNN, get_network
+from frcnn_jax.ops import boxes as box_ops
 
-ROOT = Path(__file__).resolve().parents[1]
 NETWORK = get_network("tiny")
 
 

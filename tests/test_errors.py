@@ -2,13 +2,11 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from examples import ROOT
 
 from frcnn_jax.errors import InputError, run_main
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,20 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from examples import ROOT
 
-from frcnn_jax.checkpoint import save_model
-from frcnn_jax.compress import compress_head
+from frcnn_jax.data.batches import prepare_test
+from frcnn_jax.data.synthetic import draw_scene
 from frcnn_jax.detect import image_sizes, load_variables, make_predict_step, read_config
 from frcnn_jax.errors import InputError
 from frcnn_jax.export import INPUTS, OUTPUTS, export_detector, main
-from frcnn_jax.pipeline import prepare_test
-from frcnn_jax.synthetic import draw_scene
+from frcnn_jax.models.svd import compress_head
+from frcnn_jax.training.checkpoint import save_model
 
-ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)[1]
 
 

@@ -1,11 +1,10 @@
 """The programs in README.md and docs/ run as they stand."""
 
 import re
-from pathlib import Path
 
 import pytest
+from examples import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = [
     pytest.param(code, id=f"{page.name}-{i}")
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))

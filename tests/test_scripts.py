@@ -5,22 +5,21 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from examples import ROOT, annotation, write_coco
 from PIL import Image
-from test_coco import annotation, write_coco
 
-from frcnn_jax.coco import COCO_METRICS
+from frcnn_jax.data.synthetic import CLASS_NAMES, draw_scene, read_synthetic
 from frcnn_jax.detect import Detector, load_variables, read_config
-from frcnn_jax.layers import Conv, Pool
-from frcnn_jax.models import get_network
-from frcnn_jax.proposal_files import read_proposals
-from frcnn_jax.synthetic import CLASS_NAMES, draw_scene, read_synthetic
+from frcnn_jax.evaluation.coco_metrics import COCO_METRICS
+from frcnn_jax.models.fast_rcnn import get_network
+from frcnn_jax.models.layers import Conv, Pool
+from frcnn_jax.proposals.files import read_proposals
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+SCRIPTS, BENCHMARKS = ROOT / "scripts", ROOT / "benchmarks"
 
 
 def run(script, *arguments):
@@ -28,7 +27,7 @@ def run(script, *arguments):
 
 
 def load(script):
-    spec = importlib.util.spec_from_file_location(script, SCRIPTS / f"{script}.py")
+    spec = importlib.util.spec_from_file_location(script, BENCHMARKS / f"{script}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -2,11 +2,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_coco import annotation, write_coco
-from test_evaluate import make_dataset
+from examples import annotation, make_dataset, write_coco
 
 from frcnn_jax.config import get_config
-from frcnn_jax.datasets import Dataset
+from frcnn_jax.data.records import Dataset
 from frcnn_jax.errors import InputError
 from frcnn_jax.splits import read_split, recall_table, split_recall, with_proposals
 

@@ -7,27 +7,22 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from examples import ROOT, free_port, make_batch, read_events
 from tensorboardX.proto.event_pb2 import SessionLog
-from test_logs import read_events
-from test_processes import free_port
-from test_step import make_batch
 
-from frcnn_jax.checkpoint import lock_workdir, saved_steps
 from frcnn_jax.config import get_config
 from frcnn_jax.detect import load_variables, make_model, read_config, workdir_arrays
 from frcnn_jax.errors import InputError
-from frcnn_jax.evaluate import evaluate_workdir
-from frcnn_jax.logs import read_metrics
-from frcnn_jax.solver import Recipe, caffe_sgd, step_schedule
-from frcnn_jax.step import create_state, make_train_step, replicate
+from frcnn_jax.evaluation.evaluate import evaluate_workdir
 from frcnn_jax.train import batch_recipe, initial_variables, train_and_evaluate
-
-ROOT = Path(__file__).resolve().parents[1]
+from frcnn_jax.training.checkpoint import lock_workdir, saved_steps
+from frcnn_jax.training.logs import read_metrics
+from frcnn_jax.training.solver import Recipe, caffe_sgd, step_schedule
+from frcnn_jax.training.step import create_state, make_train_step, replicate
 
 
 def test_a_recipe_follows_the_batch():

@@ -1,0 +1,235 @@
+r"""Seconds of detection and of a training step, ours and those of a PyTorch and torchvision program of the same network
+(where they are installed), in one process run:
+
+    python scripts/bench.py [--network vgg16] [--image PHOTO] [--only detect,svd,step,rcnn,compile] [--repeat 5]
+    python scripts/bench.py --platform gpu [--network vgg16] [--image PHOTO] [--repeat 5]
+
+On both sides the same parameters, the first 2000 RoIs of selective search on the image (ours padded to 2048), none left
+out as a duplicate, and greedy NMS on the 100 best of each of 20 classes. A training step takes two images and 64 of the
+RoIs of each.
+
+On a CPU: float32, all cores, an image of 600x800 (ours in its canvas of 608x800).
+
+detect  our detection step against theirs, and both by part
+svd     ours with fc6 and fc7 factored (section 3.1) against theirs as it is
+step    the training steps
+rcnn    every RoI warped to 224x224 and put through the whole network, as R-CNN does, against ours
+compile the training steps of an epoch on VOC, in a fresh process without and in one with jax's cache of programs
+
+On a GPU: an image of 600x1000, in float32, tf32 and bfloat16. The results are compared with the CPU's float32 first;
+beside the times stand two floors, the operations at the rate that products of large matrices reach there and the bytes
+at that of adding to a large array in place. Exit code 1 where results are further off than rounding explains.
+"""
+
+import argparse
+import os
+import resource
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+from bench_gpu import bench_gpu, find_gpu
+from bench_inputs import CLASSES, ROIS, Part, Run, Step, chain, medians, test_inputs, training_batch
+
+from frcnn_jax.data.batches import PIXEL_MEANS, Batch, Sizes, prepare_test
+from frcnn_jax.detect import decode_and_suppress, make_predict_step, select_detections
+from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.models.fast_rcnn import FastRCNN, Network, get_network
+from frcnn_jax.ops._roi_pool import roi_pool
+from frcnn_jax.train import initial_variables
+
+PARTS = ("detect", "svd", "step", "rcnn", "compile")
+RANKS = (1024, 256)
+ROWS, COLUMNS = 600, 800
+CROP, CROPS, CROPS_AT_ONCE = 224, 64, 16
+
+COMPILATION = ("jaxpr_trace_duration", "jaxpr_to_mlir_module_duration", "backend_compile_duration")
+
+
+def part_medians(parts: Mapping[str, Part], repeat: int) -> dict[str, float]:
+    """Median seconds of each of a chain of parts."""
+    values: dict[str, Any] = {"": None}
+
+    def run(name: str, before: str) -> None:
+        values[name] = jax.block_until_ready(parts[name](values[before]))
+
+    names = ["", *parts]
+    return medians({name: partial(run, name, before) for before, name in zip(names, parts, strict=False)}, repeat)
+
+
+def our_parts(model: FastRCNN, variables: Any, batch: Batch) -> dict[str, Part]:
+    network = model.network
+    convolutions = jax.jit(lambda v, *image: model.apply(v, *image, method=lambda m, *image: m.backbone(*image)))
+    pool = jax.jit(partial(roi_pool, output_size=network.roi_size, spatial_scale=network.spatial_scale))
+    head = jax.jit(lambda v, pooled: model.apply(v, pooled, method=FastRCNN._outputs))
+    suppress = jax.jit(decode_and_suppress)
+    return {
+        "convolutions": lambda _: convolutions(variables, batch["image"], batch["image_size"]),
+        "RoI pool": lambda features: pool(features, batch["rois"]),
+        "fc": lambda pooled: head(variables, pooled),
+        "NMS": lambda outputs: suppress(*outputs, batch),
+    }
+
+
+def host_runs(image: np.ndarray, rois: np.ndarray, found: tuple[Any, Any, Any]) -> dict[str, Run]:
+    """What `Detector` does on the host, proposals aside."""
+    boxes, scores, valid = (of_batch[0] for of_batch in found)
+    return {
+        "prepare": lambda: prepare_test(image, rois, sizes=[Sizes(ROWS, COLUMNS)], spatial_scale=1 / 16),
+        "select": lambda: select_detections(boxes, scores, valid, 0.05, 100),
+    }
+
+
+def rcnn(model: FastRCNN, variables: Any, image: np.ndarray, rois: np.ndarray) -> Run:
+    """The first CROPS RoIs, each warped and scored by itself."""
+    predict = jax.jit(lambda *args: model.apply(*args, method=FastRCNN.predict))
+    sizes = np.full((CROPS_AT_ONCE, 2), CROP, np.int32)
+    whole = np.tile(np.array([0, 0, CROP - 1, CROP - 1], np.float32), (CROPS_AT_ONCE, 1, 1))
+    centred = image[..., ::-1].astype(np.float32) - PIXEL_MEANS
+
+    def run() -> None:
+        for boxes in rois[:CROPS].astype(int).reshape(-1, CROPS_AT_ONCE, 4):
+            crops = [cv2.resize(centred[y1 : y2 + 1, x1 : x2 + 1], (CROP, CROP)) for x1, y1, x2, y2 in boxes]
+            jax.block_until_ready(predict(variables, np.stack(crops), sizes, whole))
+
+    return run
+
+
+def count_compilations() -> dict[str, list[float]]:
+    """From here on, the seconds of every part of a compilation, in lists that grow."""
+    seconds: dict[str, list[float]] = {name: [] for name in COMPILATION}
+
+    def hear(event: str, duration_secs: float, **_: Any) -> None:
+        if (name := event.rsplit("/", 1)[1]) in seconds:
+            seconds[name].append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(hear)
+    return seconds
+
+
+def compile_epoch(network: Network, cache: str) -> tuple[int, float]:
+    """Programs and seconds compiling, in this fresh process, until a step has run on each of the four canvases."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_compilation_cache_dir", cache)
+    model = FastRCNN(network, CLASSES)
+    step = Step(model, initial_variables(model, jax.random.key(0), ""))
+    compiled, sizes = count_compilations(), Sizes()
+    for rows, columns in ((600, 800), (800, 600), (600, 1000), (1000, 600)):
+        test = {
+            "image": np.zeros((1, *sizes.canvas(rows, columns), 3), np.float32),
+            "image_size": np.array([[rows, columns]], np.int32),
+            "rois": np.tile(np.array([0, 0, columns, rows], np.float32), (1, ROIS, 1)) / 2,
+            "roi_mask": np.ones((1, ROIS), bool),
+        }
+        step(training_batch(test))
+    return len(compiled[COMPILATION[-1]]), sum(map(sum, compiled.values()))
+
+
+def say(what: str, ours: float, theirs: float | None = None, name: str = "PyTorch") -> None:
+    peer = "" if theirs is None else f"   {name} {theirs:8.3f} s   ratio {ours / theirs:.2f}"
+    print(f"{what:26} ours {ours:8.3f} s{peer}", flush=True)
+
+
+def largest_difference(ours: Mapping[str, Part], theirs: Mapping[str, Part]) -> float:
+    """Of the two programs' class scores before the softmax."""
+    logits = []
+    for parts in (ours, theirs):
+        scores, _ = chain({name: part for name, part in parts.items() if name != "NMS"})()
+        logits.append(np.asarray(scores).reshape(-1, CLASSES + 1)[:ROIS])
+    probabilities = np.exp(logits[1]) / np.exp(logits[1]).sum(1, keepdims=True)
+    return float(np.abs(logits[0] - probabilities).max())
+
+
+def bench_cpu(network: Network, image: np.ndarray, rois: np.ndarray, wanted: set[str], repeat: int) -> None:
+    batch = prepare_test(image, rois, sizes=[Sizes(ROWS, COLUMNS)], spatial_scale=None)
+    model = FastRCNN(network, CLASSES)
+    variables = initial_variables(model, jax.random.key(0), "")
+
+    compiled, predict = count_compilations(), make_predict_step(model)
+    found = jax.device_get(predict(variables, batch))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # before torch is imported
+    print(f"{os.cpu_count()} cores, jax {jax.__version__}; peak memory of the process {peak:.2f} GiB")
+    print(
+        f"detection is {len(compiled[COMPILATION[-1]])} program, compiled in {sum(map(sum, compiled.values())):.1f} s"
+    )
+    try:
+        from torch_program import TorchProgram
+    except ImportError:
+        peer = None
+        print("torch or torchvision is not installed: ours alone")
+    else:
+        peer = TorchProgram(network, variables["params"])
+
+    ours, theirs = our_parts(model, variables, batch), peer.parts(batch) if peer else {}
+    runs: dict[str, Run] = {"ours": lambda: jax.device_get(predict(variables, batch))}
+    if theirs and wanted & {"detect", "svd"}:
+        print(f"scores differ by at most {largest_difference(ours, theirs):.1e}")
+        runs["theirs"] = chain(theirs)
+    if "svd" in wanted:
+        factored = FastRCNN(network._replace(fc_ranks=RANKS), CLASSES)
+        small, predict_small = initial_variables(factored, jax.random.key(0), ""), make_predict_step(factored)
+        runs["svd"] = lambda: jax.device_get(predict_small(small, batch))
+    seconds = medians(runs, repeat) if wanted - {"step", "compile"} else {}
+    if "detect" in wanted:
+        say("detection", seconds["ours"], seconds.get("theirs"))
+        by_part = part_medians(ours, repeat), part_medians(theirs, repeat)
+        for name, spent in by_part[0].items():
+            say(f"  {name}", spent, by_part[1].get(name))
+        say("  host", sum(medians(host_runs(image, rois, found), repeat).values()))
+    if "svd" in wanted:
+        say(f"detection, SVD {RANKS[0]}/{RANKS[1]}", seconds["svd"], seconds.get("theirs"), "PyTorch without")
+    if "rcnn" in wanted:
+        crops = medians({"rcnn": rcnn(model, variables, image, rois)}, 1)["rcnn"] * ROIS / CROPS
+        print(f"R-CNN's way {crops:.0f} s, {crops / seconds['ours']:.0f} times as long as ours")
+    if "step" in wanted:
+        training, step = training_batch(batch), Step(model, variables)
+        steps: dict[str, Run] = {"ours": lambda: step(training).block_until_ready()}
+        steps |= {"theirs": peer.step(training)} if peer else {}
+        seconds = medians(steps, repeat)
+        say("training step", seconds["ours"], seconds.get("theirs"))
+    if "compile" in wanted:
+        with tempfile.TemporaryDirectory() as cache:
+            for what in ("without", "with"):
+                with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+                    programs, spent = fresh.submit(compile_epoch, network, cache).result()
+                print(f"an epoch of training is {programs} programs, {what} a cache compiled in {spent:.1f} s")
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--platform", choices=("cpu", "gpu"), default="cpu", help="default %(default)s")
+    parser.add_argument("--network", default="vgg16", help="a row of models.NETWORKS; default %(default)s")
+    parser.add_argument("--image", type=Path, help="a photograph; an enlarged synthetic scene by default")
+    parser.add_argument("--only", help=f"on cpu, some of {','.join(PARTS)}; all by default")
+    parser.add_argument("--repeat", type=int, default=5)
+    args = parser.parse_args(argv)
+    wanted, network = set(args.only.split(",") if args.only else PARTS), get_network(args.network)
+    if unknown := sorted(wanted - set(PARTS)):
+        raise InputError(f"--only must be some of {','.join(PARTS)}, got {unknown[0]!r}")
+    if args.platform == "gpu" and args.only:
+        raise InputError("--only is for --platform cpu; the other is one call that does all")
+    if args.repeat < 1:
+        raise InputError(f"--repeat must be at least 1, got {args.repeat}")
+    if args.platform == "gpu":
+        device = find_gpu()
+        print(args.network, end=", ")
+        image, rois = test_inputs(args.image, 600, 1000)
+        bench_gpu(network, image, rois, Sizes(), device, repeat=args.repeat)
+    else:
+        jax.config.update("jax_platforms", "cpu")
+        print(args.network, end=", ")
+        image, rois = test_inputs(args.image, ROWS, COLUMNS)
+        bench_cpu(network, image, rois, wanted, args.repeat)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,263 @@
+"""What `bench.py --platform gpu` does on one device, in float32, tf32 and bfloat16: detection of an image, 2000 RoIs,
+and a training step of two images are compared with the CPU's float32, timed, and set beside two floors."""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from bench_inputs import CLASSES, Run, Step, chain, training_batch
+from count_operations import ELEMENT, Count, count
+
+from frcnn_jax.data.batches import Batch, Sizes, prepare_test
+from frcnn_jax.detect import decode_and_suppress, make_predict_step
+from frcnn_jax.errors import InputError
+from frcnn_jax.models.fast_rcnn import FastRCNN, Network
+from frcnn_jax.ops._roi_pool import roi_pool
+from frcnn_jax.train import initial_variables
+
+IN_A_ROW = 10  # calls that are timed together
+
+
+class Kind(NamedTuple):
+    """How to compute, and how far from the CPU's float32 that may lead: see `distance`."""
+
+    dtype: Any
+    precision: str | None  # of products of float32
+    outputs: float  # the two heads', and the loss
+    momentum: float  # after a step; maxima that change places move gradients, which rounding alone would not
+
+
+KINDS = {
+    "float32": Kind(jnp.float32, "highest", 1e-4, 1e-2),
+    "tf32": Kind(jnp.float32, "tensorfloat32", 1e-2, 1e-1),
+    "bfloat16": Kind(jnp.bfloat16, None, 3e-2, 3e-1),  # on a CPU L is off by 0.9e-2 and 1.2e-1
+}
+
+
+class Floor(NamedTuple):
+    """Milliseconds that a program can't go under."""
+
+    operations: float
+    bytes: float
+
+
+class Outcome(NamedTuple):
+    """What the programs compute from given inputs, as numpy arrays."""
+
+    outputs: Any  # logits (1, R, K + 1) and normalised deltas (1, R, K + 1, 4)
+    loss: np.ndarray  # of the first training step
+    momentum: Any  # after it: the gradients, decay included, times the rates
+
+
+def find_gpu() -> jax.Device:
+    try:
+        return jax.devices("gpu")[0]
+    except RuntimeError as error:
+        raise InputError(f"--platform gpu: jax sees no GPU ({error}); README.md says how to install for CUDA") from None
+
+
+def bench_gpu(
+    network: Network,
+    image: np.ndarray,
+    rois: np.ndarray,
+    sizes: Sizes,
+    device: jax.Device,
+    *,
+    repeat: int,
+    probe: int = 8192,
+) -> None:
+    """Checks, times and prints.
+
+    Args:
+        network: a row of the table.
+        image: `(H, W, 3)` uint8 RGB.
+        rois: `(N, 4)` in its pixels, at least 128.
+        sizes: how it is resized.
+        device: the one that is measured.
+        repeat: how often, of which the median counts.
+        probe: rows and columns of the matrices whose product is timed.
+
+    Raises:
+        InputError: the device's results are further from the CPU's than rounding explains.
+    """
+    batch = prepare_test(image, rois, sizes=[sizes], spatial_scale=None)
+    training = training_batch(batch)
+    cpu = jax.devices("cpu")[0]
+    with jax.default_device(cpu):
+        variables = jax.device_get(initial_variables(FastRCNN(network, CLASSES), jax.random.key(0), ""))
+    expected = outcome(FastRCNN(network, CLASSES), variables, batch, training, cpu)
+    moved = bandwidth(device, probe, repeat)
+    print(f"{device.device_kind}, jax {jax.__version__}; adding in place moves {moved / 1e9:.0f} GB/s")
+    far = compare_exact_parts(network, batch, expected, device)
+    for name, kind in KINDS.items():
+        model = FastRCNN(network, CLASSES, kind.dtype)
+        with jax.default_matmul_precision(kind.precision):
+            rate = matrix_rate(kind.dtype, device, probe, repeat)
+            print(f"{name}: products of matrices reach {rate / 1e12:.3g} TFLOP/s")
+            far += compare(name, kind, outcome(model, variables, batch, training, device), expected)
+            ours = our_programs(model, variables, batch, training, device)
+            theirs = torch_programs(network, variables, batch, training, device, name)
+            floors = {
+                what: Floor(1e3 * n.operations / rate, 1e3 * (n.weight_bytes + ELEMENT[name] * n.elements) / moved)
+                for what, n in needed(network, batch, training).items()
+            }
+            report(ours, theirs, floors, repeat)
+    if far:
+        raise InputError(f"further from the CPU's results than rounding explains: {'; '.join(far)}")
+
+
+def needed(network: Network, batch: Batch, training: Batch) -> dict[str, Count]:
+    rows, columns = batch["image"].shape[1:3]
+    return {
+        "detection": count(network, (rows, columns), 1, batch["rois"].shape[1], train=False),
+        "step": count(network, (rows, columns), 2, training["rois"].shape[1], train=True),
+    }
+
+
+def outcome(model: FastRCNN, variables: Any, batch: Batch, training: Batch, device: jax.Device) -> Outcome:
+    with jax.default_device(device):
+        outputs = jax.jit(model.apply)(variables, batch["image"], batch["image_size"], batch["rois"])
+        step = Step(model, variables, [device])
+        loss = step(training)
+    return Outcome(*jax.device_get((outputs, loss, step.state.opt_state)))
+
+
+def distance(found: Any, expected: Any) -> float:
+    """Of two trees of arrays: of the array that is furthest off, the norm of the difference, relative to its own."""
+
+    def of_array(found: np.ndarray, expected: np.ndarray) -> float:
+        return float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), np.finfo(np.float32).tiny))
+
+    return float(np.max(jax.tree.leaves(jax.tree.map(of_array, found, expected))))  # a NaN, if there is one
+
+
+def compare(name: str, kind: Kind, found: Outcome, expected: Outcome) -> list[str]:
+    """Prints how far `found` is; the names of what is too far."""
+    distances = {part: distance(getattr(found, part), getattr(expected, part)) for part in Outcome._fields}
+    print("  from the CPU's float32: " + ", ".join(f"{part} {value:.1e}" for part, value in distances.items()))
+    allowed = dict(zip(Outcome._fields, (kind.outputs, kind.outputs, kind.momentum), strict=True))
+    return [
+        f"{name} {part} by {value:.1e}, allowed {allowed[part]:.0e}"
+        for part, value in distances.items()
+        if not value <= allowed[part]
+    ]
+
+
+def compare_exact_parts(network: Network, batch: Batch, expected: Outcome, device: jax.Device) -> list[str]:
+    """RoI pooling has to equal the CPU's to the bit, suppression of the CPU's outputs to keep the same boxes; the names
+    of what does not."""
+    rows, columns = (side // round(1 / network.spatial_scale) for side in batch["image"].shape[1:3])
+    features = np.random.default_rng(0).normal(size=(1, rows, columns, 64)).astype(np.float32)
+    pool = partial(roi_pool, output_size=network.roi_size, spatial_scale=network.spatial_scale)
+    logits, deltas = expected.outputs
+    scores = np.exp(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
+    pooled, kept = [], []
+    for place in (jax.devices("cpu")[0], device):
+        with jax.default_device(place):
+            pooled.append(jax.device_get(pool(features, batch["rois"])))
+            kept.append(jax.device_get(jax.jit(decode_and_suppress)(scores, deltas, batch)))
+    equal = {
+        "RoI pooling": np.array_equal(*pooled),
+        "suppression": all(np.allclose(a, b, rtol=1e-5, atol=1e-3) for a, b in zip(*kept, strict=True)),
+    }
+    print(", ".join(f"{what} {'as' if same else 'NOT as'} the CPU's" for what, same in equal.items()))
+    return [what for what, same in equal.items() if not same]
+
+
+class Program(NamedTuple):
+    """What is timed."""
+
+    run: Run
+    wait: Callable[[Any], Any]  # until what `run` returned is computed
+
+
+def our_programs(
+    model: FastRCNN, variables: Any, batch: Batch, training: Batch, device: jax.Device
+) -> dict[str, Program]:
+    """Detection and a step, with their inputs on the device and with those of the host."""
+    predict, step = make_predict_step(model), Step(model, variables, [device])
+    placed, test, train = jax.device_put((variables, batch, training), device)
+    runs: dict[str, Run] = {
+        "detection": lambda: predict(placed, test),
+        "detection, image from the host": lambda: predict(placed, jax.device_put(batch, device)),
+        "step": lambda: step(train),
+        "step, images from the host": lambda: step(training),
+    }
+    return {name: Program(run, jax.block_until_ready) for name, run in runs.items()}
+
+
+def torch_programs(
+    network: Network, variables: Any, batch: Batch, training: Batch, device: jax.Device, kind: str
+) -> dict[str, Program]:
+    """PyTorch's, with their inputs on the device; none where it is not installed or sees no such device."""
+    try:
+        import torch
+        from torch_program import TorchProgram
+    except ImportError:
+        return {}
+    on_gpu = device.platform == "gpu"
+    if on_gpu and not torch.cuda.is_available():
+        return {}
+    name, torch.backends.cudnn.benchmark = "cuda" if on_gpu else "cpu", True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = kind == "tf32"
+    peer = TorchProgram(network, variables["params"], name)
+    runs = {"detection": chain(peer.parts(batch)), "step": peer.step(training)}
+    cast = torch.autocast(name, torch.bfloat16, enabled=kind == "bfloat16")
+    return {what: Program(cast(run), lambda _: on_gpu and torch.cuda.synchronize()) for what, run in runs.items()}
+
+
+def time_each_and_in_a_row(program: Program, repeat: int) -> tuple[float, float]:
+    """Median milliseconds of a call that is waited for, and of one of IN_A_ROW of which the last is."""
+
+    def spend(calls: int) -> float:
+        begin = time.perf_counter()
+        for _ in range(calls):
+            value = program.run()
+        program.wait(value)
+        return 1e3 * (time.perf_counter() - begin) / calls
+
+    spend(2)  # compiles
+    each, row = np.median([(spend(1), spend(IN_A_ROW)) for _ in range(repeat)], axis=0)
+    return float(each), float(row)
+
+
+def matrix_rate(dtype: Any, device: jax.Device, size: int, repeat: int) -> float:
+    """Operations a second of a product of square matrices."""
+    matrix = jax.device_put(np.random.default_rng(0).normal(size=(size, size)).astype(np.float32), device).astype(dtype)
+    product = jax.jit(jnp.matmul)
+    program = Program(lambda: product(matrix, matrix), jax.block_until_ready)
+    return 2 * size**3 / (1e-3 * time_each_and_in_a_row(program, repeat)[1])
+
+
+def bandwidth(device: jax.Device, size: int, repeat: int) -> float:
+    """Bytes a second, read and written, of adding to four such matrices in place."""
+    array = jax.device_put(np.ones(4 * size**2, np.float32), device)
+    add = jax.jit(lambda x: x + 1, donate_argnums=0)
+
+    def run() -> jax.Array:
+        nonlocal array
+        array = add(array)
+        return array
+
+    return 2 * array.nbytes / (1e-3 * time_each_and_in_a_row(Program(run, jax.block_until_ready), repeat)[1])
+
+
+def report(
+    ours: Mapping[str, Program], theirs: Mapping[str, Program], floors: Mapping[str, Floor], repeat: int
+) -> None:
+    for what, program in ours.items():
+        each, row = time_each_and_in_a_row(program, repeat)
+        print(f"  {what:32} each {each:8.2f} ms   in a row {row:8.2f} ms", end="")
+        if what in floors:
+            print("   floors: operations {:.2f} ms, bytes {:.2f} ms".format(*floors[what]), end="")
+        if what in theirs:
+            peer_each, peer_row = time_each_and_in_a_row(theirs[what], repeat)
+            print(
+                f"   PyTorch {peer_each:.2f}, {peer_row:.2f}   ratio {each / peer_each:.2f}, {row / peer_row:.2f}",
+                end="",
+            )
+        print(f"   40,000 take {40_000 * row / 60e3:.1f} min" if what.startswith("step") else "", flush=True)

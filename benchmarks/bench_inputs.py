@@ -1,0 +1,77 @@
+"""What `bench.py` and `bench_gpu.py` share: the image, its RoIs, a training batch, a first state, and medians."""
+
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+
+from frcnn_jax.data.batches import Batch
+from frcnn_jax.data.records import load_image
+from frcnn_jax.data.synthetic import draw_scene
+from frcnn_jax.models.fast_rcnn import FastRCNN
+from frcnn_jax.proposals.search import selective_search
+from frcnn_jax.training.solver import caffe_sgd, step_schedule
+from frcnn_jax.training.step import create_state, make_train_step, replicate
+
+CLASSES, ROIS = 20, 2000
+
+Run = Callable[[], Any]
+Part = Callable[[Any], Any]  # of what the part before it returned
+
+
+def medians(runs: Mapping[str, Run], repeat: int) -> dict[str, float]:
+    """Median seconds; in turn, so that a noisy machine disturbs all alike. Of two calls in a turn the second is timed:
+    the first compiles, or takes memory from the system that another program has given back to it."""
+    spent: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeat):
+        for name, run in runs.items():
+            run()
+            begin = time.perf_counter()
+            run()
+            spent[name].append(time.perf_counter() - begin)
+    return {name: float(np.median(seconds)) for name, seconds in spent.items()}
+
+
+def test_inputs(path: Path | None, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """The image of that size, a photograph or else a synthetic scene, and its first ROIS RoIs."""
+    image = cv2.resize(load_image(path) if path else draw_scene(0, "val", 1).image, (columns, rows))
+    rois = selective_search(image, mode="quality", max_boxes=ROIS)
+    return image, np.resize(rois, (ROIS, 4)).astype(np.float32)
+
+
+def training_batch(test: Batch) -> Batch:
+    """The image twice, with 64 of its RoIs each, a quarter of them objects."""
+    rng = np.random.default_rng(0)
+    return {
+        "image": np.repeat(test["image"], 2, axis=0),
+        "image_size": np.repeat(test["image_size"], 2, axis=0),
+        "rois": rng.permutation(test["rois"][test["roi_mask"]])[:128].reshape(2, 64, 4),
+        "roi_mask": np.ones((2, 64), bool),
+        "labels": np.where(np.arange(64) < 16, rng.integers(1, CLASSES + 1, (2, 64)), 0).astype(np.int32),
+        "box_targets": rng.normal(0, 1, (2, 64, 4)).astype(np.float32),
+        "index": np.arange(2, dtype=np.int32),
+    }
+
+
+def chain(parts: Mapping[str, Part]) -> Run:
+    return lambda: functools.reduce(lambda value, part: part(value), parts.values(), None)
+
+
+class Step:
+    """Training steps of a network on some devices, all local ones by default, from its first state on."""
+
+    def __init__(self, model: FastRCNN, variables: Any, devices: Sequence[jax.Device] | None = None):
+        optimizer = caffe_sgd(step_schedule(0.001, ()))
+        state = create_state(variables, model.network.frozen, optimizer)
+        self.state, self.key = replicate((jax.tree.map(np.asarray, state), jax.random.key(0)), devices)
+        self.step = make_train_step(model, optimizer, devices=devices)
+
+    def __call__(self, batch: Batch) -> jax.Array:
+        """One step; its loss."""
+        self.state, metrics = self.step(self.state, batch, self.key)
+        return metrics["loss"]

@@ -1,0 +1,97 @@
+"""Milliseconds of forward and backward of each layer with our derivative and with XLA's own, in one process run:
+
+    python scripts/bench_layers.py [--repeat 7]
+
+The shapes are those of network S on two 600x800 images.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from frcnn_jax.models.layers import Conv, Norm, Pool, convolve, local_response_norm, max_pool, output_size
+
+
+def xla_pool(x: jax.Array, layer: Pool) -> jax.Array:
+    after = [
+        (output_size(layer, side) - 1) * layer.stride + layer.kernel - side - layer.padding for side in x.shape[1:3]
+    ]
+    edges = ((0, 0), (layer.padding, after[0]), (layer.padding, after[1]), (0, 0))
+    window, strides = (1, layer.kernel, layer.kernel, 1), (1, layer.stride, layer.stride, 1)
+    return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, edges)
+
+
+def xla_norm(x: jax.Array, layer: Norm) -> jax.Array:
+    half = layer.size // 2
+    padded = jnp.pad(jnp.square(x), ((0, 0), (0, 0), (0, 0), (half, half)))
+    window = sum(padded[..., i : i + x.shape[-1]] for i in range(layer.size))
+    return x * (layer.k + layer.alpha / layer.size * window) ** -layer.beta
+
+
+def xla_convolution(x: jax.Array, kernel: jax.Array, layer: Conv) -> jax.Array:
+    parts = zip(jnp.split(x, layer.groups, -1), jnp.split(kernel, layer.groups, -1), strict=True)
+    edges, numbers = ((layer.padding, layer.padding),) * 2, ("NHWC", "HWIO", "NHWC")
+    strides = (layer.stride, layer.stride)
+    return jnp.concatenate(
+        [lax.conv_general_dilated(p, k, strides, edges, dimension_numbers=numbers) for p, k in parts], -1
+    )
+
+
+def forward_and_backward(function: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, ...]]:
+    """The gradients of all arguments for an incoming gradient of ones, jitted."""
+
+    def run(*args: jax.Array) -> tuple[jax.Array, ...]:
+        out, pullback = jax.vjp(function, *args)
+        return pullback(jnp.ones_like(out))
+
+    return jax.jit(run)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--repeat", type=int, default=7)
+    repeat = parser.parse_args().repeat
+    rng = np.random.default_rng(0)
+
+    def array(*shape: int) -> jax.Array:
+        return jnp.asarray(np.maximum(rng.normal(0, 1, shape), 0), jnp.float32)
+
+    pool, norm = Pool(3, 2, 1), Norm(1e-4, 1.0)
+    conv3, conv4 = Conv("conv3", 384, 3, padding=1), Conv("conv4", 384, 3, padding=1, groups=2)
+    before, after = array(2, 76, 101, 256), array(2, 38, 51, 256)
+    cases: dict[str, tuple[Callable[..., jax.Array], Callable[..., jax.Array], tuple[jax.Array, ...]]] = {
+        "max pool 2": (lambda x: max_pool(x, pool), lambda x: xla_pool(x, pool), (before,)),
+        "norm 2": (lambda x: local_response_norm(x, norm), lambda x: xla_norm(x, norm), (before,)),
+        "conv3": (
+            lambda x, k: convolve(x, k, conv3),
+            lambda x, k: xla_convolution(x, k, conv3),
+            (after, array(3, 3, 256, 384)),
+        ),
+        "conv4": (
+            lambda x, k: convolve(x, k, conv4),
+            lambda x, k: xla_convolution(x, k, conv4),
+            (array(2, 38, 51, 384), array(3, 3, 192, 384)),
+        ),
+    }
+    for name, (ours, xla, args) in cases.items():
+        runs = [forward_and_backward(ours), forward_and_backward(xla)]
+        times: list[list[float]] = [[], []]
+        for i in range(repeat + 1):  # in turn; the first compiles
+            for run, spent in zip(runs, times, strict=True):
+                begin = time.perf_counter()
+                jax.block_until_ready(run(*args))
+                if i:
+                    spent.append(1e3 * (time.perf_counter() - begin))
+        a, b = (float(np.median(spent)) for spent in times)
+        print(f"{name:10}  ours {a:6.1f} ms   XLA {b:6.1f} ms   ratio {a / b:.2f}")
+
+
+if __name__ == "__main__":
+    main()

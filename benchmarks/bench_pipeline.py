@@ -1,0 +1,67 @@
+"""Training images a second that the pipeline makes, by threads and worker processes:
+
+    python scripts/bench_pipeline.py [--batches 60] [--config FILE] [--config.FIELD=VALUE ...]
+
+The images are those of the train split that the config names (the synthetic set by default), the proposals random.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from frcnn_jax.config import check_config, read_arguments
+from frcnn_jax.data.batches import prefetch
+from frcnn_jax.detect import image_sizes
+from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.splits import read_split
+from frcnn_jax.training.batches import TrainingBatches
+
+STEP = 0.010  # seconds of a training step on a GPU that the pipeline should keep up with
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--batches", type=int, default=60, help="timed each time; default %(default)s")
+    args, rest = parser.parse_known_args(argv)
+    config = read_arguments(rest)
+    check_config(config)
+    if args.batches < 1:
+        raise InputError(f"--batches must be at least 1, got {args.batches}")
+    dataset = read_split(config, "train")
+    rng, proposals = np.random.default_rng(0), {}
+    for record in dataset.records:
+        corners = np.sort(rng.uniform(0, 1, (config["max_proposals"], 2, 2)), axis=1).reshape(-1, 4)
+        proposals[record.image_id] = (corners * ([record.width - 1, record.height - 1] * 2)).astype(np.float32)
+    shape = (len(dataset.class_names) + 1, 4)
+    batches = TrainingBatches(
+        dataset.records,
+        proposals,
+        {"mean": np.zeros(shape, np.float32), "std": np.ones(shape, np.float32)},
+        image_sizes(config),
+        args.batches + 1,
+        images_per_batch=config["images_per_batch"],
+        rois_per_image=config["rois_per_batch"] // config["images_per_batch"],
+    )
+    images, cores = config["images_per_batch"], os.cpu_count() or 1
+    size = f"{config['scales'] or config['min_size']}/{config['max_size']} px"
+    print(f"{len(dataset.records)} images at {size}, {config['max_proposals']} proposals each, {cores} cores")
+    print("worker processes | threads each | start, s | images/s")
+    for workers, threads in [(0, 1), (0, 2), (0, 4), (1, 2), *((n, 2) for n in (2, 4, 8, 16) if n <= cores)]:
+        begin = time.perf_counter()
+        made = prefetch(batches, threads=threads, workers=workers)
+        next(made)
+        first = time.perf_counter()
+        for _ in made:
+            pass
+        rate = args.batches * images / (time.perf_counter() - first)
+        print(f"{workers:16} | {threads:12} | {first - begin:8.1f} | {rate:8.1f}", flush=True)
+    print(f"a step of {STEP * 1000:.0f} ms on {images} images takes {images / STEP:.0f} images/s")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,94 @@
+"""Operations and bytes that detection and a training step need, and the times that follow from a device's rates:
+
+    python scripts/count_operations.py [--network vgg16] [--tflops 989 494 67] [--bandwidth 4800] [--reached 0.6 0.8]
+
+Detection: one image of 600x1000 with 2048 RoIs. Step: two images, 64 RoIs each. The rates are those of bfloat16, tf32
+and float32 in TFLOP/s, and GB/s; an H200's by default, of which the given shares are taken to be reached. Times are
+predicted, not measured: the sum of what operations and bytes take, without RoI pooling, NMS and the host.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from frcnn_jax.data.batches import Sizes
+from frcnn_jax.errors import run_main
+from frcnn_jax.models.fast_rcnn import Network, get_network
+from frcnn_jax.models.layers import Conv, output_size
+
+CLASSES = 20
+ELEMENT = {"bfloat16": 2, "tf32": 4, "float32": 4}  # bytes of an activation
+
+
+class Count(NamedTuple):
+    """Of a whole program."""
+
+    operations: int  # a multiplication and an addition are two
+    elements: int  # activations read and written
+    weight_bytes: int  # parameters, in float32, with gradients and momentum where they are trained
+
+
+def count(network: Network, canvas: tuple[int, int], images: int, rois: int, *, train: bool) -> Count:
+    """What the convolutions and the fully connected layers need for so many images and RoIs an image.
+
+    A layer runs once forward; in training once more for the gradient of its weights, and once for that of its input,
+    where it is trained or, of the input, something before it is. Its activations are read and written once a run, its
+    weights read; an update reads the gradient, the momentum and the weights and writes the last two.
+    """
+    operations = elements = weight_bytes = 0
+    trained_before = False
+    sides, channels = canvas, 3
+
+    def add(products: int, activations: int, weights: int, frozen: bool) -> None:
+        nonlocal operations, elements, weight_bytes, trained_before
+        trained = train and not frozen
+        runs = 1 + trained + (train and trained_before)
+        operations += 2 * products * runs
+        elements += activations * runs
+        weight_bytes += 4 * weights * (runs + (6 if trained else 0))  # its gradient is written once, too
+        trained_before |= trained
+
+    for layer in network.layers:
+        before = math.prod(sides) * channels
+        sides = (output_size(layer, sides[0]), output_size(layer, sides[1]))
+        if isinstance(layer, Conv):
+            weights = layer.kernel**2 * channels // layer.groups * layer.features
+            channels = layer.features
+            activations = images * (before + math.prod(sides) * channels)
+            add(images * math.prod(sides) * weights, activations, weights, layer.name in network.frozen)
+        else:
+            elements += images * (before + math.prod(sides) * channels)
+    inputs = math.prod(network.roi_size) * channels
+    for outputs in network.fc:
+        add(images * rois * inputs * outputs, images * rois * (inputs + outputs), inputs * outputs, False)
+        inputs = outputs
+    outputs = 5 * (CLASSES + 1)
+    add(images * rois * inputs * outputs, images * rois * (inputs + outputs), inputs * outputs, False)
+    return Count(operations, elements, weight_bytes)
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--network", default="vgg16", help="a row of models.NETWORKS; default %(default)s")
+    parser.add_argument("--tflops", type=float, nargs=3, default=(989, 494, 67), help="default %(default)s")
+    parser.add_argument("--bandwidth", type=float, default=4800, help="default %(default)s")
+    parser.add_argument("--reached", type=float, nargs=2, default=(0.6, 0.8), help="of both; default %(default)s")
+    args = parser.parse_args(argv)
+    network, canvas = get_network(args.network), Sizes().canvas(600, 1000)
+    for name, images, rois, train in (("detection", 1, 2048, False), ("step", 2, 64, True)):
+        needed = count(network, canvas, images, rois, train=train)
+        print(f"{name}: {needed.operations / 1e12:.2f} TFLOP, {needed.weight_bytes / 1e9:.2f} GB of weights", end="")
+        print(f", {needed.elements / 1e9:.2f} billion activations")
+        for (kind, element), rate in zip(ELEMENT.items(), args.tflops, strict=True):
+            compute = 1e3 * needed.operations / (rate * 1e12 * args.reached[0])
+            size = needed.weight_bytes + element * needed.elements
+            memory = 1e3 * size / (args.bandwidth * 1e9 * args.reached[1])
+            print(f"  {kind:9} operations {compute:6.2f} ms   bytes {memory:6.2f} ms", end="")
+            print(f"   predicted {compute + memory:6.2f} ms")
+
+
+if __name__ == "__main__":
+    run_main(main)

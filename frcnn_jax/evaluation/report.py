@@ -1,0 +1,282 @@
+"""A page on what a detector finds and gets wrong: scores, curves, kinds of error, pictures.
+
+It is one HTML file with its pictures inside, without scripts, and loads nothing: no server or network is needed.
+
+Shape letters: D detections of a class.
+"""
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from frcnn_jax.data.records import Dataset, Record
+from frcnn_jax.evaluation.evaluate import class_objects
+from frcnn_jax.evaluation.metrics import ClassDetections, Curve, Matches, error_kinds, match, nearest_objects
+from frcnn_jax.evaluation.pictures import crop_boxes
+from frcnn_jax.files import write_text
+from frcnn_jax.ops import boxes as box_ops
+
+KINDS = {"correct": "#2fb367", "localisation": "#f0a818", "confusion": "#5a8cf5", "background": "#e5484d"}
+
+
+class Diagnosis(NamedTuple):
+    """A class's detections by rank, what each of them is, and the class's objects over the split."""
+
+    label: int
+    matches: Matches
+    kinds: np.ndarray  # (D,) of `error_kinds`
+    duplicate: np.ndarray  # (D,) bool: of a localisation error, that its object was hit before
+    other_label: np.ndarray  # (D,) of the object of another class that it overlaps most; 0 without one
+    object_image: np.ndarray  # (objects,) place in the split
+    object_boxes: np.ndarray  # (objects, 4)
+
+
+def diagnose(detections: ClassDetections, dataset: Dataset, label: int, *, iou_threshold: float) -> Diagnosis:
+    """The kinds of error among the detections of the class `label`."""
+    boxes, difficult = class_objects(dataset, label)
+    matches = match(detections, boxes, difficult, iou_threshold=iou_threshold)
+    others = [(record, record.labels != label) for record in dataset.records]
+    other_overlap, other = nearest_objects(matches.ranked, [record.boxes[m] for record, m in others])
+    labels = np.concatenate([np.zeros(0, int), *(record.labels[m] for record, m in others), [0]])
+    kinds = error_kinds(matches, other_overlap)
+    return Diagnosis(
+        label,
+        matches,
+        kinds,
+        (kinds == "localisation") & (matches.overlap > iou_threshold),
+        labels[other],
+        np.repeat(np.arange(len(boxes)), list(map(len, boxes))),
+        np.concatenate([np.zeros((0, 4)), *boxes]),
+    )
+
+
+def count_kinds(found: Diagnosis) -> Counter[str]:
+    """How many "objects" are counted, N; how many of the N best detections, without the ignored, are of each kind
+    (Hoiem et al.); how many objects are hit only further down ("later") or by no detection ("missed")."""
+    objects = int(np.sum(~found.matches.difficult))
+    top = _top(found, objects)
+    counts = Counter({"objects": objects, **{kind: int(np.sum(found.kinds[top] == kind)) for kind in KINDS}})
+    missed = int(found.matches.missed.sum())
+    return counts + Counter({"later": objects - counts["correct"] - missed, "missed": missed})
+
+
+def _top(found: Diagnosis, count: int) -> np.ndarray:
+    """Ranks of the best `count` detections that are not ignored."""
+    return np.flatnonzero(~found.matches.ignored)[:count]
+
+
+def write_report(
+    folder: Path,
+    dataset: Dataset,
+    detections: Sequence[ClassDetections],
+    results: Mapping[str, Any],
+    curves: Mapping[str, tuple[Curve, float | None]],
+    *,
+    pictures: int = 4,
+) -> None:
+    """Writes `folder`/index.html.
+
+    Args:
+        folder: made where it does not exist.
+        dataset: the split.
+        detections: by class.
+        results, curves: of `evaluate.score`; results may have "step".
+        pictures: how many at most of a class's best hits, worst false positives and largest missed objects, each.
+
+    Raises:
+        InputError: an image can't be loaded.
+    """
+    found = [
+        diagnose(of_class, dataset, label, iou_threshold=results["iou_threshold"])
+        for label, of_class in enumerate(detections, 1)
+    ]
+    counts = [count_kinds(of_class) for of_class in found]
+    sections = [
+        _section(of_class, count, dataset, curves[name], pictures)
+        for of_class, count, name in zip(found, counts, dataset.class_names, strict=True)
+    ]
+    page = [_header(results, counts), _table(dataset.class_names, counts, results), *sections]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "index.html", _PAGE.replace("BODY", "\n".join(page)), errors="backslashreplace")
+
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8882; --link: #1a5fb4 }
+@media (prefers-color-scheme: dark) { :root { --link: #8ab4f8 } }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1120px; margin: 0 auto; padding: 1rem }
+h1, h2, h3 { line-height: 1.2 } h2 { margin: 3rem 0 .5rem; border-top: 1px solid var(--line); padding-top: 1rem }
+h3 { font-size: 1rem; margin: 1.25rem 0 .5rem }
+a { color: var(--link) } p { max-width: 90ch } .wide { overflow-x: auto }
+details { margin-bottom: 1rem }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums }
+th, td { padding: .2rem .5rem; text-align: right; border-bottom: 1px solid var(--line) }
+th { font-weight: 600 } thead { white-space: nowrap } th:first-child { text-align: left } tfoot { font-weight: 600 }
+.bar { display: flex; width: 9rem; margin-left: auto; height: .9rem; background: var(--soft) }
+dt { font-weight: 600; margin-top: .4rem } dd { margin-left: 0; max-width: 90ch }
+.key { display: inline-block; width: .8em; height: .8em; margin-right: .3em }
+.class { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: center }
+.pictures { display: flex; flex-wrap: wrap; gap: .8rem; align-items: flex-end }
+figure { margin: 0; width: 256px } figcaption { font-size: .8rem; line-height: 1.35; overflow-wrap: anywhere }
+img { display: block; max-width: 100%; height: auto } svg { width: 240px; height: 180px }
+"""
+
+_PAGE = f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Detection report</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+BODY
+</body>
+</html>
+"""
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _header(results: Mapping[str, Any], counts: Iterable[Counter[str]]) -> str:
+    threshold = results["iou_threshold"]
+    facts = [
+        {"voc07_11point": "11-point rule of VOC 2007", "area": "area under the curve"}[results["protocol"]],
+        f"a hit is IoU over {threshold}",
+        f"{results['images']} images",
+        f"{sum(count['objects'] for count in counts)} objects",
+    ]
+    if results.get("step") is not None:
+        facts.append(f"step {results['step']}")
+    if results["seconds_per_image"] is not None:
+        facts.append(f"{results['seconds_per_image']:.2f} s an image")
+    kinds = {
+        "correct": f"IoU over {threshold} with an object of the class, the first time.",
+        "localisation": f"IoU from 0.1 to {threshold} with an object of the class, or a duplicate of a hit.",
+        "confusion": "IoU of at least 0.1 with an object of another class.",
+        "background": "All else.",
+    }
+    keys = "".join(f"<dt>{_key(kind)}{kind.capitalize()}</dt><dd>{escape(text)}</dd>" for kind, text in kinds.items())
+    return f"""<h1>Detection report: mAP {_number(results["map"])}</h1>
+<p>{escape(", ".join(facts))}</p>
+<details><summary>How to read this</summary>
+<p>Each detection is of the first kind that holds (Hoiem, Chodpathumwan and Dai, “Diagnosing error in object detectors”,
+2012). Of a class with N objects the N best scored detections are counted: a perfect detector's would all be
+correct. Difficult objects are neither counted nor held against.</p>
+<dl>{keys}
+<dt>Found later</dt><dd>Objects hit only by a detection ranked below the N best.</dd>
+<dt>Missed</dt><dd>Objects that no detection hits, however low its score.</dd></dl>
+<p>In pictures, ground truth is white and a detection has the colour of its kind.</p></details>"""
+
+
+def _key(kind: str) -> str:
+    return f'<span class="key" style="background:{KINDS[kind]}"></span>'
+
+
+def _table(class_names: Sequence[str], counts: Sequence[Counter[str]], results: Mapping[str, Any]) -> str:
+    heads = "".join(f"<th>{_key(kind)}{kind.capitalize()}</th>" for kind in KINDS)
+    rows = [
+        _row(f'<a href="#class{label}">{escape(name)}</a>', results["aps"][name], count)
+        for label, (name, count) in enumerate(zip(class_names, counts, strict=True), 1)
+    ]
+    return f"""<div class="wide"><table>
+<thead><tr><th>Class</th><th>AP</th><th>Objects N</th><th>N best detections</th>{heads}<th>Found later</th>
+<th>Missed</th></tr></thead>
+<tbody>{"".join(rows)}</tbody>
+<tfoot>{_row("All", results["map"], sum(counts, Counter()))}</tfoot>
+</table></div>"""
+
+
+def _row(name: str, ap: float | None, count: Counter[str]) -> str:
+    parts = "".join(
+        f'<span style="width:{100 * count[kind] / count["objects"]:.2f}%;background:{colour}"></span>'
+        for kind, colour in KINDS.items()
+        if count[kind]
+    )
+    numbers = "".join(f"<td>{count[kind]}</td>" for kind in (*KINDS, "later", "missed"))
+    return f"""<tr><th>{name}</th><td>{_number(ap)}</td><td>{count["objects"]}</td>
+<td><div class="bar">{parts}</div></td>{numbers}</tr>\n"""
+
+
+def _section(
+    found: Diagnosis, count: Counter[str], dataset: Dataset, curve: tuple[Curve, float | None], pictures: int
+) -> str:
+    names, matches = dataset.class_names, found.matches
+    (rejected,) = np.nonzero(~matches.hit & ~matches.ignored)
+    (missed,) = np.nonzero(matches.missed)
+    missed = missed[np.argsort(-box_ops.area(found.object_boxes[missed]), kind="stable")]
+    hits = [_detection(found, rank, dataset) for rank in np.flatnonzero(matches.hit)[:pictures]]
+    wrong = [_detection(found, rank, dataset) for rank in rejected[:pictures]]
+    unseen = [_missed(found, number, dataset) for number in missed[:pictures]]
+    text = f"Objects: {count['objects']}. Detections: {len(found.kinds)}, false positives: {len(rejected)}."
+    top = _top(found, count["objects"])
+    confused = Counter(found.other_label[top[found.kinds[top] == "confusion"]].tolist()).most_common(5)
+    if confused:
+        with_names = ", ".join(f"{names[other - 1]} ({times})" for other, times in confused)
+        text += f" Of the N best, confused with: {with_names}."
+    return f"""<section id="class{found.label}"><h2>{escape(names[found.label - 1])}</h2>
+<div class="class">{_curve(*curve)}<p>{escape(text)}</p></div>
+{_pictures("Best hits", hits)}{_pictures("Worst false positives, by score", wrong)}
+{_pictures("Missed, by size", unseen)}
+</section>"""
+
+
+def _pictures(title: str, figures: Sequence[str]) -> str:
+    return f'<h3>{title}</h3><div class="pictures">{"".join(figures)}</div>\n' if figures else ""
+
+
+def _detection(found: Diagnosis, rank: int, dataset: Dataset) -> str:
+    """The figure of a detection and the object that it is held against."""
+    ranked, kind = found.matches.ranked, str(found.kinds[rank])
+    record, box, confused = dataset.records[ranked.image[rank]], ranked.boxes[[rank]], kind == "confusion"
+    truth = record.boxes[record.labels == (found.other_label[rank] if confused else found.label)]
+    overlaps = box_ops.iou(box.astype(np.float64), truth.astype(np.float64))[0]
+    best = overlaps.max(initial=0)
+    what = f"{kind} with {dataset.class_names[found.other_label[rank] - 1]}" if confused else kind
+    caption = f"{ranked.scores[rank]:.3f}: {what}{' (duplicate)' if found.duplicate[rank] else ''}, IoU {best:.2f}"
+    return _figure(record, truth[(overlaps == best) & (best > 0)], box, kind, caption)
+
+
+def _missed(found: Diagnosis, number: int, dataset: Dataset) -> str:
+    """The figure of an object and the detection of its class that overlaps it most."""
+    truth, image, ranked = found.object_boxes[[number]], found.object_image[number], found.matches.ranked
+    (ranks,) = np.nonzero(ranked.image == image)
+    overlaps = box_ops.iou(truth, ranked.boxes[ranks].astype(np.float64))[0]
+    if not overlaps.any():
+        return _figure(dataset.records[image], truth, np.zeros((0, 4)), "background", "no detection overlaps it")
+    rank = ranks[overlaps.argmax()]
+    caption = f"nearest detection: {ranked.scores[rank]:.3f}, IoU {overlaps.max():.2f}"
+    return _figure(dataset.records[image], truth, ranked.boxes[[rank]], str(found.kinds[rank]), caption)
+
+
+def _figure(record: Record, truth: np.ndarray, detection: np.ndarray, kind: str, caption: str) -> str:
+    """HTML of the part of an image about ground truth and a detection of a kind, each `(0 or more, 4)`."""
+    colours = [*["white"] * len(truth), *[KINDS.get(kind, "grey")] * len(detection)]
+    file = io.BytesIO()
+    picture = crop_boxes(record.load(), np.concatenate([truth, detection]), colours, width=256, height=192)
+    picture.save(file, "JPEG", quality=85, subsampling=0)
+    source = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return f"""<figure><img src="{source}" width="{picture.width}" height="{picture.height}" alt="">
+<figcaption>{escape(caption)}<br>{escape(record.image_id)}</figcaption></figure>\n"""
+
+
+def _curve(curve: Curve, ap: float | None) -> str:
+    """Precision over recall as SVG, in the colour of the text."""
+    points = np.round(2 * np.stack([30 + 200 * curve.recall, 150 - 140 * curve.precision], axis=1)) / 2
+    points = points[np.any(np.diff(points, axis=0, prepend=-1) != 0, axis=1)]
+    line = " ".join(f"{x:g},{y:g}" for x, y in points)
+    return f"""<svg viewBox="0 0 240 180" fill="none" stroke="currentColor" role="img" aria-label="precision, recall">
+<path d="M30 10V150H230" opacity=".5"/><path d="M30 10H230V150M30 80H230M130 10V150" opacity=".15"/>
+<polyline points="{line}" stroke-width="1.5"/>
+<g fill="currentColor" stroke="none" font-size="11">
+<text x="26" y="164">0</text><text x="226" y="164">1</text><text x="18" y="14">1</text>
+<text x="100" y="174">recall</text><text transform="translate(14 104) rotate(-90)">precision</text>
+<text x="222" y="24" text-anchor="end">AP {_number(ap)}</text></g>
+</svg>"""

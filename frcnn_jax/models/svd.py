@@ -1,0 +1,44 @@
+"""Truncated SVD of fc6 and fc7 (section 3.1): each becomes two layers, the first of them without a bias."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from frcnn_jax.errors import InputError
+
+
+def truncated_svd(kernel: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best product of two matrices through `rank` dimensions.
+
+    Args:
+        kernel: `(inputs, outputs)`.
+        rank: 1 to min(inputs, outputs).
+
+    Returns:
+        `(inputs, rank)`, the right singular vectors of the paper's W times their singular values, and
+        `(rank, outputs)`, its left singular vectors; float32.
+    """
+    left, values, right = np.linalg.svd(kernel, full_matrices=False)
+    return (left[:, :rank] * values[:rank]).astype(np.float32), right[:rank].astype(np.float32)
+
+
+def compress_head(params: Mapping[str, Any], ranks: tuple[int, int]) -> dict[str, Any]:
+    """The parameters of `FastRCNN` with fc6 and fc7 factored to the ranks; 0 leaves a layer as it is.
+
+    Raises:
+        InputError: a rank that is not below both sizes of its layer, or a layer that is factored already.
+    """
+    head = dict(params["head"])
+    for name, rank in zip(("fc6", "fc7"), ranks, strict=True):
+        if not rank:
+            continue
+        kernel = np.asarray(head[name]["kernel"])
+        if f"{name}_reduce" in head:
+            raise InputError(f"{name} is factored already, to rank {kernel.shape[0]}")
+        if not 0 < rank < min(kernel.shape):
+            raise InputError(f"the rank of {name} must be 1 to {min(kernel.shape) - 1}, got {rank}")
+        first, second = truncated_svd(kernel, rank)
+        head[f"{name}_reduce"] = {"kernel": first}
+        head[name] = {**head[name], "kernel": second}
+    return {**params, "head": head}

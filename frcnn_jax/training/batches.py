@@ -1,0 +1,118 @@
+"""From records and proposals to batches of static shapes.
+
+The plan of an epoch (which images, mirrored or not, in which order and canvas) is a pure function of the seed and the
+epoch, and a step's batch of the plan, so a checkpoint needs only the step. A batch holds images of one canvas; the
+paper pads to the larger of two random images instead. Arrays are NumPy.
+
+Shape letters: B images, R RoIs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from frcnn_jax.data.batches import Batch, Sizes, pad, prepare_image
+from frcnn_jax.data.records import Record
+from frcnn_jax.ops import boxes as box_ops
+from frcnn_jax.training.sampling import assign, sample
+
+
+class Entry(NamedTuple):
+    """An image in the plan."""
+
+    record: int
+    mirrored: bool
+    size: Sizes
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingBatches:
+    """The batches of a training run by step: a random-access sequence, each a pure function of the seed and the step.
+
+    Args:
+        records, proposals: the split, and by image id its `(N, 4)` boxes.
+        box_stats: "mean" and "std" `(K + 1, 4)` by which targets are normalised.
+        sizes: how images are resized; of several, one is drawn for each image and epoch.
+        steps: the length of the sequence.
+        images_per_batch, rois_per_image: B and R.
+        fg_fraction, fg_iou, bg_iou: as `sampling.sample`.
+        flip: mirrored images double the set.
+        seed: of everything drawn.
+        process: which of how many processes this is; each makes its share of every batch.
+    """
+
+    records: Sequence[Record]
+    proposals: Mapping[str, np.ndarray]
+    box_stats: Mapping[str, np.ndarray]
+    sizes: Sequence[Sizes]
+    steps: int
+    images_per_batch: int = 2
+    rois_per_image: int = 64
+    fg_fraction: float = 0.25
+    fg_iou: float = 0.5
+    bg_iou: tuple[float, float] = (0.1, 0.5)
+    flip: bool = True
+    seed: int = 0
+    process: tuple[int, int] = (0, 1)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    @lru_cache(maxsize=4)  # noqa: B019 - a run has one of these
+    def plan(self, epoch: int) -> list[list[Entry]]:
+        """The epoch's batches, every image once each way. Where a canvas's images are no multiple of B, its first ones
+        fill the last batch."""
+        by_canvas: dict[tuple[int, int], list[Entry]] = {}
+        ways = (False, True) if self.flip else (False,)
+        draws = np.random.default_rng((self.seed, epoch, 2)).integers(
+            len(self.sizes), size=(len(self.records), len(ways))
+        )
+        for (i, record), drawn in zip(enumerate(self.records), draws, strict=True):
+            for mirrored, draw in zip(ways, drawn, strict=True):
+                size = self.sizes[draw]
+                by_canvas.setdefault(size.canvas(record.height, record.width), []).append(Entry(i, mirrored, size))
+        rng = np.random.default_rng((self.seed, epoch))
+        batches = []
+        for _, entries in sorted(by_canvas.items()):
+            order = rng.permutation(len(entries))
+            for start in range(0, len(entries), self.images_per_batch):
+                places = np.arange(start, start + self.images_per_batch) % len(entries)
+                batches.append([entries[order[place]] for place in places])
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def __getitem__(self, step: int) -> Batch:
+        """The process's share of a step's batch (design: a dict of static shapes); "index" `(B,)` numbers the images of
+        the run."""
+        per_epoch = len(self.plan(0))
+        entries = self.plan(step // per_epoch)[step % per_epoch]
+        process, processes = self.process
+        share = range(process * len(entries) // processes, (process + 1) * len(entries) // processes)
+        images = [self._image(entries[place], step * self.images_per_batch + place) for place in share]
+        return {name: np.stack([image[name] for image in images]) for name in images[0]}
+
+    def _image(self, entry: Entry, index: int) -> Batch:
+        record = self.records[entry.record]
+        image, proposals, gt_boxes = record.load(), self.proposals[record.image_id], record.boxes
+        if entry.mirrored:
+            image = image[:, ::-1]
+            proposals, gt_boxes = (box_ops.flip(b, record.width) for b in (proposals, gt_boxes))
+        drawn = sample(
+            assign(proposals, gt_boxes, record.labels),
+            np.random.default_rng((self.seed, index, 1)),
+            count=self.rois_per_image,
+            fg_fraction=self.fg_fraction,
+            fg_iou=self.fg_iou,
+            bg_iou=self.bg_iou,
+        )
+        batch = prepare_image(image, entry.size)
+        foreground = drawn.labels[:, None] > 0
+        normalised = (drawn.deltas - self.box_stats["mean"][drawn.labels]) / self.box_stats["std"][drawn.labels]
+        batch["rois"] = pad(box_ops.scale(drawn.rois, batch["scale"]), self.rois_per_image)
+        batch["roi_mask"] = np.arange(self.rois_per_image) < len(drawn.rois)
+        batch["labels"] = pad(drawn.labels, self.rois_per_image)
+        batch["box_targets"] = pad(np.where(foreground, normalised, 0).astype(np.float32), self.rois_per_image)
+        batch["index"] = np.int32(index)
+        return batch

@@ -1,0 +1,200 @@
+"""Linear SVMs on fc7 in place of the softmax (section 5.4), trained as R-CNN's: one a class, with hard negatives.
+
+Shape letters: K foreground classes, C features of fc7, R RoIs of an image.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from frcnn_jax.data.batches import Sizes, TestBatches, prefetch
+from frcnn_jax.data.records import Record
+from frcnn_jax.errors import InputError
+from frcnn_jax.files import read_npz, write_whole
+from frcnn_jax.models.fast_rcnn import FastRCNN
+from frcnn_jax.ops import boxes as box_ops
+
+NEGATIVE_IOU = 0.3  # a negative of a class overlaps none of its objects more
+HARD_MARGIN = -1.0001  # negatives that score more than this are kept ...
+EASY_MARGIN = -1.1  # ... until they score less than this
+REFIT_AFTER = 2000  # new negatives of a class
+TARGET_NORM = 20.0  # features are scaled to this mean norm ...
+NORM_IMAGES = 100  # ... over the proposals of this many images
+SAVE_EVERY = 250  # images
+
+
+def make_features_step(model: FastRCNN) -> Callable[[Any, Mapping[str, jax.Array]], jax.Array]:
+    """The jitted `features(variables, batch)` -> fc7 after its ReLU, `(B, R, C)`, of `pipeline.prepare_test`'s
+    batches of one scale."""
+
+    @jax.jit
+    def features(variables: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        images = (batch[name] for name in ("image", "image_size", "rois"))
+        _, state = model.apply(
+            variables, *images, capture_intermediates=lambda module, _: module.name == "fc7", mutable=["intermediates"]
+        )
+        return nn.relu(state["intermediates"]["head"]["fc7"]["__call__"][0])
+
+    return features
+
+
+def class_overlaps(rois: np.ndarray, gt_boxes: np.ndarray, gt_labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """The best IoU of `(R, 4)` RoIs with each class's objects: `(R, K)`, 0 for a class that has none."""
+    overlaps = box_ops.iou(rois, gt_boxes)
+    best = [overlaps[:, gt_labels == label].max(axis=1, initial=0) for label in range(1, num_classes + 1)]
+    return np.stack(best, axis=1)
+
+
+class HardNegativeSVMs:
+    """K linear SVMs (L1 hinge, C 0.001, positives weighted 2, a bias term of 10) and the negatives they keep.
+
+    Args:
+        positives: by class its `(P, C)` features, scaled.
+        seed: of the solver.
+    """
+
+    def __init__(self, positives: Sequence[np.ndarray], *, seed: int = 0):
+        features = positives[0].shape[1]
+        self.positives = list(positives)
+        self.negatives = [np.zeros((0, features), np.float32) for _ in positives]
+        self.added = np.zeros(len(positives), int)  # negatives since the last fit
+        self.weights = np.zeros((len(positives), features), np.float32)
+        self.biases = np.zeros(len(positives), np.float32)
+        self._seed = seed
+
+    def mine(self, features: np.ndarray, overlaps: np.ndarray) -> None:
+        """Takes an image's hard negatives out of its `(R, C)` scaled features with `(R, K)` `class_overlaps`; fits the
+        classes that have enough new ones."""
+        hard = (overlaps < NEGATIVE_IOU) & (features @ self.weights.T + self.biases > HARD_MARGIN)
+        self.added += hard.sum(axis=0)
+        for k in map(int, np.flatnonzero(hard.any(axis=0))):
+            self.negatives[k] = np.concatenate([self.negatives[k], features[hard[:, k]]])
+            if self.added[k] > REFIT_AFTER:
+                self.fit(k)
+
+    def fit(self, k: int) -> None:
+        """Fits class number k, from 0, and leaves its easy negatives out from then on. A class without positives has
+        margins of EASY_MARGIN, one without negatives stays as it is."""
+        from sklearn.svm import LinearSVC
+
+        self.added[k] = 0
+        positives, negatives = self.positives[k], self.negatives[k]
+        if not len(positives):
+            self.biases[k], self.negatives[k] = EASY_MARGIN, negatives[:0]
+        elif len(negatives):
+            svm = LinearSVC(
+                C=0.001,
+                loss="hinge",
+                class_weight={1: 2.0},
+                intercept_scaling=10,
+                max_iter=10_000,
+                random_state=self._seed,
+            )
+            svm.fit(np.concatenate([positives, negatives]), np.repeat([1, 0], [len(positives), len(negatives)]))
+            self.weights[k], self.biases[k] = svm.coef_[0], svm.intercept_[0]
+            self.negatives[k] = negatives[negatives @ self.weights[k] + self.biases[k] >= EASY_MARGIN]
+
+    def save(self, path: Path, **more: Any) -> None:
+        """All of it, and what goes with it, in a .npz: whole or not at all."""
+        arrays = {f"{name}_{k}": a for name in ("positives", "negatives") for k, a in enumerate(getattr(self, name))}
+        arrays |= {name: getattr(self, name) for name in ("added", "weights", "biases")}
+        write_whole(path, lambda file: np.savez(file, allow_pickle=False, **arrays, **more))
+
+    @classmethod
+    def load(cls, path: Path, *, seed: int = 0) -> tuple["HardNegativeSVMs", dict[str, np.ndarray]]:
+        """What `save` wrote, and what went with it. InputError for another file."""
+        try:
+            arrays = read_npz(path)
+            classes = range(len(arrays["biases"]))
+            svms = cls([arrays.pop(f"positives_{k}") for k in classes], seed=seed)
+            svms.negatives = [arrays.pop(f"negatives_{k}") for k in classes]
+            svms.added, svms.weights, svms.biases = (arrays.pop(name) for name in ("added", "weights", "biases"))
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{path}: not a state of SVM training ({error}); remove it to begin anew") from None
+        return svms, arrays
+
+
+def train_svms(
+    model: FastRCNN,
+    variables: Mapping[str, Any],
+    records: Sequence[Record],
+    proposals: Mapping[str, np.ndarray],
+    *,
+    sizes: Sizes,
+    state: Path,
+    negative_images: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The parameters of `model` with one SVM a class in its class layer: positives are the objects, negatives come from
+    proposals and objects of other classes, image by image.
+
+    Args:
+        model, variables: trained with a softmax.
+        records, proposals: the split, and by image id its `(N, 4)` boxes.
+        sizes: how images are resized.
+        negative_images: negatives come from the first this many images; from all where None.
+        state: a file that is written each SAVE_EVERY images; if it is there, the work goes on from it.
+        seed: of the images that the norm is measured on, and of the solver.
+
+    Raises:
+        InputError: scikit-learn is missing, or `state` is another file.
+    """
+    try:
+        import sklearn.svm  # noqa: F401 - before the long work
+    except ImportError:
+        raise InputError("SVMs need the package scikit-learn: pip install 'frcnn_jax[svm]'") from None
+    step = make_features_step(model)
+
+    def features(
+        records: Sequence[Record],
+        boxes: Mapping[str, np.ndarray],
+        title: str,
+        start: int = 0,
+        spatial_scale: float | None = None,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Boxes and their features, by image."""
+        batches = prefetch(TestBatches(records, boxes, [sizes], spatial_scale), start)
+        for batch in tqdm(batches, desc=title, unit="image", total=len(records), initial=start, smoothing=0.05):
+            mask = batch["roi_mask"][0]
+            yield batch["rois"][0, mask] / batch["scale"], jax.device_get(step(variables, batch))[0, mask]
+
+    num_classes = model.num_classes
+    if state.exists():
+        svms, more = HardNegativeSVMs.load(state, seed=seed)
+        scale, start = np.float32(more["scale"]), int(more["images"])
+    else:
+        some = [records[i] for i in np.random.default_rng(seed).permutation(len(records))[:NORM_IMAGES]]
+        norms = [np.linalg.norm(found, axis=1) for _, found in features(some, proposals, "norm of fc7")]
+        scale, start = np.float32(TARGET_NORM / np.concatenate(norms).mean()), 0
+        objects = {record.image_id: record.boxes for record in records}
+        found = np.concatenate([found for _, found in features(records, objects, "positives")]) * scale
+        labels = np.concatenate([record.labels for record in records])
+        svms = HardNegativeSVMs([found[labels == label] for label in range(1, num_classes + 1)], seed=seed)
+        svms.save(state, scale=scale, images=0)
+
+    records = records[:negative_images]
+    candidates = {record.image_id: np.concatenate([record.boxes, proposals[record.image_id]]) for record in records}
+    mined = features(records, candidates, "hard negatives", start, model.network.spatial_scale)
+    for i, (boxes, found) in enumerate(mined, start):
+        record = records[i]
+        svms.mine(found * scale, class_overlaps(boxes, record.boxes, record.labels, num_classes))
+        if (i + 1) % SAVE_EVERY == 0:
+            svms.save(state, scale=scale, images=i + 1)
+    for k in range(num_classes):
+        svms.fit(k)
+    return write_classifier(variables["params"], svms.weights, svms.biases, scale)
+
+
+def write_classifier(
+    params: Mapping[str, Any], weights: np.ndarray, biases: np.ndarray, scale: np.float32
+) -> dict[str, Any]:
+    """The parameters of `FastRCNN` whose cls_score gives the `(K, C)` SVMs' margins for features that are not scaled;
+    its background column is 0."""
+    kernel = np.pad((weights * scale).T, ((0, 0), (1, 0))).astype(np.float32)
+    bias = np.pad(biases, (1, 0)).astype(np.float32)
+    return {**params, "head": {**params["head"], "cls_score": {"kernel": kernel, "bias": bias}}}

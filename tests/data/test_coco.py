@@ -1,0 +1,164 @@
+import contextlib
+import json
+
+import numpy as np
+import pytest
+from examples import annotation, write_coco
+from hypothesis import given
+from hypothesis import strategies as st
+
+from frcnn_jax.data.coco import read_coco
+from frcnn_jax.data.voc import read_voc
+from frcnn_jax.errors import InputError
+from frcnn_jax.evaluation.coco_metrics import COCO_METRICS, coco_ground_truth, coco_metrics, coco_results
+from frcnn_jax.evaluation.comp4 import read_comp4
+from frcnn_jax.evaluation.evaluate import score
+from frcnn_jax.evaluation.metrics import ClassDetections
+
+
+def test_reads_by_hand(tmp_path):
+    path = write_coco(
+        tmp_path,
+        [
+            annotation(),
+            annotation(2, bbox=(1.5, 2.25, 30, 10.5), category_id=9, iscrowd=1),
+            annotation(3, bbox=(5, 6, 0.5, 0.25)),
+            annotation(4, bbox=(-0.5, 20, 51, 20.5)),
+        ],
+    )
+    dataset = read_coco(path, tmp_path)
+    assert dataset.class_names == ("dog", "cat")
+    (record,) = dataset.records
+    assert (record.image_id, record.height, record.width) == ("7", 40, 50)
+    expected = [[0, 0, 9, 19], [1.5, 2.25, 30.5, 11.75], [5, 6, 5, 6], [0, 20, 49, 39]]
+    np.testing.assert_array_equal(record.boxes, np.array(expected, np.float32))
+    np.testing.assert_array_equal(record.labels, [1, 2, 1, 1])
+    np.testing.assert_array_equal(record.difficult, [False, True, False, False])
+    assert record.load().shape == (40, 50, 3)
+    assert list(read_coco(path, tmp_path, ["cat", "cow", "dog"]).records[0].labels) == [3, 1, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("bad", "text"),
+    [
+        (annotation(bbox=(0, 0, 0, 5)), r"image 7 \(a\.jpg\): annotation 1: bbox \[0, 0, 0, 5\].*50 x 40 image"),
+        (annotation(bbox=(45, 0, 10, 5)), r"bbox \[45, 0, 10, 5\]"),
+        (annotation(bbox=(0, 0, float("nan"), 5)), "bbox .0, 0, nan, 5"),
+        (annotation(bbox="abc"), "bbox must be four numbers"),
+        (annotation(bbox=(1, 2, 3)), "bbox must be four numbers"),
+        (annotation(category_id=4), "unknown category 4; the categories are 3, 9"),
+        (annotation(image_id=8), "annotation 0: no image of id 8"),
+    ],
+)
+def test_names_the_image_and_the_box(tmp_path, bad, text):
+    path = write_coco(tmp_path, [bad, annotation(2)])
+    with pytest.raises(InputError, match=text):
+        read_coco(path, tmp_path)
+    problems = []
+    (record,) = read_coco(path, tmp_path, on_problem=problems.append).records
+    assert len(record.boxes) == len(problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        ({"id": 7, "file_name": "../a.jpg", "width": 50, "height": 40}, "must be a path within the folder"),
+        ({"id": 7, "file_name": "b.jpg", "width": 50, "height": 40}, r"b\.jpg: no such image"),
+        ({"id": 7, "file_name": "b" * 300, "width": 50, "height": 40}, r"bbb: can't be read \(File name too long\)"),
+        ({"id": 7, "file_name": "a.jpg", "width": 50}, "height and width must be whole numbers over 0"),
+    ],
+)
+def test_names_the_image(tmp_path, image, text):
+    path = write_coco(tmp_path, [annotation()], images=[image])
+    with pytest.raises(InputError, match=text):
+        read_coco(path, tmp_path)
+    assert read_coco(path, tmp_path, on_problem=lambda problem: None).records == []
+
+
+def test_an_image_twice(tmp_path):
+    image = {"id": 7, "file_name": "a.jpg", "width": 50, "height": 40}
+    with pytest.raises(InputError, match="the image 7 is there twice"):
+        read_coco(write_coco(tmp_path, [], images=[image, image]), tmp_path)
+
+
+def test_an_annotation_twice(tmp_path):
+    path = write_coco(tmp_path, [annotation(5), annotation(5), annotation(None), annotation(None)])
+    with pytest.raises(InputError, match=r"instances\.json: annotation 1: the id 5 is there twice"):
+        read_coco(path, tmp_path)
+    problems = []
+    (record,) = read_coco(path, tmp_path, on_problem=problems.append).records
+    assert (len(record.boxes), len(problems)) == (3, 1)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 99) | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["images", "annotations", "categories", "id", "name", "file_name", "bbox", "image_id"]),
+            inner,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(JSON, st.sampled_from(["images", "annotations", "categories", None]))
+def test_any_other_json_is_one_problem(tmp_path_factory, value, field):
+    """Whatever stands in a field, the reader gives records or an InputError."""
+    folder = tmp_path_factory.mktemp("c")
+    path = write_coco(folder, [annotation()])
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, field: value} if field else value))
+    with contextlib.suppress(InputError):
+        read_coco(path, folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"[]", b"\xff\xfe", b"{}"])
+def test_no_instances_file(tmp_path, content):
+    (tmp_path / "i.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"i\.json: not a (COCO instances|JSON) file"):
+        read_coco(tmp_path / "i.json", tmp_path)
+    with pytest.raises(InputError, match=r"none\.json: no such file"):
+        read_coco(tmp_path / "none.json", tmp_path)
+
+
+def test_results_and_ground_truth_by_hand(tmp_path):
+    path = write_coco(tmp_path, [annotation(bbox=(1, 2, 10, 20)), annotation(2, category_id=9, iscrowd=1)])
+    dataset = read_coco(path, tmp_path)
+    truth = coco_ground_truth(dataset)
+    assert [a["bbox"] for a in truth["annotations"]] == [[1, 2, 10, 20], [0, 0, 10, 20]]
+    assert [(a["category_id"], a["iscrowd"], a["area"]) for a in truth["annotations"]] == [(1, 0, 200), (2, 1, 200)]
+    none = ClassDetections(np.zeros(0, int), np.zeros(0), np.zeros((0, 4)))
+    one = ClassDetections(np.array([0]), np.array([0.5]), np.array([[1, 2, 10, 21]], np.float32))
+    expected = [{"image_id": 7, "category_id": 1, "bbox": [1, 2, 10, 20], "score": 0.5}]
+    assert coco_results([one, none], [7], [1, 2]) == expected
+    metrics, by_class = coco_metrics(truth, coco_results([one, none], [1], [1, 2]))
+    assert set(metrics) == set(COCO_METRICS)
+    assert (metrics["AP"], metrics["AP50"]) == pytest.approx((1, 1))
+    assert metrics["AP_large"] is None
+    assert by_class == {"dog": pytest.approx(1), "cat": None}
+    assert coco_metrics(truth, [])[0]["AP"] == 0
+    for bad, text in (
+        ({**expected[0], "image_id": 9}, "result 0: no image 9"),
+        ({"image_id": 1, "category_id": 1, "bbox": [1, 2]}, "must be image_id, category_id, bbox and score"),
+        (3, "must be image_id"),
+    ):
+        with pytest.raises(InputError, match=text):
+            coco_metrics(truth, [bad])
+    with pytest.raises(InputError, match="not those of a COCO instances file"):
+        coco_metrics({"images": []}, [])
+
+
+def test_agrees_with_the_area_rule(shared):
+    """pycocotools takes the mean precision at 101 recalls, we the whole area; it lets a crowd take many detections, we
+    a difficult object, too. Left are steps of the curve between two recalls, at most 1/101 of a class's AP each way."""
+    dataset = read_voc(shared / "voc" / "VOCdevkit", 2007, "val")
+    detections = read_comp4(shared / "oracles" / "voc_eval", dataset, year=2007, split="val")
+    results, _ = score(detections, dataset, metric="area")
+    images, labels = range(1, len(dataset.records) + 1), range(1, len(dataset.class_names) + 1)
+    metrics, by_class = coco_metrics(coco_ground_truth(dataset), coco_results(detections, images, labels))
+    ours = np.array([results["aps"][name] for name in dataset.class_names])
+    theirs = np.array([by_class[name] for name in dataset.class_names])
+    assert abs(metrics["AP50"] - results["map"]) < 0.01
+    assert np.abs(ours - theirs).max() < 0.03

@@ -1,0 +1,247 @@
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from frcnn_jax.data.records import load_image, without_difficult
+from frcnn_jax.data.voc import read_voc, read_xml_folder
+from frcnn_jax.errors import InputError
+
+OBJECT = "<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{box}</bndbox></object>"
+
+
+def voc_object(name="dog", box=(1, 1, 50, 40), difficult=0):
+    sides = "".join(f"<{s}>{v}</{s}>" for s, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
+    return OBJECT.format(name=name, difficult=difficult, box=sides)
+
+
+def write_voc(root, objects, *, size=(50, 40), image_id="000001"):
+    """A devkit of one image; size is (width, height)."""
+    folder = root / "VOC2007"
+    for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / "ImageSets/Main/train.txt").write_text(f"{image_id}\n")
+    Image.new("RGB", size).save(folder / f"JPEGImages/{image_id}.jpg")
+    text = f"<annotation><size><width>{size[0]}</width><height>{size[1]}</height></size>{''.join(objects)}</annotation>"
+    (folder / f"Annotations/{image_id}.xml").write_text(text)
+    return root
+
+
+def test_reads_the_devkit(tmp_path):
+    root = write_voc(tmp_path, [voc_object(), voc_object("cat", (2, 3, 10, 20), 1)])
+    dataset = read_voc(root, 2007, "train")
+    (record,) = dataset.records
+    assert (record.image_id, record.height, record.width) == ("000001", 40, 50)
+    np.testing.assert_array_equal(record.boxes, [[0, 0, 49, 39], [1, 2, 9, 19]])
+    assert record.boxes.dtype == np.float32
+    assert [dataset.class_names[label - 1] for label in record.labels] == ["dog", "cat"]
+    assert list(record.difficult) == [False, True]
+    assert pickle.loads(pickle.dumps(record)).load().shape == (40, 50, 3)
+
+
+def test_without_difficult(tmp_path):
+    objects = [voc_object(), voc_object("cat", (5, 6, 20, 30), difficult=1), voc_object("cow", (2, 2, 9, 9))]
+    dataset = without_difficult(read_voc(write_voc(tmp_path, objects), 2007, "train"))
+    (record,) = dataset.records
+    np.testing.assert_array_equal(record.labels, [12, 10])
+    np.testing.assert_array_equal(record.boxes, [[0, 0, 49, 39], [1, 1, 8, 8]])
+    assert not record.difficult.any()
+
+
+def test_an_image_without_objects_is_a_record(tmp_path):
+    (record,) = read_voc(write_voc(tmp_path, []), 2007, "train").records
+    assert record.boxes.shape == (0, 4)
+
+
+def test_counts_of_the_real_set(shared):
+    records = read_voc(shared / "voc" / "VOCdevkit", 2007, "train").records
+    assert len(records) == 2500
+    assert sum(len(r.labels) for r in records) == 7843
+    assert sum(r.difficult.sum() for r in records) == 1543
+
+
+@pytest.mark.parametrize(
+    ("bad", "text"),
+    [
+        (voc_object("unicorn"), r"000001\.xml: unknown class 'unicorn'"),
+        (voc_object(box=(1, 1, 51, 40)), r"000001\.xml: box of 'dog' \(1, 1, 51, 40\).*xmax <= 50"),
+        (voc_object(box=(30, 1, 20, 40)), r"000001\.xml: box of 'dog' \(30, 1, 20, 40\)"),
+        (voc_object(box=(0, 1, 20, 40)), r"000001\.xml: box of 'dog' \(0, 1, 20, 40\)"),
+        (voc_object(box=(20, 1, 20, 40)), r"000001\.xml: box of 'dog' \(20, 1, 20, 40\)"),
+        ("</annotation><annotation>", r"000001\.xml"),
+        (voc_object(box=("a", 1, 20, 40)), r"four numbers expected, got 'a'"),
+        (voc_object(box=("nan", 1, 20, 40)), r"box of 'dog' \(nan, 1, 20, 40\)"),
+        ("<object>", r"000001\.xml: mismatched tag"),
+    ],
+)
+def test_names_the_file_and_the_box(tmp_path, bad, text):
+    with pytest.raises(InputError, match=text):
+        read_voc(write_voc(tmp_path, [bad]), 2007, "train")
+
+
+def test_an_xml_bomb_is_refused(tmp_path):
+    root = write_voc(tmp_path, [])
+    bomb = '<!DOCTYPE a [<!ENTITY b "bb">]><annotation>&b;</annotation>'
+    (root / "VOC2007/Annotations/000001.xml").write_text(bomb)
+    with pytest.raises(InputError, match=r"000001\.xml"):
+        read_voc(root, 2007, "train")
+
+
+@pytest.mark.parametrize(
+    ("lost", "text"),
+    [
+        ("Annotations/000001.xml", "no such annotation"),
+        ("JPEGImages/000001.jpg", "no such image"),
+        ("ImageSets/Main/train.txt", "no such split file; its folder has none"),
+    ],
+)
+def test_names_what_is_missing(tmp_path, lost, text):
+    root = write_voc(tmp_path, [])
+    (root / "VOC2007" / lost).unlink()
+    with pytest.raises(InputError, match=text):
+        read_voc(root, 2007, "train")
+
+
+def test_load_image_turns_what_exif_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("L", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
+    image = load_image(tmp_path / "a.jpg")
+    assert image.shape == (30, 20, 3)
+    assert image.dtype == np.uint8
+
+
+def test_load_image_errors(tmp_path, monkeypatch):
+    whole = tmp_path / "whole.jpg"
+    Image.effect_noise((99, 99), 50).save(whole)
+    (tmp_path / "cut.jpg").write_bytes(whole.read_bytes()[:700])
+    (tmp_path / "text.jpg").write_text("no image")
+    for name, text in (("cut", "can't be read"), ("text", "can't be read"), ("none", "no such image")):
+        with pytest.raises(InputError, match=f"{name}.jpg: {text}"):
+            load_image(tmp_path / f"{name}.jpg")
+    with pytest.raises(InputError, match=r"annotated as \(9, 8\).*\(99, 99\)"):
+        load_image(whole, (9, 8))
+    monkeypatch.setattr("frcnn_jax.data.records.MAX_PIXELS", 100)
+    with pytest.raises(InputError, match="99 x 99 pixels, at most 100"):
+        load_image(whole)
+
+
+def test_unions_of_years_and_splits(tmp_path):
+    for year, image_id in ((2007, "000001"), (2012, "2008_000003")):
+        (root := tmp_path / f"VOC{year}").mkdir()
+        write_voc(tmp_path, [voc_object()], image_id=image_id)
+        if year == 2012:
+            (tmp_path / "VOC2007").rename(tmp_path / "new")
+            root.rmdir()
+            (tmp_path / "new").rename(root)
+        else:
+            (tmp_path / "VOC2007").rename(tmp_path / "VOC2007-kept")
+    (tmp_path / "VOC2007-kept").rename(tmp_path / "VOC2007")
+    dataset = read_voc(tmp_path, 2007, "train+2012_train")
+    assert [record.image_id for record in dataset.records] == ["000001", "2008_000003"]
+    assert [r.image_id for r in read_voc(tmp_path, 2007, "2012_train").records] == ["2008_000003"]
+    with pytest.raises(InputError, match="the image '000001' is named twice"):
+        read_voc(tmp_path, 2007, "train+2007_train")
+    with pytest.raises(InputError, match=r"VOC2012/ImageSets/Main/test.txt: no such split file; its folder has train"):
+        read_voc(tmp_path, 2007, "train+2012_test")
+
+
+def test_skipping_leaves_out_the_object_or_the_image(tmp_path):
+    objects = [voc_object("unicorn"), voc_object("cow", (2, 2, 9, 9)), voc_object(box=(9, 9, 2, 2))]
+    root = write_voc(tmp_path, objects)
+    (root / "VOC2007/ImageSets/Main/train.txt").write_text("000001\n000002\n000001\n../../x\n")
+    problems = []
+    dataset = read_voc(root, 2007, "train", on_problem=problems.append)
+    (record,) = dataset.records
+    np.testing.assert_array_equal(record.labels, [10])
+    texts = ["unicorn", "box of 'dog' (9, 9, 2, 2)", "000002.jpg: no such image", "named twice", "leaves the folder"]
+    assert len(problems) == len(texts)
+    for problem, text in zip(problems, texts, strict=True):
+        assert text in str(problem)
+
+
+def test_a_folder_of_images_and_xml(tmp_path):
+    root = write_voc(tmp_path, [voc_object("zebra"), voc_object("ant", (2, 3, 10, 20))]) / "VOC2007"
+    (tmp_path / "own").mkdir()
+    (root / "Annotations/000001.xml").rename(tmp_path / "own/a.xml")
+    (root / "JPEGImages/000001.jpg").rename(tmp_path / "own/a.JPG")
+    dataset = read_xml_folder(tmp_path / "own")
+    assert dataset.class_names == ("ant", "zebra")
+    (record,) = dataset.records
+    np.testing.assert_array_equal(record.labels, [2, 1])
+    assert record.load().shape == (40, 50, 3)
+    with pytest.raises(InputError, match="unknown class 'zebra'; the classes are ant"):
+        read_xml_folder(tmp_path / "own", ["ant"])
+    Image.new("RGB", (3, 3)).save(tmp_path / "own/b.png")
+    with pytest.raises(InputError, match=r"b\.png: has no annotation b\.xml beside it"):
+        read_xml_folder(tmp_path / "own")
+    for name, text in (("none", "no such folder"), ("VOC2007", "no annotation")):
+        with pytest.raises(InputError, match=f"{name}: {text}"):
+            read_xml_folder(tmp_path / name)
+
+
+def test_two_images_with_one_annotation(tmp_path):
+    for name in ("a.jpg", "a.png", "b.png"):
+        Image.new("RGB", (50, 40)).save(tmp_path / name)
+    for name in ("a.xml", "b.xml"):
+        (tmp_path / name).write_text("<annotation><size><width>50</width><height>40</height></size></annotation>")
+    with pytest.raises(InputError, match=r"a\.xml: of a\.jpg or of a\.png\?"):
+        read_xml_folder(tmp_path)
+    (record,) = read_xml_folder(tmp_path, on_problem=lambda problem: None).records
+    assert record.image_id == "b"
+
+
+def test_what_the_system_refuses_is_one_problem(tmp_path):
+    root = write_voc(tmp_path, [voc_object()]) / "VOC2007"
+    (root / "ImageSets/Main/train.txt").write_text(f"{'x' * 300}\n000001\n000002\n")
+    (root / "Annotations/000002.xml").mkdir()
+    Image.new("RGB", (50, 40)).save(root / "JPEGImages/000002.jpg")
+    problems = []
+    (record,) = read_voc(tmp_path, 2007, "train", on_problem=problems.append).records
+    assert record.image_id == "000001"
+    for problem, text in zip(problems, ("x.jpg: can't be read (File name", "000002.xml: can't be read"), strict=True):
+        assert text in str(problem)
+    for unread in (root / "Annotations", tmp_path / ("x" * 300)):
+        with pytest.raises(InputError, match=f"{unread}: can't be read as an image"):
+            load_image(unread)
+    assert read_xml_folder(root / "Annotations", on_problem=problems.append).class_names == ("dog",)
+
+
+@given(st.text("<>/anotiesbjcmdxwhg &;'\"=!?[]-0123456789.\n", max_size=300), st.binary(max_size=40))
+def test_a_malformed_xml_is_one_problem(tmp_path_factory, text, raw):
+    folder = tmp_path_factory.mktemp("x")
+    root = write_voc(folder, [])
+    for content in (raw, text.encode(), f"<annotation>{text}</annotation>".encode()):
+        (root / "VOC2007/Annotations/000001.xml").write_bytes(content)
+        with pytest.raises(InputError, match=r"000001\.xml"):
+            read_voc(root, 2007, "train")
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16", "CMYK", "RGBA", "P"])
+def test_load_image_of_other_modes(tmp_path, mode):
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    if mode == "I;16":
+        Image.fromarray(np.full((20, 30), 204 * 256 + 7, np.uint16)).save(path)
+    else:
+        Image.new("L", (30, 20), 204).convert("RGB").convert(mode).save(path)
+    image = load_image(path)
+    assert image.shape == (20, 30, 3)
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, np.full((20, 30, 3), 204))
+
+
+def test_an_annotation_of_the_stored_pixels_keeps_them(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("L", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
+    assert load_image(tmp_path / "a.jpg", (20, 30)).shape == (20, 30, 3)
+    assert load_image(tmp_path / "a.jpg", (30, 20)).shape == (30, 20, 3)
+
+
+def test_pixels_of_32_bits_are_refused(tmp_path):
+    Image.fromarray(np.zeros((9, 9), np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match="pixels of 32 bits"):
+        load_image(tmp_path / "a.tif")

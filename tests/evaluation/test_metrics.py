@@ -1,0 +1,176 @@
+import json
+
+import numpy as np
+import pytest
+
+from frcnn_jax.data.voc import read_voc
+from frcnn_jax.evaluation.comp4 import read_comp4
+from frcnn_jax.evaluation.evaluate import score
+from frcnn_jax.evaluation.metrics import (
+    ClassDetections,
+    average_precision,
+    error_kinds,
+    match,
+    mean_average_precision,
+    nearest_objects,
+    precision_recall,
+    proposal_recall,
+)
+from frcnn_jax.ops.boxes import iou
+
+BOX = [0, 0, 9, 9]
+
+
+def curve(scores, boxes, images, gt_boxes, difficult=None):
+    difficult = difficult or [[False] * len(b) for b in gt_boxes]
+    return precision_recall(
+        ClassDetections(np.array(images), np.array(scores), np.array(boxes, float).reshape(-1, 4)),
+        [np.array(b, float).reshape(-1, 4) for b in gt_boxes],
+        [np.array(d, bool) for d in difficult],
+    )
+
+
+@pytest.mark.parametrize("metric", ["voc07_11point", "area"])
+def test_agrees_with_the_reference_evaluation(shared, metric):
+    dataset = read_voc(shared / "voc" / "VOCdevkit", 2007, "val")
+    detections = read_comp4(shared / "oracles" / "voc_eval", dataset, year=2007, split="val")
+    results, _ = score(detections, dataset, metric=metric)
+    expected = json.loads((shared / "oracles" / "voc_eval" / "expected.json").read_text())[metric]
+    assert results["map"] == pytest.approx(expected["map"], abs=1e-6)
+    assert results["aps"] == pytest.approx(expected["aps"], abs=1e-6)
+
+
+def test_by_hand():
+    # hit, false positive, hit: recalls 1/2, 1/2, 1; precisions 1, 1/2, 2/3
+    got = curve([0.9, 0.8, 0.7], [BOX, [50, 50, 59, 59], BOX], [0, 0, 1], [[BOX], [BOX]])
+    np.testing.assert_allclose(got.recall, [0.5, 0.5, 1])
+    np.testing.assert_allclose(got.precision, [1, 0.5, 2 / 3])
+    assert average_precision(got, metric="area") == pytest.approx(0.5 + 0.5 * 2 / 3)
+    assert average_precision(got) == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
+
+
+def test_second_hit_is_a_false_positive():
+    got = curve([0.9, 0.8], [BOX, BOX], [0, 0], [[BOX]])
+    np.testing.assert_allclose(got.precision, [1, 0.5])
+
+
+def test_difficult_is_neither_counted_nor_held_against():
+    got = curve([0.9, 0.8], [BOX, [20, 20, 29, 29]], [0, 0], [[BOX, [20, 20, 29, 29]]], [[True, False]])
+    assert got.positives == 1
+    np.testing.assert_allclose(got.precision, [1])
+    np.testing.assert_allclose(got.recall, [1])
+
+
+def test_threshold_is_exclusive():
+    # 10x10 against its upper half: IoU is 0.5, no hit
+    got = curve([0.9], [[0, 0, 9, 4]], [0], [[BOX]])
+    np.testing.assert_allclose(got.precision, [0])
+
+
+def test_equal_scores_keep_their_order():
+    first = curve([0.5, 0.5], [BOX, [50, 50, 59, 59]], [0, 0], [[BOX]])
+    np.testing.assert_allclose(first.precision, [1, 0.5])
+
+
+def test_no_objects_and_no_detections():
+    assert average_precision(curve([0.5], [BOX], [0], [[]])) is None
+    assert average_precision(curve([], [], [], [[BOX]])) == 0
+    assert mean_average_precision([None, 0.5, 0.0]) == 0.25
+    assert mean_average_precision([None]) is None
+
+
+def test_equals_a_loop(rng):
+    def boxes(count):
+        return np.sort(rng.integers(0, 30, (count, 2, 2)), axis=1).reshape(count, 4).astype(float)
+
+    gt = [boxes(n) for n in rng.integers(0, 5, 20)]
+    difficult = [rng.random(len(b)) < 0.3 for b in gt]
+    image, scores = rng.integers(0, 20, 400), rng.choice(np.linspace(0, 1, 50), 400)
+    found = ClassDetections(image, scores, boxes(400))
+    outcomes, used = [], set()
+    for d in np.argsort(-scores, kind="stable"):
+        overlaps = [float(iou(found.boxes[[d]], g[None])[0, 0]) for g in gt[image[d]]]
+        best = int(np.argmax(overlaps)) if overlaps else -1
+        if overlaps and overlaps[best] > 0.5:
+            if not difficult[image[d]][best]:
+                outcomes.append((image[d], best) not in used)
+                used.add((image[d], best))
+        else:
+            outcomes.append(False)
+    got = precision_recall(found, gt, difficult)
+    hits = np.cumsum(outcomes)
+    np.testing.assert_allclose(got.precision, hits / np.arange(1, len(hits) + 1))
+    np.testing.assert_allclose(got.recall, hits / sum((~d).sum() for d in difficult))
+
+
+def test_error_kinds_by_hand():
+    """One image: an object and a difficult one of the class, and one of another class."""
+    gt, other = np.array([BOX, [50, 0, 59, 9]]), np.array([[0, 20, 9, 29]])
+    rows = [
+        (BOX, "correct"),
+        ([0, 0, 9, 8], "localisation"),  # a duplicate
+        ([0, 0, 9, 4], "localisation"),  # IoU 0.5
+        ([0, 9, 9, 18], "background"),  # 1/19
+        ([0, 5, 9, 24], "localisation"),  # 1/5 here, 1/5 with the other
+        ([0, 20, 9, 29], "confusion"),
+        ([50, 0, 59, 9], "ignored"),
+        ([50, 1, 59, 9], "ignored"),
+        ([50, 5, 59, 14], "localisation"),  # of the difficult one
+        ([20, 40, 29, 49], "background"),
+    ]
+    boxes, kinds = np.array([box for box, _ in rows], float), [kind for _, kind in rows]
+    found = ClassDetections(np.zeros(len(rows), int), -np.arange(len(rows)), boxes)
+    matches = match(found, [gt], [np.array([False, True])])
+    other_overlap, nearest = nearest_objects(matches.ranked, [other])
+    assert error_kinds(matches, other_overlap).tolist() == kinds
+    assert nearest.tolist() == [-1, -1, -1, -1, 0, 0, -1, -1, -1, -1]
+    assert matches.missed.tolist() == [False, False]
+
+
+def test_missed_are_counted_objects_without_a_hit():
+    found = ClassDetections(np.array([1]), np.array([0.5]), np.array([BOX]))
+    matches = match(
+        found, [np.array([BOX]), np.array([BOX, [50, 0, 59, 9]])], [np.array([False]), np.array([0, 1]) > 0]
+    )
+    assert matches.missed.tolist() == [True, False, False]
+
+
+def test_unknown_metric_lists_the_choices():
+    with pytest.raises(ValueError, match="voc07_11point, area"):
+        average_precision(curve([], [], [], [[BOX]]), metric="coco")
+
+
+def test_proposal_recall_by_hand():
+    """IoUs: of the two objects of the first image 0.5 with one box, 1 and 0.25 with two; 0 in an image without any."""
+    truth = [np.array([BOX, [20, 0, 29, 9]]), np.array([BOX])]
+    boxes = [np.array([[0, 0, 9, 4], [20, 0, 24, 4], BOX]), np.zeros((0, 4))]
+    recall, average = proposal_recall(boxes, truth, iou_thresholds=[0.25, 0.5, 0.75, 1], numbers=[1, 2, 3, 99])
+    np.testing.assert_allclose(recall * 3, [[1, 1, 0, 0], [2, 1, 0, 0], [2, 1, 1, 1], [2, 1, 1, 1]])
+    np.testing.assert_allclose(average * 3, [0, 0, 1, 1])
+
+
+def test_proposal_recall_equals_a_loop(rng):
+    def boxes(count):
+        return np.sort(rng.integers(0, 30, (count, 2, 2)), axis=1).reshape(count, 4).astype(np.float32)
+
+    truth, proposals = ([boxes(n) for n in rng.integers(0, most, 12)] for most in (5, 40))
+    thresholds, numbers = np.linspace(0.5, 1, 2001), [1, 5, 20, 100]
+    recall, average = proposal_recall(proposals, truth, iou_thresholds=thresholds, numbers=numbers)
+    for row, number in enumerate(numbers):
+        best = [
+            max((float(iou(p[None].astype(float), g[None].astype(float))[0, 0]) for p in ps[:number]), default=0)
+            for ps, gs in zip(proposals, truth, strict=True)
+            for g in gs
+        ]
+        for column in range(0, 2001, 200):
+            assert recall[row, column] == pytest.approx(np.mean([o >= thresholds[column] for o in best]))
+    # the mean over 0.5 .. 1 is what the closed form says
+    np.testing.assert_allclose(average, 2 * np.trapezoid(recall, thresholds, axis=1), atol=1e-3)
+    assert (np.diff(average) >= 0).all()
+
+
+def test_proposal_recall_without_objects():
+    recall, average = proposal_recall([np.array([BOX])], [np.zeros((0, 4))], iou_thresholds=[0.5], numbers=[1, 2])
+    assert np.isnan(recall).all()
+    assert recall.shape == (2, 1)
+    assert np.isnan(average).all()

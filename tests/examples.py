@@ -1,0 +1,95 @@
+"""What several tests share: small data sets and batches, programs on simulated devices."""
+
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c
+
+from frcnn_jax.data.records import Dataset, Record
+
+ROOT = Path(__file__).resolve().parents[1]
+CLASSES = 3  # of `make_batch`
+
+
+def run_on_devices(code: str, devices: int, folder: Path, *args: object) -> Any:
+    """What a program leaves in the .npz of its first argument; it runs where jax has so many devices."""
+    path = folder / f"{devices}.npz"
+    count = f"import jax; assert jax.local_device_count() == {devices};"
+    env = {
+        **os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "training"))),
+    }  # fmt: skip
+    subprocess.run([sys.executable, "-c", count + code, str(path), *map(str, args)], check=True, env=env)
+    return np.load(path)
+
+
+def annotation(number=1, image_id=7, category_id=3, bbox=(0, 0, 10, 20), **more):
+    return {"id": number, "image_id": image_id, "category_id": category_id, "bbox": list(bbox), **more}
+
+
+def write_coco(root, annotations, **changes):
+    Image.new("RGB", (50, 40)).save(root / "a.jpg")
+    content = {
+        "images": [{"id": 7, "file_name": "a.jpg", "width": 50, "height": 40}],
+        "annotations": annotations,
+        "categories": [{"id": 9, "name": "cat"}, {"id": 3, "name": "dog"}],
+    }
+    path = root / "instances.json"
+    path.write_text(json.dumps({**content, **changes}))
+    return path
+
+
+def blank():
+    return np.zeros((20, 30, 3), np.uint8)
+
+
+def make_dataset():
+    records = [
+        Record(f"im{i}", 20, 30, np.array([[1, 2, 9, 9]], np.float32), np.array([i + 1]), np.zeros(1, bool), blank)
+        for i in range(2)
+    ]
+    return Dataset(("cat", "dog", "cow"), records)
+
+
+def read_events(folder):
+    """The events of a folder's files, in order; each record is length, its check, data, its check."""
+    for path in sorted(folder.iterdir()):
+        rest = path.read_bytes()
+        while rest:
+            (length,) = struct.unpack("<Q", rest[:8])
+            data = rest[12 : 12 + length]
+            assert struct.unpack("<I", rest[8:12])[0] == masked_crc32c(rest[:8])
+            assert struct.unpack("<I", rest[12 + length : 16 + length])[0] == masked_crc32c(data)
+            yield Event.FromString(data)
+            rest = rest[16 + length :]
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def make_batch(images=4, rois=16, seed=0):
+    """Images with 16, 3, 1 and no RoIs, in turn."""
+    rng = np.random.default_rng(seed)
+    corners = np.sort(rng.uniform(0, 1, (images, rois, 2, 2)), axis=2).reshape(images, rois, 4) * [63, 47, 63, 47]
+    mask = np.arange(rois) < np.array([16, 3, 1, 0])[np.arange(images) % 4, None]
+    return {
+        "image": rng.normal(0, 50, (images, 48, 64, 3)).astype(np.float32),
+        "image_size": np.array([[48, 64], [40, 64], [48, 50], [33, 44]] * images, np.int32)[:images],
+        "rois": corners.astype(np.float32),
+        "roi_mask": mask,
+        "labels": np.where(mask, rng.integers(0, CLASSES + 1, (images, rois)), 0).astype(np.int32),
+        "box_targets": rng.normal(0, 1, (images, rois, 4)).astype(np.float32),
+        "index": np.arange(images, dtype=np.int32) + 12,
+    }

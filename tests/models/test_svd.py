@@ -1,0 +1,55 @@
+import jax
+import numpy as np
+import pytest
+
+from frcnn_jax.errors import InputError
+from frcnn_jax.models.fast_rcnn import FastRCNN, RoIHead, get_network
+from frcnn_jax.models.svd import compress_head, truncated_svd
+
+
+def test_is_the_best_approximation_of_its_rank(rng):
+    """Eckart and Young: the squared error is the sum of the squared singular values left out."""
+    kernel = rng.normal(0, 1, (12, 8)).astype(np.float32)
+    values = np.linalg.svd(kernel, compute_uv=False)
+    for rank in range(1, 8):
+        first, second = truncated_svd(kernel, rank)
+        assert first.shape == (12, rank)
+        assert second.shape == (rank, 8)
+        np.testing.assert_allclose(second @ second.T, np.eye(rank), atol=1e-5)
+        assert np.square(kernel - first @ second).sum() == pytest.approx(np.square(values[rank:]).sum(), rel=1e-4)
+
+
+def test_a_head_of_low_rank_computes_the_same(rng):
+    network = get_network("tiny")._replace(fc=(16, 12))
+    pooled = rng.normal(0, 1, (2, 5, 3, 3, 4)).astype(np.float32)
+    params = RoIHead(network, 3).init(jax.random.key(0), pooled)["params"]
+    for name, rank in (("fc6", 5), ("fc7", 3)):
+        shape = params[name]["kernel"].shape
+        low = rng.normal(0, 0.3, (shape[0], rank)) @ rng.normal(0, 0.3, (rank, shape[1]))
+        params[name]["kernel"] = low.astype(np.float32)
+    expected = RoIHead(network, 3).apply({"params": params}, pooled)
+    factored = compress_head({"head": params, "backbone": 1}, (5, 3))
+    assert factored["backbone"] == 1
+    got = RoIHead(network._replace(fc_ranks=(5, 3)), 3).apply({"params": factored["head"]}, pooled)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_ranks_make_the_modules_parameters():
+    network = get_network("vgg16")._replace(fc_ranks=(1024, 256))
+    arrays = [jax.ShapeDtypeStruct(s, t) for s, t in (((1, 64, 64, 3), "f4"), ((1, 2), "i4"), ((1, 1, 4), "f4"))]
+    head = jax.eval_shape(FastRCNN(network, 20).init, jax.random.key(0), *arrays)["params"]["head"]
+    assert head["fc6_reduce"]["kernel"].shape == (25088, 1024)
+    assert "bias" not in head["fc6_reduce"]
+    assert head["fc6"]["kernel"].shape == (1024, 4096)
+    assert head["fc7_reduce"]["kernel"].shape == (4096, 256)
+
+
+@pytest.mark.parametrize(("ranks", "text"), [((8, 0), "fc6 must be 1 to 7, got 8"), ((0, -1), "fc7 must be 1 to 3")])
+def test_ranks_out_of_range(ranks, text):
+    layer = {"fc6": {"kernel": np.zeros((9, 8)), "bias": 0}, "fc7": {"kernel": np.zeros((8, 4)), "bias": 0}}
+    with pytest.raises(InputError, match=text):
+        compress_head({"head": layer}, ranks)
+    once = compress_head({"head": layer}, (2, 0))
+    with pytest.raises(InputError, match="fc6 is factored already, to rank 2"):
+        compress_head(once, (1, 0))

@@ -1,0 +1,258 @@
+import io
+import pickle
+import struct
+import sys
+import types
+import zipfile
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+from test_weights import assert_same_network, random_arrays
+
+from frcnn_jax.data.batches import PIXEL_MEANS
+from frcnn_jax.errors import InputError
+from frcnn_jax.models.weight_files import read_weights, write_weights
+
+# ---- Caffe: the wire format written by hand
+
+
+def varint(n):
+    out = b""
+    while n > 127:
+        out, n = out + bytes([n & 127 | 128]), n >> 7
+    return out + bytes([n])
+
+
+def message(number, payload):
+    return varint(number << 3 | 2) + varint(len(payload)) + payload
+
+
+def blob(array, old):
+    data = message(5, array.astype("<f4").tobytes())
+    if old:  # num, channels, height, width
+        sizes = [1] * (4 - array.ndim) + list(array.shape)
+        return b"".join(varint(i << 3) + varint(n) for i, n in enumerate(sizes, 1)) + data
+    return message(7, message(1, b"".join(map(varint, array.shape)))) + data
+
+
+def caffemodel(arrays, old):
+    name_of, blobs_of, layers_of = (4, 6, 2) if old else (1, 7, 100)
+    out = message(1, b"a net")  # its name, which the schema does not know
+    for layer in dict.fromkeys(name.split(".")[0] for name in arrays):
+        blobs = b"".join(message(blobs_of, blob(arrays[f"{layer}.{kind}"], old)) for kind in ("weight", "bias"))
+        out += message(layers_of, message(name_of, layer.encode()) + blobs)
+    return out + message(layers_of, message(name_of, b"relu"))
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_trained_caffemodel_comes_in_whole(old, tmp_path, rng):
+    arrays = random_arrays(rng)
+    imagenet = {"fc8.weight": np.ones((2, 6)), "fc8.bias": np.ones(2)}
+    (tmp_path / "w.caffemodel").write_bytes(caffemodel(arrays | imagenet, old))
+    read = read_weights(tmp_path / "w.caffemodel")
+    assert read.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(read[name], array)
+    assert_same_network(read, arrays, rng)
+
+
+# ---- torch: a state dict as torch 1.6 and later write it, without torch
+
+CONVOLUTIONS = [(3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 256), (256, 512)] + [
+    (512, 512)
+] * 5
+PLACES = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
+
+
+def save_pth(path, arrays, monkeypatch, extra=None):
+    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+
+    def _rebuild_tensor_v2():
+        pass
+
+    class FloatStorage:
+        pass
+
+    _rebuild_tensor_v2.__module__, _rebuild_tensor_v2.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
+    FloatStorage.__module__, FloatStorage.__qualname__ = "torch", "FloatStorage"
+    utils._rebuild_tensor_v2, torch.FloatStorage, torch._utils = _rebuild_tensor_v2, FloatStorage, utils
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "torch._utils", utils)
+
+    class Storage:
+        def __init__(self, key, array):
+            self.key, self.array = key, array
+
+    class Tensor:
+        def __init__(self, storage, strides):
+            self.storage, self.strides = storage, strides
+
+        def __reduce__(self):
+            shape = self.storage.array.shape
+            return _rebuild_tensor_v2, (self.storage, 0, shape, self.strides, False, OrderedDict())
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, item):
+            if isinstance(item, Storage):
+                return "storage", FloatStorage, item.key, "cpu", item.array.size
+            return None
+
+    state, files = OrderedDict(), {}
+    for i, (name, array) in enumerate(arrays.items()):
+        files[str(i)] = np.ascontiguousarray(array, np.float32).tobytes()
+        strides = tuple(s // 4 for s in np.ascontiguousarray(array, np.float32).strides)
+        state[name] = Tensor(Storage(str(i), array), strides)
+    state.update(extra or {})
+    pickled = io.BytesIO()
+    Pickler(pickled, protocol=2).dump(state)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("vgg/data.pkl", pickled.getvalue())
+        for key, data in files.items():
+            archive.writestr(f"vgg/data/{key}", data)
+
+
+def torchvision_arrays(rng, dense=False):
+    arrays = {}
+    for place, (inputs, outputs) in zip(PLACES, CONVOLUTIONS, strict=True):
+        arrays[f"features.{place}.weight"] = rng.normal(0, 0.1, (outputs, inputs, 3, 3)).astype(np.float32)
+        arrays[f"features.{place}.bias"] = rng.normal(0, 0.1, outputs).astype(np.float32)
+    for layer, shape in {"classifier.0": (3, 25088), "classifier.3": (4, 3), "classifier.6": (5, 4)}.items():
+        if dense:
+            arrays[f"{layer}.weight"] = rng.normal(0, 0.1, shape).astype(np.float32)
+            arrays[f"{layer}.bias"] = rng.normal(0, 0.1, shape[0]).astype(np.float32)
+    return arrays
+
+
+def first_convolution(pixels, weight, bias):
+    """Without padding, OIHW: `(H, W, 3)` -> `(O, H - 2, W - 2)`."""
+    windows = np.lib.stride_tricks.sliding_window_view(pixels.astype(np.float64), (3, 3), axis=(0, 1))
+    return np.einsum("hwcij,ocij->ohw", windows, weight) + bias[:, None, None]
+
+
+def assert_takes_our_pixels(read, theirs, weight, bias, rng):
+    """conv1_1 as read, on our BGR pixels, against the foreign one on `theirs(rgb)`."""
+    rgb = rng.integers(0, 256, (8, 9, 3)).astype(np.float64)
+    ours = rgb[..., ::-1] - PIXEL_MEANS
+    expected = first_convolution(theirs(rgb), weight, bias)
+    got = first_convolution(ours, read["conv1_1.weight"], read["conv1_1.bias"])
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def imagenet_rgb(rgb):
+    return (rgb / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_torchvisions_vgg16(suffix, tmp_path, monkeypatch, rng):
+    arrays, path = torchvision_arrays(rng, dense=True), tmp_path / f"vgg16{suffix}"
+    if suffix == ".pth":
+        save_pth(path, arrays, monkeypatch)
+    else:
+        write_weights(path, arrays)
+    read = read_weights(path)
+    assert len(read) == 2 * 15
+    np.testing.assert_array_equal(read["conv5_3.weight"], arrays["features.28.weight"])
+    np.testing.assert_array_equal(read["conv2_1.bias"], arrays["features.5.bias"])
+    np.testing.assert_array_equal(read["fc6.weight"], arrays["classifier.0.weight"])  # torch flattens C, H, W as Caffe
+    assert_takes_our_pixels(read, imagenet_rgb, arrays["features.0.weight"], arrays["features.0.bias"], rng)
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path, monkeypatch):
+    class Evil:
+        def __reduce__(self):
+            return exec, ("import pathlib; pathlib.Path('owned').write_text('')",)
+
+    monkeypatch.chdir(tmp_path)
+    save_pth(tmp_path / "evil.pth", {}, monkeypatch, extra={"a": Evil()})
+    with pytest.raises(InputError, match=r"evil\.pth: its pickle asks for \w+\.exec, which is no tensor"):
+        read_weights(tmp_path / "evil.pth")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_tensor_beyond_its_storage_is_refused(tmp_path, monkeypatch):
+    save_pth(tmp_path / "w.pth", {"a": np.zeros((2, 3), np.float32)}, monkeypatch)
+    with zipfile.ZipFile(tmp_path / "w.pth") as archive:
+        pickled = archive.read("vgg/data.pkl")
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+        archive.writestr("vgg/data.pkl", pickled)
+        archive.writestr("vgg/data/0", struct.pack("<5f", *range(5)))
+    with pytest.raises(InputError, match=r"w\.pth: a tensor reaches beyond its storage"):
+        read_weights(tmp_path / "w.pth")
+
+
+# ---- Keras
+
+
+@pytest.mark.parametrize("top", [True, False])
+def test_keras_vgg16(top, tmp_path, rng):
+    h5py = pytest.importorskip("h5py")
+    from frcnn_jax.models.weight_files import _VGG_CONVOLUTIONS
+
+    kernels = {}
+    with h5py.File(tmp_path / "vgg16.h5", "w") as file:
+
+        def layer(name, kernel):
+            kernels[name] = kernel, rng.normal(0, 0.1, kernel.shape[-1]).astype(np.float32)
+            for kind, array in zip("Wb", kernels[name], strict=True):
+                file.create_group(name, track_order=True) if name not in file else None
+                file[name][f"{name}_{kind}_1:0"] = array
+
+        for name, (inputs, outputs) in zip(_VGG_CONVOLUTIONS, CONVOLUTIONS, strict=True):
+            layer(f"block{name[4]}_conv{name[6]}", rng.normal(0, 0.1, (3, 3, inputs, outputs)).astype(np.float32))
+        if top:
+            for name, shape in {"fc1": (25088, 3), "fc2": (3, 4), "predictions": (4, 5)}.items():
+                layer(name, rng.normal(0, 0.1, shape).astype(np.float32))
+    read = read_weights(tmp_path / "vgg16.h5")
+    assert len(read) == 2 * (15 if top else 13)
+    kernel, bias = kernels["block1_conv1"]
+    less_means = lambda rgb: rgb[..., ::-1] - [103.939, 116.779, 123.68]  # noqa: E731
+    assert_takes_our_pixels(read, less_means, kernel.transpose(3, 2, 0, 1), bias, rng)
+    np.testing.assert_array_equal(read["conv4_2.weight"][5, 6, 1, 2], kernels["block4_conv2"][0][1, 2, 6, 5])
+    if top:
+        pooled = rng.normal(0, 1, (7, 7, 512))  # Keras flattens H, W, C, we C, H, W
+        expected = pooled.reshape(-1) @ kernels["fc1"][0]
+        np.testing.assert_allclose(read["fc6.weight"] @ pooled.transpose(2, 0, 1).reshape(-1), expected, rtol=1e-5)
+
+
+# ---- what is no weights file
+
+
+def test_files_that_are_no_weights(tmp_path):
+    (tmp_path / "text.npz").write_text("no")
+    (tmp_path / "pickle.npz").write_bytes(pickle.dumps({"a": 1}))
+    np.savez(tmp_path / "object.npz", a=np.array([{}], object))
+    np.savez(tmp_path / "cut.npz", a=np.zeros(999))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:500])
+    for name in ("text.pth", "text.safetensors", "text.h5", "text.caffemodel"):
+        (tmp_path / name).write_text("no weights at all")
+    (tmp_path / "empty.caffemodel").write_bytes(b"")
+    (tmp_path / "w.bin").write_bytes(b"")
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.raises(InputError, match=f"{path.name}: ") as error:
+            read_weights(path)
+        assert "\n" not in str(error.value)
+        assert "allow_pickle" not in str(error.value)
+    with pytest.raises(InputError, match=r"object\.npz: .*\(an array in it is broken, or of Python objects"):
+        read_weights(tmp_path / "object.npz")
+    with pytest.raises(InputError, match="no such weights file"):
+        read_weights(tmp_path / "none.npz")
+
+
+def test_tensors_of_another_network_are_named(tmp_path, rng):
+    arrays = torchvision_arrays(rng) | {"layer1.0.conv1.weight": np.zeros(3, np.float32)}
+    write_weights(tmp_path / "w.safetensors", arrays)
+    with pytest.raises(InputError, match=r"w\.safetensors: these tensors are not VGG16's: layer1\.0\.conv1\.weight"):
+        read_weights(tmp_path / "w.safetensors")
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    (tmp_path / "w.h5").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(InputError, match=r"needs the package h5py: pip install 'frcnn_jax\[weights\]'"):
+        read_weights(tmp_path / "w.h5")
+
+
+def test_other_endings_are_not_written(tmp_path):
+    with pytest.raises(InputError, match=r"w\.pth: weights are written to \.npz or \.safetensors files"):
+        write_weights(tmp_path / "w.pth", {})

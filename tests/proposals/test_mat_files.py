@@ -1,0 +1,67 @@
+import struct
+
+import numpy as np
+import pytest
+from scipy.io import loadmat, savemat
+
+from frcnn_jax.errors import InputError
+from frcnn_jax.proposals.mat_files import read_mat
+
+
+def element(order, kind, data):
+    return struct.pack(f"{order}II", kind, len(data)) + data + bytes(-len(data) % 8)
+
+
+def matrix(order, array_class, shape, name, data):
+    flags = element(order, 6, struct.pack(f"{order}II", array_class, 0))
+    dims = element(order, 5, struct.pack(f"{order}{len(shape)}i", *shape))
+    return element(order, 14, flags + dims + element(order, 1, name) + data)
+
+
+def mat(order, *variables):
+    return b"by hand".ljust(124) + struct.pack(f"{order}HH", 0x100, 0x4D49) + b"".join(variables)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_by_hand(order, tmp_path):
+    small = struct.pack(f"{order}I2H", 4 << 16 | 4, 7, 8)  # two uint16 in a small element
+    text = matrix(order, 4, (1, 2), b"", element(order, 4, "ab".encode("utf-16-le" if order == "<" else "utf-16-be")))
+    numbers = matrix(order, 6, (3, 2), b"x", element(order, 9, struct.pack(f"{order}6d", *range(6))))
+    cells = matrix(order, 1, (1, 3), b"c", text + matrix(order, 11, (1, 2), b"", small) + element(order, 14, b""))
+    (tmp_path / "a.mat").write_bytes(mat(order, numbers, cells))
+    content = read_mat(tmp_path / "a.mat")
+    assert set(content) == {"x", "c"}
+    np.testing.assert_array_equal(content["x"], [[0, 3], [1, 4], [2, 5]])  # column after column
+    assert content["c"].shape == (1, 3)
+    assert content["c"][0, 0] == "ab"
+    np.testing.assert_array_equal(content["c"][0, 1], [[7, 8]])
+    assert content["c"][0, 2].shape == (0, 0)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_what_scipy_writes(compressed, tmp_path, rng):
+    numbers = {f"x_{t}": rng.uniform(0, 100, (3, 5)).astype(t) for t in ("f8", "f4", "i1", "u2", "i4", "u8")}
+    others = {"text": "000005", "z": np.zeros((2, 2), complex), "s": {"a": 1}, "empty": np.zeros((0, 4))}
+    savemat(tmp_path / "a.mat", {**numbers, **others}, do_compression=compressed)
+    content = read_mat(tmp_path / "a.mat")
+    for name, array in numbers.items():
+        np.testing.assert_array_equal(content[name], array)
+    assert content["text"] == "000005"
+    assert content["empty"].shape == (0, 4)
+    assert content["z"] is None
+    assert content["s"] is None
+
+
+def test_what_matlab_writes(shared):
+    path = shared / "voc" / "demo" / "000004_boxes.mat"
+    np.testing.assert_array_equal(read_mat(path)["boxes"], loadmat(path)["boxes"])
+
+
+def test_other_files(tmp_path):
+    path = tmp_path / "a.mat"
+    savemat(path, {"x": np.ones(3)}, format="4")
+    with pytest.raises(InputError, match="not of level 5"):
+        read_mat(path)
+    path.write_bytes(mat("<", matrix("<", 6, (3, 2), b"x", element("<", 9, bytes(48))))[:-8])
+    with pytest.raises(InputError, match="cut short"):
+        read_mat(path)

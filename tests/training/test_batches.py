@@ -1,0 +1,231 @@
+from collections import Counter
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from frcnn_jax.data.batches import PIXEL_MEANS, Sizes, TestBatches, prefetch, prepare_image, prepare_test
+from frcnn_jax.data.records import Record
+from frcnn_jax.data.voc import read_voc
+from frcnn_jax.errors import InputError
+from frcnn_jax.training.batches import TrainingBatches
+
+STATS = {"mean": np.full((4, 4), 0.1, np.float32), "std": np.full((4, 4), 0.5, np.float32)}
+
+
+def image_of(height, width, seed):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def make_record(i, height, width, objects=1):
+    boxes = np.tile(np.array([[2, 3, 20, 18]], np.float32), (objects, 1))
+    labels = np.full(objects, 2, np.int32)
+    return Record(f"{i}", height, width, boxes, labels, np.zeros(objects, bool), partial(image_of, height, width, i))
+
+
+RECORDS = [make_record(i, *((30, 40), (40, 30), (30, 50))[i % 3], objects=i % 2) for i in range(7)]
+PROPOSALS = {
+    r.image_id: np.array([[2, 3, 19, 18], [0, 0, 9, 9], [5, 5, 29, 29]], np.float32)[: 3 * (r.image_id != "5")]
+    for r in RECORDS
+}
+
+
+def training_batches(**options):
+    options = {"sizes": [Sizes(60, 100)], "images_per_batch": 2, "rois_per_image": 8, "steps": 40, **options}
+    return TrainingBatches(RECORDS, PROPOSALS, STATS, **options)
+
+
+@pytest.mark.parametrize(
+    ("size", "resized", "canvas"),
+    [
+        ((375, 500), (600, 800), (608, 800)),
+        ((500, 375), (800, 600), (800, 608)),
+        ((333, 500), (600, 901), (608, 1008)),
+        ((500, 200), (1000, 400), (1008, 608)),
+        ((400, 400), (600, 600), (608, 800)),
+    ],
+)
+def test_sizes_by_hand(size, resized, canvas):
+    sizes = Sizes(600, 1000)
+    scale = sizes.scale(*size)
+    assert (round(size[0] * scale), round(size[1] * scale)) == resized
+    assert sizes.canvas(*size) == canvas
+
+
+def test_any_image_fits_its_canvas(rng):
+    for _ in range(300):
+        height, width = rng.integers(1, 3000, 2)
+        rows, columns = Sizes(600, 1000).canvas(height, width)
+        scale = Sizes(600, 1000).scale(height, width)
+        assert rows >= round(height * scale)
+        assert columns >= round(width * scale)
+
+
+def test_prepare_image_subtracts_bgr_means_and_pads_with_zeros():
+    image = np.zeros((30, 50, 3), np.uint8)
+    image[...] = (10, 20, 30)  # RGB
+    batch = prepare_image(image, Sizes(60, 100))
+    assert batch["image"].shape == (64, 112, 3)
+    assert list(batch["image_size"]) == [60, 100]
+    np.testing.assert_allclose(
+        batch["image"][:60, :100], np.broadcast_to([30, 20, 10] - PIXEL_MEANS, (60, 100, 3)), rtol=1e-5
+    )
+    assert not batch["image"][60:].any()
+    assert not batch["image"][:, 100:].any()
+
+
+def test_every_image_comes_once_each_way_in_an_epoch():
+    batches = training_batches()
+    seen = Counter(entry for batch in batches.plan(0) for entry in batch)
+    assert set(seen) == {(i, flip, Sizes(60, 100)) for i in range(7) for flip in (False, True)}
+    for batch in batches.plan(0):
+        assert len({size.canvas(RECORDS[i].height, RECORDS[i].width) for i, _, size in batch}) == 1
+    assert batches.plan(0) == training_batches().plan(0)
+    assert batches.plan(0) != batches.plan(1)
+    assert batches.plan(0) != training_batches(seed=1).plan(0)
+
+
+def test_an_odd_number_of_images_fills_its_last_batch():
+    plan = training_batches(flip=False).plan(0)
+    assert all(len(batch) == 2 for batch in plan)
+    assert {entry.record for batch in plan for entry in batch} == set(range(7))
+
+
+def test_of_several_sizes_one_is_drawn_an_image_and_epoch():
+    sizes = [Sizes(30, 100), Sizes(60, 100), Sizes(90, 100)]
+    batches = training_batches(sizes=sizes)
+    drawn: dict = {}
+    for epoch in range(20):
+        for batch in batches.plan(epoch):
+            assert len({entry.size.canvas(*RECORDS[entry.record].load().shape[:2]) for entry in batch}) == 1
+            for entry in batch:
+                drawn.setdefault((entry.record, entry.mirrored), set()).add(entry.size)
+    assert all(seen == set(sizes) for seen in drawn.values())
+    (entry, _) = batches.plan(0)[0]
+    assert batches[0]["scale"][0] == np.float32(entry.size.scale(*RECORDS[entry.record].load().shape[:2]))
+
+
+def test_batches_have_static_shapes_and_follow_the_step():
+    batches = training_batches()
+    again = training_batches()
+    for step in (0, 3, 39):
+        batch = batches[step]
+        for name, value in again[step].items():
+            np.testing.assert_array_equal(value, batch[name])
+        assert batch["rois"].shape == (2, 8, 4)
+        assert batch["roi_mask"].shape == batch["labels"].shape == (2, 8)
+        assert list(batch["index"]) == [2 * step, 2 * step + 1]
+        assert not batch["labels"][~batch["roi_mask"]].any()
+        assert not batch["box_targets"][batch["labels"] == 0].any()
+
+
+def test_the_shares_of_processes_make_the_batch():
+    whole = training_batches(images_per_batch=6)[3]
+    shares = [training_batches(images_per_batch=6, process=(i, 3))[3] for i in range(3)]
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda *parts: np.concatenate(parts), *shares), whole)
+
+
+def test_targets_are_normalised_and_follow_the_flip():
+    batches = training_batches(steps=100)
+    found = set()
+    for step in range(20):
+        for image, entry in enumerate(batches.plan(step // len(batches.plan(0)))[step % len(batches.plan(0))]):
+            batch = batches[step]
+            scale = batch["scale"][image]
+            for roi, label, target in zip(
+                batch["rois"][image], batch["labels"][image], batch["box_targets"][image], strict=True
+            ):
+                if label:
+                    width = RECORDS[entry[0]].width
+                    x1 = width - 20 - 1 if entry[1] else 2
+                    raw = target * 0.5 + 0.1
+                    size = roi[2] - roi[0]
+                    centre = roi[0] + 0.5 * size + raw[0] * size
+                    assert centre == pytest.approx((x1 + 9) * scale, abs=1e-3)
+                    assert label == 2
+                    found.add(entry[1])
+    assert found == {False, True}
+
+
+def test_an_image_without_objects_and_one_without_proposals_train():
+    batches = training_batches(bg_iou=(0.0, 0.5))
+    masks = {}
+    for step in range(len(batches.plan(0))):
+        for image, entry in enumerate(batches.plan(0)[step]):
+            masks[entry.record] = batches[step]["roi_mask"][image].sum()
+    assert masks[0] == 3  # no object: three background RoIs
+    assert masks[5] == 1  # no proposal: its object
+
+
+def test_prefetch_keeps_the_order_and_starts_anywhere():
+    indices = [int(batch["index"][0]) for batch in prefetch(training_batches(), 33)]
+    assert indices == [2 * step for step in range(33, 40)]
+
+
+@pytest.mark.slow
+def test_worker_processes_make_the_same_batches():
+    batches = training_batches(steps=9)
+    expected = list(prefetch(batches, 2))
+    for workers in (1, 2, 3):
+        found = list(prefetch(batches, 2, workers=workers))
+        assert len(found) == 7
+        for a, b in zip(found, expected, strict=True):
+            jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+class Broken:
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, i):
+        raise InputError("a.jpg: can't be read")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_prefetch_hands_on_errors(workers):
+    with pytest.raises(InputError, match=r"a\.jpg: can't be read"):
+        list(prefetch(Broken(), workers=workers))
+
+
+@pytest.mark.parametrize(("count", "padded"), [(0, 512), (1, 512), (512, 512), (513, 1024)])
+def test_test_rois_are_padded_and_none_is_cut(count, padded):
+    rois = np.array([[i % 40, i // 40, 40, 30] for i in range(count)], np.float32).reshape(-1, 4)
+    batch = prepare_test(image_of(60, 80, 0), rois, sizes=[Sizes(60, 80)], spatial_scale=1.0)
+    assert batch["rois"].shape == (1, padded, 4)
+    assert batch["roi_mask"].sum() == count
+
+
+def test_test_batches_come_in_order():
+    batches = TestBatches(RECORDS, PROPOSALS, [Sizes(60, 100)], 1 / 16)
+    assert [tuple(b["original_size"][0]) for b in prefetch(batches)] == [(r.height, r.width) for r in RECORDS]
+
+
+def test_voc_needs_few_shapes_and_little_padding(shared):
+    """At most 6 step programs in an epoch; at most 15 % of the canvases is padding."""
+    records = read_voc(shared / "voc" / "VOCdevkit", 2007, "train").records
+    batches = TrainingBatches(records, {}, STATS, [Sizes(600, 1000)], steps=1)
+    shapes, pixels, canvas_pixels = set(), 0, 0
+    for batch in batches.plan(0):
+        for entry in batch:
+            height, width = records[entry.record].height, records[entry.record].width
+            canvas = entry.size.canvas(height, width)
+            shapes.add(canvas)
+            pixels += height * width * entry.size.scale(height, width) ** 2
+            canvas_pixels += canvas[0] * canvas[1]
+    assert len(shapes) <= 6
+    assert 1 - pixels / canvas_pixels < 0.15
+
+
+def test_a_pyramid_by_hand():
+    """At factors 1 and 4 a RoI of 224 x 224 pixels stays, one of 50 x 50 is enlarged; areas of 1 and 16 times 100 x 100
+    lie 40,176 below and 109,824 above 224 x 224."""
+    rois = np.array([[0, 0, 223, 223], [10, 20, 59, 69], [10, 20, 60, 70], [0, 0, 99, 99], [10.2, 20, 59, 69]])
+    sizes = [Sizes(240, 320), Sizes(960, 1280)]
+    batch = prepare_test(image_of(240, 320, 0), rois.astype(np.float32), sizes=sizes, spatial_scale=1 / 16)
+    assert [image.shape[1:3] for image in batch["image"]] == [(240, 320), (960, 1280)]
+    np.testing.assert_array_equal(batch["image_size"], [[[240, 320]], [[960, 1280]]])
+    assert batch["roi_mask"].sum() == 4  # the last one falls in the cells of the second
+    np.testing.assert_array_equal(batch["level"][0, :4], [0, 1, 1, 0])
+    np.testing.assert_array_equal(batch["scale"][0, :4], [1, 4, 4, 1])
+    np.testing.assert_array_equal(batch["rois"][0, :4], rois[:4] * [[1], [4], [4], [1]])

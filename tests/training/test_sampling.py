@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from frcnn_jax.ops import boxes as box_ops
+from frcnn_jax.training.sampling import RoITargets, assign, sample, target_statistics
+
+GT = np.array([[0, 0, 9, 9], [20, 0, 39, 19]], np.float32)
+GT_LABELS = np.array([3, 1], np.int32)
+
+
+def random_boxes(rng, count, side=60):
+    return np.sort(rng.integers(0, side, (count, 2, 2)), axis=1).reshape(count, 4).astype(np.float32)
+
+
+def test_assign_by_hand():
+    # half of the first object and as much again; nothing; the second object moved by 2 of its 20 columns
+    proposals = np.array([[0, 0, 9, 4], [50, 50, 59, 59], [22, 0, 41, 19]], np.float32)
+    got = assign(proposals, GT, GT_LABELS)
+    np.testing.assert_array_equal(got.rois, np.concatenate([GT, proposals]))
+    np.testing.assert_array_equal(got.labels, [3, 1, 3, 0, 1])
+    np.testing.assert_allclose(got.overlaps, [1, 1, 0.5, 0, 360 / 440], rtol=1e-6)
+    np.testing.assert_allclose(
+        got.deltas,
+        [[0, 0, 0, 0], [0, 0, 0, 0], [0, 2.5 / 4, 0, np.log(9 / 4)], [0, 0, 0, 0], [-2 / 19, 0, 0, 0]],
+        atol=1e-5,
+    )
+
+
+def test_assign_equals_a_loop(rng):
+    proposals, gt, labels = (
+        random_boxes(rng, 50),
+        random_boxes(rng, 4) + np.float32([0, 0, 1, 1]),
+        rng.integers(1, 6, 4),
+    )
+    got = assign(proposals, gt, labels)
+    for i, roi in enumerate(np.concatenate([gt, proposals])):
+        overlaps = [float(box_ops.iou(roi[None], g[None])[0, 0]) for g in gt]
+        best = int(np.argmax(overlaps))
+        assert got.overlaps[i] == pytest.approx(overlaps[best])
+        assert got.labels[i] == (labels[best] if overlaps[best] > 0 else 0)
+        if overlaps[best] > 0:
+            np.testing.assert_allclose(got.deltas[i], box_ops.encode(roi, gt[best]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_assign_without_objects(count, rng):
+    got = assign(random_boxes(rng, count), np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
+    assert got.rois.shape == (count, 4)
+    assert got.rois.dtype == np.float32
+    assert not got.labels.any()
+    assert not got.overlaps.any()
+
+
+def test_assign_without_proposals():
+    got = assign(np.zeros((0, 4), np.float32), GT, GT_LABELS)
+    np.testing.assert_array_equal(got.labels, GT_LABELS)
+
+
+@given(st.integers(0, 40), st.integers(0, 60), st.integers(1, 64), st.integers(0, 1000))
+def test_sample_counts_and_kinds(fg_candidates, bg_candidates, count, seed):
+    rng = np.random.default_rng(seed)
+    overlaps = np.concatenate(
+        [rng.uniform(0.5, 1, fg_candidates), rng.uniform(0.1, 0.4999, bg_candidates), rng.uniform(0, 0.0999, 5)]
+    ).astype(np.float32)
+    total = len(overlaps)
+    rois = np.arange(4 * total, dtype=np.float32).reshape(-1, 4)
+    candidates = RoITargets(rois, np.full(total, 2, np.int32), np.ones((total, 4), np.float32), overlaps)
+    got = sample(candidates, rng, count=count)
+    fg = min(round(count * 0.25), fg_candidates)
+    bg = min(count - fg, bg_candidates)
+    assert len(got.rois) == fg + bg
+    assert (got.overlaps[:fg] >= 0.5).all()
+    assert ((got.overlaps[fg:] >= 0.1) & (got.overlaps[fg:] < 0.5)).all()
+    np.testing.assert_array_equal(got.labels, [2] * fg + [0] * bg)
+    assert not got.deltas[fg:].any()
+    assert len({tuple(roi) for roi in got.rois}) == len(got.rois)  # none twice
+
+
+def test_sample_is_a_function_of_the_seed(rng):
+    candidates = assign(random_boxes(rng, 300), GT, GT_LABELS)
+    first, second, other = (
+        sample(candidates, np.random.default_rng(s), count=8, bg_iou=(0, 0.5)).rois for s in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, second)
+    assert (first != other).any()
+
+
+def test_sample_leaves_the_candidates_alone(rng):
+    candidates = assign(random_boxes(rng, 100), GT, GT_LABELS)
+    before = [field.copy() for field in candidates]
+    sample(candidates, rng, count=64, bg_iou=(0, 0.5))
+    for field, copy in zip(candidates, before, strict=True):
+        np.testing.assert_array_equal(field, copy)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_target_statistics_equal_all_at_once(rng, flip):
+    near = np.repeat(GT, 20, axis=0)
+    images = [assign(near + rng.integers(0, 3, near.shape).astype(np.float32), GT, GT_LABELS) for _ in range(5)]
+    if flip:
+        mirrored = [
+            assign(box_ops.flip(t.rois[2:], 60), box_ops.flip(GT, 60), GT_LABELS) for t in images
+        ]  # the first two are the ground truth
+    mean, std = target_statistics(images, 4, flip=flip)
+    every = images + (mirrored if flip else [])
+    for label in range(5):
+        deltas = np.concatenate([t.deltas[(t.overlaps >= 0.5) & (t.labels == label)] for t in every]).astype(np.float64)
+        if label in GT_LABELS:
+            np.testing.assert_allclose(mean[label], deltas.mean(axis=0), atol=1e-5)
+            np.testing.assert_allclose(std[label], deltas.std(axis=0), rtol=1e-4)
+        else:
+            np.testing.assert_array_equal((mean[label], std[label]), (np.zeros(4), np.ones(4)))

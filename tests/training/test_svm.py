@@ -1,0 +1,149 @@
+import jax
+import numpy as np
+import pytest
+
+from frcnn_jax.data.batches import Sizes, prepare_test
+from frcnn_jax.data.synthetic import draw_scene, read_synthetic
+from frcnn_jax.errors import InputError
+from frcnn_jax.models.fast_rcnn import FastRCNN
+from frcnn_jax.training import svm
+from frcnn_jax.training.svm import HardNegativeSVMs, class_overlaps, make_features_step, train_svms, write_classifier
+
+SIZES = Sizes(144, 192)
+
+
+def test_class_overlaps_by_hand():
+    rois = np.array([[0, 0, 9, 9], [0, 0, 9, 19]], np.float32)
+    gt_boxes = np.array([[0, 0, 9, 9], [0, 10, 9, 19], [0, 0, 9, 4]], np.float32)
+    found = class_overlaps(rois, gt_boxes, np.array([1, 3, 1]), 3)
+    np.testing.assert_allclose(found, [[1, 0, 0], [0.5, 0, 0.5]])
+
+
+def test_features_are_fc7_after_its_relu(model_and_variables):
+    model, variables = model_and_variables
+    rois = np.array([[3, 4, 90, 80], [30, 2, 170, 140]], np.float32)
+    batch = prepare_test(draw_scene(0, "test", 1).image, rois, sizes=[SIZES], spatial_scale=None)
+    features = np.asarray(make_features_step(model)(variables, batch))[0, :2]
+    logits, _ = jax.jit(model.apply)(variables, batch["image"], batch["image_size"], batch["rois"])
+    layer = variables["params"]["head"]["cls_score"]
+    np.testing.assert_allclose(features @ layer["kernel"] + layer["bias"], logits[0, :2], rtol=1e-4, atol=1e-4)
+    assert features.min() == 0
+
+
+def solve(x, y, cost, bias):
+    """The dual of the L1-hinge SVM by plain coordinate ascent: weights and offset."""
+    x = np.column_stack([x, np.full(len(x), bias)])
+    alpha, w = np.zeros(len(x)), np.zeros(x.shape[1])
+    for _ in range(3000):
+        for i in range(len(x)):
+            new = np.clip(alpha[i] + (1 - y[i] * (w @ x[i])) / (x[i] @ x[i]), 0, cost[i])
+            w += (new - alpha[i]) * y[i] * x[i]
+            alpha[i] = new
+    return w[:-1], w[-1] * bias
+
+
+def test_fit_equals_a_plain_solver(rng):
+    positives, negatives = rng.normal(3, 4, (8, 5)), rng.normal(-1, 4, (20, 5))
+    svms = HardNegativeSVMs([positives.astype(np.float32)])
+    svms.negatives = [negatives.astype(np.float32)]
+    svms.fit(0)
+    y = np.repeat([1, -1], [8, 20])
+    weights, offset = solve(np.concatenate([positives, negatives]), y, np.where(y > 0, 0.002, 0.001), 10)
+    np.testing.assert_allclose(svms.weights[0], weights, atol=1e-3)
+    np.testing.assert_allclose(svms.biases[0], offset, atol=1e-3)
+
+
+def test_mining_by_hand(rng, monkeypatch):
+    """At margin 0 for all, every RoI with IoU under 0.3 is hard; after the fit, those over -1.0001."""
+    monkeypatch.setattr(svm, "REFIT_AFTER", 5)
+    svms = HardNegativeSVMs([np.full((4, 3), 9, np.float32), np.zeros((0, 3), np.float32)])
+    features = np.array([[-9, -9, -9], [-8, -8, -8], [1, 1, 1]], np.float32)
+    overlaps = np.array([[0, 0], [0.3, 0], [0.29, 0]], np.float32)
+    svms.mine(features, overlaps)
+    np.testing.assert_array_equal(svms.negatives[0], features[[0, 2]])
+    np.testing.assert_array_equal(svms.added, [2, 3])
+    assert not svms.weights.any()
+    svms.mine(features, overlaps)
+    svms.mine(features, overlaps)
+    np.testing.assert_array_equal(svms.added, [0, 0])  # six new ones each
+    margins = svms.negatives[0] @ svms.weights[0] + svms.biases[0]
+    assert svms.weights[0].any()
+    assert (margins >= svm.EASY_MARGIN).all()
+    assert svms.biases[1] == np.float32(-1.1)  # no positives
+    assert not svms.weights[1].any()
+    svms.mine(np.full((1, 3), 1e3, np.float32), np.zeros((1, 2)))
+    assert len(svms.negatives[0]) > len(margins)
+
+
+def test_a_class_without_negatives_stays(rng):
+    svms = HardNegativeSVMs([np.ones((2, 3), np.float32)])
+    svms.fit(0)
+    assert not svms.weights.any()
+
+
+def test_state_comes_back(tmp_path, rng):
+    svms = HardNegativeSVMs([rng.normal(0, 1, (n, 3)).astype(np.float32) for n in (2, 0)], seed=4)
+    svms.mine(rng.normal(0, 1, (7, 3)).astype(np.float32), rng.uniform(0, 1, (7, 2)))
+    svms.save(tmp_path / "s.npz", images=9)
+    again, more = HardNegativeSVMs.load(tmp_path / "s.npz", seed=4)
+    assert more == {"images": 9}
+    jax.tree.map(np.testing.assert_array_equal, vars(again), vars(svms))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4 no", None])
+def test_another_file_is_no_state(tmp_path, content):
+    path = tmp_path / "s.npz"
+    if content is None:
+        np.savez(path, weights=np.zeros(3))
+    else:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match="not a state of SVM training"):
+        HardNegativeSVMs.load(path)
+
+
+def test_the_class_layer_gives_the_margins(model_and_variables, rng):
+    model, variables = model_and_variables
+    weights, biases = rng.normal(0, 1, (6, 128)).astype(np.float32), rng.normal(0, 1, 6).astype(np.float32)
+    params = write_classifier(variables["params"], weights, biases, np.float32(0.25))
+    rois = np.array([[3, 4, 90, 80], [30, 2, 170, 140]], np.float32)
+    batch = prepare_test(draw_scene(0, "test", 1).image, rois, sizes=[SIZES], spatial_scale=None)
+    features = np.asarray(make_features_step(model)(variables, batch))[0, :2]
+    svm_model = FastRCNN(model.network._replace(classifier="svm"), 6)
+    arrays = (batch[name] for name in ("image", "image_size", "rois"))
+    scores, _ = svm_model.apply({**variables, "params": params}, *arrays, method=FastRCNN.predict)
+    np.testing.assert_allclose(
+        scores[0, :2, 1:], 0.25 * features @ weights.T + biases, rtol=1e-3, atol=1e-3 * np.abs(features).max()
+    )
+
+
+@pytest.mark.slow
+def test_training_goes_on_where_it_was(model_and_variables, tmp_path, rng, monkeypatch):
+    model, variables = model_and_variables
+    records = read_synthetic("train", 6).records
+    proposals = {record.image_id: rng.uniform(0, 140, (40, 4)).astype(np.float32) for record in records}
+    for boxes in proposals.values():
+        boxes.sort(axis=1)
+        boxes[:, [1, 2]] = boxes[:, [2, 1]]
+    monkeypatch.setattr(svm, "REFIT_AFTER", 60)
+    monkeypatch.setattr(svm, "SAVE_EVERY", 2)
+
+    def run(state):
+        return train_svms(model, variables, records, proposals, sizes=SIZES, state=state)["head"]["cls_score"]
+
+    whole = run(tmp_path / "a.npz")
+    assert whole["kernel"][:, 1:].any(axis=0).all()
+    mine, calls = HardNegativeSVMs.mine, []
+
+    def stop(self, *arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        mine(self, *arguments)
+
+    monkeypatch.setattr(HardNegativeSVMs, "mine", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b.npz")
+    monkeypatch.setattr(HardNegativeSVMs, "mine", mine)
+    _, more = HardNegativeSVMs.load(tmp_path / "b.npz")
+    assert more["images"] == 2
+    jax.tree.map(np.testing.assert_array_equal, run(tmp_path / "b.npz"), whole)
