@@ -125,7 +125,7 @@ def train_svms(
     records: Sequence[Record],
     proposals: Mapping[str, np.ndarray],
     *,
-    sizes: Sizes,
+    size: Sizes,
     state: Path,
     negative_images: int | None = None,
     seed: int = 0,
@@ -136,7 +136,7 @@ def train_svms(
     Args:
         model, variables: trained with a softmax.
         records, proposals: the split, and by image id its `(N, 4)` boxes.
-        sizes: how images are resized.
+        size: how images are resized.
         negative_images: negatives come from the first this many images; from all where None.
         state: a file that is written each SAVE_EVERY images; if it is there, the work goes on from it.
         seed: of the images that the norm is measured on, and of the solver.
@@ -158,7 +158,7 @@ def train_svms(
         spatial_scale: float | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Boxes and their features, by image."""
-        batches = prefetch(TestBatches(records, boxes, [sizes], spatial_scale), start)
+        batches = prefetch(TestBatches(records, boxes, [size], model.pixels, spatial_scale), start)
         for batch in tqdm(batches, desc=title, unit="image", total=len(records), initial=start, smoothing=0.05):
             mask = batch["roi_mask"][0]
             yield batch["rois"][0, mask] / batch["scale"], jax.device_get(step(variables, batch))[0, mask]
@@ -179,7 +179,7 @@ def train_svms(
 
     records = records[:negative_images]
     candidates = {record.image_id: np.concatenate([record.boxes, proposals[record.image_id]]) for record in records}
-    mined = features(records, candidates, "hard negatives", start, model.network.spatial_scale)
+    mined = features(records, candidates, "hard negatives", start, model.spatial_scale)
     for i, (boxes, found) in enumerate(mined, start):
         record = records[i]
         svms.mine(found * scale, class_overlaps(boxes, record.boxes, record.labels, num_classes))
