@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from frcnn_jax.__main__ import run
 from frcnn_jax.config import check_config, read_arguments
 from frcnn_jax.data.records import Dataset, Record
-from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.errors import InputError
 from frcnn_jax.files import check_folder
 from frcnn_jax.splits import read_split, recall_table, split_recall, with_proposals
 
@@ -95,4 +96,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run("check-dataset")

@@ -13,8 +13,9 @@ from typing import Any
 
 import jax
 
+from frcnn_jax.__main__ import run
 from frcnn_jax.detect import load_variables, read_config
-from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.evaluate import compare_workdirs
 from frcnn_jax.files import check_folder, write_json
 from frcnn_jax.models.svd import compress_head
@@ -66,4 +67,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run("compress")

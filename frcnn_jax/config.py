@@ -260,7 +260,6 @@ def load_config(argv: Sequence[str]) -> tuple[dict[str, Any], argparse.Namespace
         InputError: a config file that can't be loaded, an unknown field, a value of another type.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m frcnn_jax.train",
         description="Trains Fast R-CNN and scores it; on the same workdir it goes on from the last checkpoint.",
         epilog="Fields and their meaning: frcnn_jax/config.py. Recipes: experiments/.",
         usage="%(prog)s --workdir W [--config FILE.py] [--config.FIELD=VALUE ...] [--distributed | --coordinator ...]",

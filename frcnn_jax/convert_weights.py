@@ -16,10 +16,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from frcnn_jax.__main__ import run
 from frcnn_jax.config import get_config
 from frcnn_jax.data.voc import VOC_CLASSES
 from frcnn_jax.detect import make_model, model_shapes, workdir_arrays
-from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.errors import InputError
 from frcnn_jax.files import write_json
 from frcnn_jax.models.weight_files import Arrays, read_weights, write_weights
 from frcnn_jax.models.weights import OUTPUTS, merge_weights
@@ -74,4 +75,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run("convert-weights")

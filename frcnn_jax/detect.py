@@ -19,10 +19,11 @@ import numpy as np
 from jax import lax
 from PIL import Image, ImageOps
 
+from frcnn_jax.__main__ import run
 from frcnn_jax.config import check_config, fits_type, get_config
 from frcnn_jax.data.batches import Sizes, prepare_test
 from frcnn_jax.data.records import load_image
-from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.errors import InputError
 from frcnn_jax.files import check_folder, write_json, write_whole
 from frcnn_jax.models.fast_rcnn import FastRCNN, get_network
 from frcnn_jax.models.weights import canonical_arrays, fold_box_stats
@@ -248,7 +249,7 @@ def main(argv: Sequence[str]) -> None:
     from frcnn_jax.evaluation.pictures import draw_boxes
 
     description = "Detects objects in images."
-    parser = argparse.ArgumentParser(prog="python -m frcnn_jax.detect", description=description, allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     parser.add_argument("--workdir", type=Path, required=True, help="where frcnn_jax.train left its checkpoints")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures and detections.json")
@@ -287,4 +288,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run("detect")

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from frcnn_jax.__main__ import run
 from frcnn_jax.config import evaluation_overrides
 from frcnn_jax.detect import read_config
-from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.coco_metrics import coco_ground_truth, coco_metrics, coco_results
 from frcnn_jax.evaluation.evaluate import Evaluation, evaluate_workdir
 from frcnn_jax.files import check_file, read_json, write_json
@@ -64,4 +65,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run("eval-coco")

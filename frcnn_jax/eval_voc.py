@@ -13,10 +13,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from frcnn_jax.__main__ import run
 from frcnn_jax.config import evaluation_overrides
 from frcnn_jax.data.voc import read_voc
 from frcnn_jax.detect import read_config
-from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.comp4 import check_comp4, read_comp4, write_comp4
 from frcnn_jax.evaluation.evaluate import Evaluation, evaluate_workdir, results_table, score
 from frcnn_jax.evaluation.metrics import METRICS
@@ -84,4 +85,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run("eval-voc")

@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
+from frcnn_jax.__main__ import run
 from frcnn_jax.config import check_config, evaluation_overrides
 from frcnn_jax.data.batches import ROI_MULTIPLE
 from frcnn_jax.data.records import MAX_PIXELS
 from frcnn_jax.detect import image_sizes, load_variables, make_predict_step, read_config
-from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.errors import InputError
 from frcnn_jax.files import check_file, write_whole
 
 INPUTS = ("image", "image_size", "rois", "roi_mask", "scale", "original_size")
@@ -107,7 +108,7 @@ def contract(exported: export.Exported) -> str:
 def main(argv: Sequence[str]) -> None:
     """The command line."""
     description = "Writes a network as StableHLO."
-    parser = argparse.ArgumentParser(prog="python -m frcnn_jax.export", description=description, allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--workdir", type=Path, required=True, help="where frcnn_jax.train left its checkpoints")
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
     parser.add_argument("--canvas", type=int, nargs=2, metavar=("ROWS", "COLUMNS"), help="default: any landscape image")
@@ -130,4 +131,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run("export")

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+from frcnn_jax.__main__ import run
 from frcnn_jax.config import check_config, read_arguments
 from frcnn_jax.data.records import Dataset
-from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.pictures import plot_endings, plot_proposal_recall
 from frcnn_jax.proposals.files import read_proposals, write_proposals
 from frcnn_jax.proposals.search import cluster
@@ -72,4 +73,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run("proposals")

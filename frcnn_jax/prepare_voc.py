@@ -11,8 +11,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from frcnn_jax.__main__ import run
 from frcnn_jax.data.tfds import prepare_voc
-from frcnn_jax.errors import run_main
 
 
 def main(argv: Sequence[str]) -> None:
@@ -27,4 +27,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run("prepare-voc")

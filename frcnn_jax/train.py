@@ -26,11 +26,12 @@ import optax
 from jax.experimental.multihost_utils import sync_global_devices
 from tqdm import tqdm
 
+from frcnn_jax.__main__ import run
 from frcnn_jax.config import HOUSEKEEPING, check_config, load_config
 from frcnn_jax.data.batches import prefetch
 from frcnn_jax.data.records import Dataset
 from frcnn_jax.detect import image_sizes, make_model, read_config, workdir_arrays
-from frcnn_jax.errors import InputError, Interrupted, run_main
+from frcnn_jax.errors import InputError, Interrupted
 from frcnn_jax.evaluation.evaluate import evaluate_workdir, make_evaluation, results_table, score
 from frcnn_jax.evaluation.pictures import plot_losses
 from frcnn_jax.files import write_json
@@ -46,7 +47,6 @@ from frcnn_jax.training.hosts import (
     check_alike,
     check_shared,
     join_processes,
-    leave_together,
     losses_said,
 )
 from frcnn_jax.training.logs import RunLog, read_metrics
@@ -440,5 +440,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with leave_together():
-        run_main(main)
+    run("train")

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from frcnn_jax.__main__ import run
 from frcnn_jax.detect import image_sizes, load_variables, read_config
-from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.evaluate import compare_workdirs
 from frcnn_jax.files import check_folder, write_json
 from frcnn_jax.splits import read_split, with_proposals
@@ -76,4 +77,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run("train-svm")
