@@ -17,6 +17,8 @@ from frcnn_jax.training.losses import log_loss, smooth_l1
 if TYPE_CHECKING:
     from frcnn_jax.detect import Detections, Detector
 
+__version__ = "0.2.0"
+
 __all__ = [
     "NETWORKS",
     "Detections",

@@ -16,22 +16,18 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from frcnn_jax.cli import command_parser, run
 from frcnn_jax.build import load_proposals_of, read_split_of
 from frcnn_jax.config import add_config_argument, load_config
 from frcnn_jax.data.records import Dataset, Record
-from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.recall import recall_table, split_recall
 from frcnn_jax.files import check_folder
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="frcnn check-dataset",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser(__doc__)
     parser.add_argument(
         "--recall", type=Path, metavar="FOLDER", help="search proposals of the val split, keep them, print their recall"
     )
@@ -101,4 +97,4 @@ def _gathered(problems: list[InputError | OSError]) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run("check-dataset")

@@ -13,8 +13,9 @@ from typing import Any
 
 import jax
 
+from frcnn_jax.cli import command_parser, run
 from frcnn_jax.config import Config
-from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.errors import InputError
 from frcnn_jax.files import check_folder, write_json
 from frcnn_jax.models.svd import compress_head
 from frcnn_jax.training.checkpoint import save_model
@@ -23,12 +24,7 @@ from frcnn_jax.workdir import compare_workdirs, derived_config, load_variables, 
 
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="frcnn compress",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--out", type=Path, help="the new workdir; default: W-svd")
     parser.add_argument("--fc6", type=int, default=1024, help="rank, 0 to keep it; default %(default)s")
@@ -68,4 +64,4 @@ def _parameters(head: Mapping[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run("compress")

@@ -16,9 +16,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from frcnn_jax.cli import command_parser, run
 from frcnn_jax.config import voc07_config
 from frcnn_jax.data.voc import VOC_CLASSES
-from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.errors import InputError
 from frcnn_jax.files import write_json
 from frcnn_jax.models.fast_rcnn import variable_shapes
 from frcnn_jax.models.networks import get_network
@@ -30,12 +31,7 @@ from frcnn_jax.workdir import workdir_arrays
 
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="frcnn convert-weights",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--detector", action="store_true", help="make a workdir that detects")
@@ -79,4 +75,4 @@ def _names(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run("convert-weights")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from frcnn_jax.cli import run
 from frcnn_jax.data.records import load_image
 from frcnn_jax.detector import Detector
-from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.pictures import draw_boxes
 from frcnn_jax.files import check_folder, write_json, write_whole
 
@@ -58,4 +59,4 @@ def _picture_paths(images: Sequence[Path], out: Path) -> dict[Path, Path]:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run("detect")

@@ -10,8 +10,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from frcnn_jax.cli import command_parser, run
 from frcnn_jax.config import TEST_FIELDS, override_config
-from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.coco_metrics import coco_ground_truth, coco_metrics, coco_results
 from frcnn_jax.evaluation.evaluator import Evaluation
 from frcnn_jax.files import check_file, read_json, write_json
@@ -46,12 +47,7 @@ def _write_results(path: Path, found: Evaluation, annotations: Path) -> None:
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="frcnn eval-coco",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=Path, help="of a training")
     source.add_argument("--detections", type=Path, help="a result file")
@@ -72,4 +68,4 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run("eval-coco")

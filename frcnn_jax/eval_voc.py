@@ -12,10 +12,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from frcnn_jax.cli import command_parser, run
 from frcnn_jax.build import read_split_of
 from frcnn_jax.config import TEST_FIELDS, override_config
 from frcnn_jax.data.voc import read_voc
-from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.comp4 import check_comp4, read_comp4, write_comp4
 from frcnn_jax.evaluation.evaluator import Evaluation, save_pictures
 from frcnn_jax.evaluation.metrics import METRICS
@@ -51,12 +52,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="frcnn eval-voc",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=Path, help="of a training")
     source.add_argument("--detections", type=Path, help="folder of comp4 result files")
@@ -86,4 +82,4 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run("eval-voc")

@@ -18,11 +18,12 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
+from frcnn_jax.cli import run
 from frcnn_jax.build import image_sizes, test_options
 from frcnn_jax.config import TEST_FIELDS, check_config, override_config
 from frcnn_jax.data.batches import ROI_MULTIPLE
 from frcnn_jax.data.records import MAX_PIXELS
-from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.predict import TestOptions, make_predict_step
 from frcnn_jax.files import check_file, write_whole
 from frcnn_jax.models.fast_rcnn import FastRCNN
@@ -128,4 +129,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run("export")

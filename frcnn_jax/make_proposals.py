@@ -15,9 +15,10 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from frcnn_jax.cli import command_parser, run
 from frcnn_jax.build import load_proposals_of, read_split_of
 from frcnn_jax.config import add_config_argument, load_config
-from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.pictures import plot_endings, plot_proposal_recall
 from frcnn_jax.evaluation.recall import RECALL_IOUS, recall_table, split_recall
 from frcnn_jax.proposals.cluster import cluster
@@ -27,12 +28,7 @@ from frcnn_jax.proposals.shards import write_proposals
 
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="frcnn proposals",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the shard, *.proposals")
     parser.add_argument("--split", choices=("train", "val"), default="val", help="default %(default)s")
     parser.add_argument("--shards", type=int, default=1, help="files of about as many images; default %(default)s")
@@ -78,4 +74,4 @@ def _check_plot(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run("proposals")

@@ -11,14 +11,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from frcnn_jax.cli import command_parser, run
+from frcnn_jax.cli import run
 from frcnn_jax.data.tfds import prepare_voc
-from frcnn_jax.errors import run_main
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--year", type=int, choices=(2007, 2012), default=2007)
     parser.add_argument("--data-dir", type=Path, help="~/tensorflow_datasets by default")
@@ -27,4 +26,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run("prepare-voc")

@@ -22,10 +22,11 @@ import jax
 import numpy as np
 from jax.experimental.multihost_utils import sync_global_devices
 
+from frcnn_jax.cli import run
 from frcnn_jax.build import build_model, build_network, image_sizes, load_proposals_of, read_split_of, test_options
 from frcnn_jax.config import Config, add_config_argument, load_config
 from frcnn_jax.data.records import Dataset
-from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.evaluator import Evaluator, save_pictures
 from frcnn_jax.evaluation.pictures import plot_losses
 from frcnn_jax.evaluation.scores import results_table
@@ -306,5 +307,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with leave_together():
-        run_main(main)
+    run("train")

@@ -10,9 +10,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from frcnn_jax.cli import command_parser, run
 from frcnn_jax.build import image_sizes, load_proposals_of, read_split_of
 from frcnn_jax.config import Config
-from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.errors import InputError
 from frcnn_jax.files import check_folder, write_json
 from frcnn_jax.training.checkpoint import save_model
 from frcnn_jax.training.svm import train_svms
@@ -21,12 +22,7 @@ from frcnn_jax.workdir import compare_workdirs, derived_config, load_variables, 
 
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="frcnn train-svm",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--out", type=Path, help="the new workdir; default: W-svm")
     parser.add_argument("--negative-images", type=int, help="mine negatives in the first N of the train split only")
@@ -76,4 +72,4 @@ def _train(workdir: Path, config: Config, out: Path, changed: Config, negative_i
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run("train-svm")
