@@ -19,8 +19,9 @@ from tqdm import tqdm
 from frcnn_jax.config import check_config, read_arguments
 from frcnn_jax.data.records import Dataset, Record
 from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.evaluation.recall import recall_table, split_recall
 from frcnn_jax.files import check_folder
-from frcnn_jax.splits import read_split, recall_table, split_recall, with_proposals
+from frcnn_jax.splits import read_split, with_proposals
 
 
 def image_problem(record: Record) -> InputError | None:

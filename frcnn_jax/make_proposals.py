@@ -19,9 +19,11 @@ from frcnn_jax.config import check_config, read_arguments
 from frcnn_jax.data.records import Dataset
 from frcnn_jax.errors import InputError, run_main
 from frcnn_jax.evaluation.pictures import plot_endings, plot_proposal_recall
-from frcnn_jax.proposals.files import read_proposals, write_proposals
-from frcnn_jax.proposals.search import cluster
-from frcnn_jax.splits import RECALL_IOUS, read_split, recall_table, split_recall, with_proposals
+from frcnn_jax.evaluation.recall import RECALL_IOUS, recall_table, split_recall
+from frcnn_jax.proposals.cluster import dask_executor
+from frcnn_jax.proposals.files import read_proposals
+from frcnn_jax.proposals.shards import write_proposals
+from frcnn_jax.splits import read_split, with_proposals
 
 
 def shard_paths(out: Path, shards: int) -> list[Path]:
@@ -57,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
     if not 1 <= args.shards <= len(records):
         raise InputError(f"--shards must be 1 to the {len(records)} images, got {args.shards}")
     bounds = [len(records) * i // args.shards for i in range(args.shards + 1)]
-    with cluster(args.scheduler) if args.scheduler else nullcontext() as executor:
+    with dask_executor(args.scheduler) if args.scheduler else nullcontext() as executor:
         for path, begin, end in zip(paths, bounds[:-1], bounds[1:], strict=True):
             part, proposals = with_proposals(config, args.out.parent, Dataset(names, records[begin:end]), executor)
             write_proposals(path, {record.image_id: proposals[record.image_id] for record in part.records})
