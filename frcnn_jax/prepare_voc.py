@@ -11,19 +11,20 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from frcnn_jax.cli import command_parser, run
-from frcnn_jax.cli import run
-from frcnn_jax.data.tfds import prepare_voc
+from frcnn_jax.data.tfds import prepare_tfds
+from frcnn_jax.errors import run_main
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = command_parser(__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--year", type=int, choices=(2007, 2012), default=2007)
     parser.add_argument("--data-dir", type=Path, help="~/tensorflow_datasets by default")
     args = parser.parse_args(argv)
-    print(f"{prepare_voc(args.folder, args.year, args.data_dir)}: prepared")
+    print(f"{prepare_tfds(args.folder, args.year, args.data_dir)}: prepared")
 
 
 if __name__ == "__main__":
-    run("prepare-voc")
+    run_main(main)

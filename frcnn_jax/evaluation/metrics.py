@@ -1,10 +1,9 @@
-"""PASCAL VOC average precision, by the 11-point rule (VOC07) and as the area under the curve (VOC10 on), and the recall
-of proposals. Pure NumPy.
+"""PASCAL VOC average precision, by the 11-point rule (VOC07) and as the area under the curve (VOC10 on). Pure NumPy.
 
-Shape letters: D detections of a class, G ground-truth boxes and N proposals of an image, S numbers, T thresholds.
+Shape letters: D detections of a class, G ground-truth boxes of an image.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -150,41 +149,3 @@ def mean_average_precision(aps: Sequence[float | None]) -> float | None:
     """The mean over the classes that have objects; None where none has."""
     counted = [ap for ap in aps if ap is not None]
     return float(np.mean(counted)) if counted else None
-
-
-class ProposalRecall(NamedTuple):
-    """How much of the ground truth the proposals find; NaN where there is no object."""
-
-    recall: np.ndarray  # (S, T) in [0, 1]: by number of proposals and by IoU
-    average: np.ndarray  # (S,) in [0, 1]: by number
-
-
-def proposal_recall(
-    proposals: Iterable[np.ndarray],
-    gt_boxes: Iterable[np.ndarray],
-    *,
-    iou_thresholds: Sequence[float],
-    numbers: Sequence[int],
-) -> ProposalRecall:
-    """Recall and average recall of the first proposals of each image (Hosang et al. 2015).
-
-    An object's overlap o is its IoU with the best of an image's proposals, which may be the best of other objects too.
-    Recall at an IoU is the part of the objects whose o is **at least** that; average recall is its mean over the IoUs
-    from 0.5 to 1, 2 * integral of recall = mean of max(2 o - 1, 0).
-
-    Args:
-        proposals: by image, `(N, 4)`, best ranked first; N may differ and be 0.
-        gt_boxes: by image, `(G, 4)`, of the objects that count (VOC's protocol leaves difficult ones out).
-        iou_thresholds: T, in [0, 1].
-        numbers: S, each at least 1: the first that many proposals of an image.
-    """
-    overlaps = [np.zeros((len(numbers), 0))]
-    for boxes, truth in zip(proposals, gt_boxes, strict=True):
-        best = np.zeros((len(boxes) + 1, len(truth)))  # of the first 0, 1 .. N
-        best[1:] = np.maximum.accumulate(box_ops.iou(boxes.astype(np.float64), truth.astype(np.float64)), axis=0)
-        overlaps.append(best[np.minimum(numbers, len(boxes))])
-    found = np.concatenate(overlaps, axis=1)
-    if not found.shape[1]:
-        return ProposalRecall(np.full((len(numbers), len(iou_thresholds)), np.nan), np.full(len(numbers), np.nan))
-    recall = (found[:, None] >= np.asarray(iou_thresholds)[:, None]).mean(axis=2)
-    return ProposalRecall(recall, np.maximum(2 * found - 1, 0).mean(axis=1))

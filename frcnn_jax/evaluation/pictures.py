@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from frcnn_jax.evaluation.metrics import Curve, ProposalRecall
+from frcnn_jax.evaluation.metrics import Curve
+from frcnn_jax.evaluation.recall import ProposalRecall
 from frcnn_jax.ops import boxes as box_ops
 
 _COLOURS = (

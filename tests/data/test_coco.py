@@ -47,7 +47,7 @@ def test_reads_by_hand(tmp_path):
         (annotation(bbox="abc"), "bbox must be four numbers"),
         (annotation(bbox=(1, 2, 3)), "bbox must be four numbers"),
         (annotation(category_id=4), "unknown category 4; the categories are 3, 9"),
-        (annotation(image_id=8), "annotation 0: no image of id 8"),
+        (annotation(image_id=8), "annotation 0: no image has the id 8"),
     ],
 )
 def test_names_the_image_and_the_box(tmp_path, bad, text):
@@ -62,10 +62,13 @@ def test_names_the_image_and_the_box(tmp_path, bad, text):
 @pytest.mark.parametrize(
     ("image", "text"),
     [
-        ({"id": 7, "file_name": "../a.jpg", "width": 50, "height": 40}, "must be a path within the folder"),
+        (
+            {"id": 7, "file_name": "../a.jpg", "width": 50, "height": 40},
+            "the image '../a.jpg' lies outside this folder",
+        ),
         ({"id": 7, "file_name": "b.jpg", "width": 50, "height": 40}, r"b\.jpg: no such image"),
         ({"id": 7, "file_name": "b" * 300, "width": 50, "height": 40}, r"bbb: can't be read \(File name too long\)"),
-        ({"id": 7, "file_name": "a.jpg", "width": 50}, "height and width must be whole numbers over 0"),
+        ({"id": 7, "file_name": "a.jpg", "width": 50}, "height and width must be positive integers"),
     ],
 )
 def test_names_the_image(tmp_path, image, text):
@@ -75,15 +78,15 @@ def test_names_the_image(tmp_path, image, text):
     assert read_coco(path, tmp_path, on_problem=lambda problem: None).records == []
 
 
-def test_an_image_twice(tmp_path):
+def test_a_repeated_image(tmp_path):
     image = {"id": 7, "file_name": "a.jpg", "width": 50, "height": 40}
-    with pytest.raises(InputError, match="the image 7 is there twice"):
+    with pytest.raises(InputError, match="image '7' is listed twice"):
         read_coco(write_coco(tmp_path, [], images=[image, image]), tmp_path)
 
 
-def test_an_annotation_twice(tmp_path):
+def test_a_repeated_annotation(tmp_path):
     path = write_coco(tmp_path, [annotation(5), annotation(5), annotation(None), annotation(None)])
-    with pytest.raises(InputError, match=r"instances\.json: annotation 1: the id 5 is there twice"):
+    with pytest.raises(InputError, match=r"instances\.json: annotation 1: its id 5 is used twice"):
         read_coco(path, tmp_path)
     problems = []
     (record,) = read_coco(path, tmp_path, on_problem=problems.append).records
