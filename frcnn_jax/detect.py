@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from frcnn_jax.config import check_config, fits_type, get_config
 from frcnn_jax.data.batches import Sizes, prepare_test
 from frcnn_jax.data.records import load_image
 from frcnn_jax.errors import InputError, run_main
+from frcnn_jax.evaluation.metrics import Detections
 from frcnn_jax.files import check_folder, write_json, write_whole
 from frcnn_jax.models.fast_rcnn import FastRCNN, get_network
 from frcnn_jax.models.weights import canonical_arrays, fold_box_stats
@@ -32,14 +33,6 @@ from frcnn_jax.proposals.search import selective_search
 from frcnn_jax.training.checkpoint import load_model
 
 Predictions = tuple[jax.Array, jax.Array, jax.Array]
-
-
-class Detections(NamedTuple):
-    """What is found in an image, best first."""
-
-    boxes: np.ndarray  # (D, 4) float32, in the image's pixels
-    labels: np.ndarray  # (D,) int32, 1 to K
-    scores: np.ndarray  # (D,) float32, in [0, 1]
 
 
 def decode_and_suppress(

@@ -18,9 +18,10 @@ from frcnn_jax.data.voc import read_voc
 from frcnn_jax.detect import read_config
 from frcnn_jax.errors import InputError, run_main
 from frcnn_jax.evaluation.comp4 import check_comp4, read_comp4, write_comp4
-from frcnn_jax.evaluation.evaluate import Evaluation, evaluate_workdir, results_table, score
+from frcnn_jax.evaluation.evaluate import Evaluation, evaluate_workdir
 from frcnn_jax.evaluation.metrics import METRICS
 from frcnn_jax.evaluation.report import write_report
+from frcnn_jax.evaluation.scores import results_table, score
 from frcnn_jax.files import check_file, check_folder, write_json
 from frcnn_jax.splits import read_split
 

@@ -31,8 +31,9 @@ from frcnn_jax.data.batches import prefetch
 from frcnn_jax.data.records import Dataset
 from frcnn_jax.detect import image_sizes, make_model, read_config, workdir_arrays
 from frcnn_jax.errors import InputError, Interrupted, run_main
-from frcnn_jax.evaluation.evaluate import evaluate_workdir, make_evaluation, results_table, score
+from frcnn_jax.evaluation.evaluate import evaluate_workdir, make_evaluation
 from frcnn_jax.evaluation.pictures import plot_losses
+from frcnn_jax.evaluation.scores import results_table, score
 from frcnn_jax.files import write_json
 from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.models.weight_files import WHERE, read_weights

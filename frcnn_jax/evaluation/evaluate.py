@@ -17,15 +17,10 @@ from tqdm import tqdm
 from frcnn_jax.config import check_config
 from frcnn_jax.data.batches import TestBatches, prefetch
 from frcnn_jax.data.records import Dataset, Record
-from frcnn_jax.detect import Detections, Predictions, image_sizes, load_variables, make_predict_step, read_config
-from frcnn_jax.evaluation.metrics import (
-    ClassDetections,
-    Curve,
-    average_precision,
-    mean_average_precision,
-    precision_recall,
-)
+from frcnn_jax.detect import Predictions, image_sizes, load_variables, make_predict_step, read_config
+from frcnn_jax.evaluation.metrics import ClassDetections, Curve, Detections
 from frcnn_jax.evaluation.pictures import draw_boxes, plot_precision_recall, side_by_side
+from frcnn_jax.evaluation.scores import image_detections, score
 from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.splits import read_split, with_proposals
 from frcnn_jax.training.hosts import from_all
@@ -88,54 +83,6 @@ def _from_all_processes(rows: np.ndarray) -> np.ndarray:
     padded[: len(rows)] = rows
     rows = np.concatenate([own[:count] for own, count in zip(from_all(padded), counts, strict=True)])
     return rows[np.argsort(rows[:, 1], kind="stable")].astype(np.float64)
-
-
-def class_objects(dataset: Dataset, label: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """By place in the split, a class's `(G, 4)` boxes and `(G,)` bool of difficult ones."""
-    own = [(record, record.labels == label) for record in dataset.records]
-    return [record.boxes[m] for record, m in own], [record.difficult[m] for record, m in own]
-
-
-def score(
-    detections: Sequence[ClassDetections],
-    dataset: Dataset,
-    *,
-    metric: str = "voc07_11point",
-    iou_threshold: float = 0.5,
-) -> tuple[dict[str, Any], dict[str, tuple[Curve, float | None]]]:
-    """The protocol over a split.
-
-    Returns:
-        the results `{"map", "protocol", "iou_threshold", "images", "aps", "seconds_per_image"}` (None in the last) and
-        by class its curve and AP.
-    """
-    curves: dict[str, tuple[Curve, float | None]] = {}
-    for label, (name, found) in enumerate(zip(dataset.class_names, detections, strict=True), 1):
-        curve = precision_recall(found, *class_objects(dataset, label), iou_threshold=iou_threshold)
-        curves[name] = (curve, average_precision(curve, metric=metric))
-    aps = {name: ap for name, (_, ap) in curves.items()}
-    results = {
-        "map": mean_average_precision(list(aps.values())),
-        "protocol": metric,
-        "iou_threshold": iou_threshold,
-        "images": len(dataset.records),
-        "aps": aps,
-        "seconds_per_image": None,
-    }
-    return results, curves
-
-
-def image_detections(
-    detections: Sequence[ClassDetections], image: int, *, score_threshold: float, max_detections: int = 100
-) -> Detections:
-    """Those of one image of the split, best first."""
-    fields = []
-    for label, found in enumerate(detections, 1):
-        own = (found.image == image) & (found.scores >= score_threshold)
-        fields.append((found.boxes[own], np.full(own.sum(), label, np.int32), found.scores[own]))
-    boxes, labels, scores = (np.concatenate(field) for field in zip(*fields, strict=True))
-    best = np.argsort(-scores, kind="stable")[:max_detections]
-    return Detections(boxes[best], labels[best], scores[best])
 
 
 class Evaluation(NamedTuple):
@@ -222,12 +169,3 @@ def _compare(record: Record, found: Detections, class_names: Sequence[str]) -> I
     return side_by_side(
         draw_boxes(image, record.boxes, record.labels, truth), draw_boxes(image, found.boxes, found.labels, captions)
     )
-
-
-def results_table(results: Mapping[str, Any]) -> str:
-    """AP by class and mAP, as text."""
-    width = max(map(len, results["aps"]))
-    lines = [f"{name:<{width}}  {'-' if ap is None else format(ap, '.4f')}" for name, ap in results["aps"].items()]
-    total = "-" if results["map"] is None else format(results["map"], ".4f")
-    how = f"{results['protocol']}, IoU > {results['iou_threshold']}, {results['images']} images"
-    return "\n".join([*lines, f"{'mAP':<{width}}  {total}  ({how})"])

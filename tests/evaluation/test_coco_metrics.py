@@ -7,8 +7,8 @@ from frcnn_jax.data.voc import read_voc
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.coco_metrics import COCO_METRICS, coco_ground_truth, coco_metrics, coco_results
 from frcnn_jax.evaluation.comp4 import read_comp4
-from frcnn_jax.evaluation.evaluate import score
 from frcnn_jax.evaluation.metrics import ClassDetections
+from frcnn_jax.evaluation.scores import score
 
 
 def test_results_and_ground_truth_by_hand(tmp_path):

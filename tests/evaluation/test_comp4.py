@@ -8,8 +8,8 @@ from frcnn_jax.data.records import Dataset
 from frcnn_jax.data.voc import read_voc
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.comp4 import read_comp4, write_comp4
-from frcnn_jax.evaluation.evaluate import results_table, score
 from frcnn_jax.evaluation.metrics import ClassDetections
+from frcnn_jax.evaluation.scores import results_table, score
 
 
 def write_lines(folder, lines):

@@ -7,8 +7,7 @@ import pytest
 from examples import ROOT, make_dataset, run_on_devices
 
 from frcnn_jax.data.batches import Sizes, TestBatches
-from frcnn_jax.evaluation.evaluate import image_detections, predict_split
-from frcnn_jax.evaluation.metrics import ClassDetections
+from frcnn_jax.evaluation.evaluate import predict_split
 
 
 def test_predict_split_sorts_by_class_and_image():
@@ -26,16 +25,6 @@ def test_predict_split_sorts_by_class_and_image():
     found = predict_split(predict, None, TestBatches(make_dataset().records, proposals, [Sizes(20, 30)], 1 / 16), 3)
     assert [list(c.image) for c in found.by_class] == [[0], [1], []]
     assert found.by_class[1].boxes[0, 0] == 2
-
-
-def test_image_detections_are_best_first():
-    classes = [
-        ClassDetections(np.array([0, 1, 0]), np.array([0.3, 0.9, 0.8]), np.arange(12.0).reshape(3, 4)),
-        ClassDetections(np.array([0]), np.array([0.5]), np.zeros((1, 4))),
-    ]
-    found = image_detections(classes, 0, score_threshold=0.4)
-    np.testing.assert_array_equal(found.scores, [0.8, 0.5])
-    np.testing.assert_array_equal(found.labels, [1, 2])
 
 
 def test_eval_voc_scores_result_files(shared, tmp_path):
