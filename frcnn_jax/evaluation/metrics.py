@@ -91,8 +91,8 @@ def match(
     """Match the detections of one class with its objects by the rule of the VOC devkit (VOCevaldet.m).
 
     By descending score, each detection is compared with the one object of its image that it overlaps most. If their IoU
-    exceeds the threshold, the detection is ignored if the object is difficult; otherwise the object's first detection is
-    a hit and later ones are false positives (duplicates). All other detections are false positives.
+    exceeds the threshold, the detection is ignored if the object is difficult; otherwise it is a hit if it is the first
+    one of that object, and a false positive (a duplicate) if not. All other detections are false positives.
 
     Args:
         detections: D detections of the class.

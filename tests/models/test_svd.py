@@ -8,7 +8,7 @@ from frcnn_jax.models.svd import compress_head, truncated_svd
 
 
 def test_is_the_best_approximation_of_its_rank(rng):
-    """Eckart and Young: the squared error is the sum of the squared singular values left out."""
+    """Eckart and Young: the squared error is the sum of the squared dropped singular values."""
     kernel = rng.normal(0, 1, (12, 8)).astype(np.float32)
     values = np.linalg.svd(kernel, compute_uv=False)
     for rank in range(1, 8):
@@ -51,5 +51,5 @@ def test_ranks_out_of_range(ranks, text):
     with pytest.raises(InputError, match=text):
         compress_head({"head": layer}, ranks)
     once = compress_head({"head": layer}, (2, 0))
-    with pytest.raises(InputError, match="fc6 is factored already, to rank 2"):
+    with pytest.raises(InputError, match="fc6 is already factored, to rank 2"):
         compress_head(once, (1, 0))
