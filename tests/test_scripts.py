@@ -222,7 +222,7 @@ def test_eval_coco_on_any_data_set_and_on_files(workdir, tmp_path):
     assert done.stdout.split()[:2] == ["AP", "1.0000"]
     done = run("eval_coco.py", "--detections", truth, "--annotations", truth)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: results must be image_id")
+    assert done.stderr.startswith("error: a list of results is expected")
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from examples import annotation, write_coco
+from examples import annotation, make_dataset, write_coco
 
 from frcnn_jax.data.coco import read_coco
 from frcnn_jax.data.voc import read_voc
@@ -27,15 +27,54 @@ def test_results_and_ground_truth_by_hand(tmp_path):
     assert metrics["AP_large"] is None
     assert by_class == {"dog": pytest.approx(1), "cat": None}
     assert coco_metrics(truth, [])[0]["AP"] == 0
-    for bad, text in (
-        ({**expected[0], "image_id": 9}, "result 0: no image 9"),
-        ({"image_id": 1, "category_id": 1, "bbox": [1, 2]}, "must be image_id, category_id, bbox and score"),
-        (3, "must be image_id"),
-    ):
-        with pytest.raises(InputError, match=text):
-            coco_metrics(truth, [bad])
+
+
+RESULT = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 10, 20], "score": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("results", "text"),
+    [
+        ([RESULT, {**RESULT, "image_id": 9}], "result 1: no image 9 or category 1"),
+        ([{**RESULT, "category_id": 0}], "result 0: no image 1 or category 0"),
+        ([{**RESULT, "bbox": [1, 2]}], "result 0: image_id, category_id, bbox and score are expected"),
+        ([{**RESULT, "bbox": [1, 2, 3, 10**400]}], "result 0: image_id"),
+        ([{**RESULT, "image_id": []}], "result 0: image_id"),
+        ([{**RESULT, "score": float("nan")}], r"result 0: bbox \[1, 2, 10, 20\] or score nan is not finite"),
+        ([{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}], r"result 0: image_id.*\(KeyError\('score'\)\)"),
+        ([3], "result 0: image_id"),
+        (3, "a list of results is expected, got 3"),
+        ({"images": []}, "a list of results is expected, got {'images': "),
+    ],
+)
+def test_names_the_result(results, text):
+    with pytest.raises(InputError, match=text):
+        coco_metrics(coco_ground_truth(make_dataset()), results)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"annotations": [annotation(image_id=5)]}, "annotation 0: no image 5 or category 3"),
+        ({"annotations": [{"id": 1}]}, "annotation 0: image_id, category_id, bbox are expected"),
+        ({"annotations": None}, "a list of annotations is expected, got None"),
+        ({"categories": [{"id": 1}]}, "not those of a COCO instances file"),
+        ({"images": 3}, "not those of a COCO instances file"),
+    ],
+)
+def test_names_the_annotation(changes, text):
+    with pytest.raises(InputError, match=text):
+        coco_metrics({**coco_ground_truth(make_dataset()), **changes}, [])
     with pytest.raises(InputError, match="not those of a COCO instances file"):
         coco_metrics({"images": []}, [])
+
+
+def test_annotations_need_no_area():
+    truth = coco_ground_truth(make_dataset())
+    for entry in truth["annotations"]:
+        del entry["area"], entry["iscrowd"]
+    results = [{**RESULT, "bbox": truth["annotations"][0]["bbox"]}]
+    assert coco_metrics(truth, results) == coco_metrics(coco_ground_truth(make_dataset()), results)
 
 
 def test_agrees_with_the_area_rule(shared):
