@@ -6,7 +6,6 @@ Reads the train and the val split that the config names, loads every image, and 
 split that can't be read counts as one; the other is checked all the same.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from frcnn_jax.cli import command_parser, run
 from frcnn_jax.build import load_proposals_of, read_split_of
+from frcnn_jax.cli import command_parser, run
 from frcnn_jax.config import add_config_argument, load_config
 from frcnn_jax.data.records import Dataset, Record
 from frcnn_jax.errors import InputError

@@ -56,4 +56,3 @@ def main() -> None:
         parser.exit(2, f"frcnn: unknown command {args.name!r}; choose from {', '.join(COMMANDS)}\n")
     sys.argv[1:] = args.arguments
     run(args.name)
-

@@ -5,7 +5,6 @@
 Run again, it compares again.
 """
 
-import argparse
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path

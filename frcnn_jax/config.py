@@ -144,7 +144,7 @@ FIELDS: dict[str, Field] = {
     ),
     # Housekeeping
     "log_every": Field(20, "Steps.", _POSITIVE, housekeeping=True),
-    "profile_steps": Field((), "First and last step of a trace in W/profile; at most two on a CPU.", _PROFILE, False, True),
+    "profile_steps": Field((), "First and last step of a trace in W/profile.", _PROFILE, False, True),
     "checkpoint_every": Field(500, "Steps.", _POSITIVE, housekeeping=True),
     "keep_checkpoints": Field(2, "The newest ones to keep.", _POSITIVE, housekeeping=True),
     "keep_best": Field(
@@ -153,7 +153,7 @@ FIELDS: dict[str, Field] = {
         Check(lambda v, c: v == 0 or (v > 0 and c["eval_every"]), "0 or more, and 0 where eval_every is 0"),
         housekeeping=True,
     ),
-    "eval_every": Field(0, "Steps between scores on the val split; 0: only the last.", _NOT_NEGATIVE, housekeeping=True),
+    "eval_every": Field(0, "Steps between scores on val; 0: only the last.", _NOT_NEGATIVE, housekeeping=True),
     "eval_images": Field(0, "The first images of val that such scores use; 0: all.", _NOT_NEGATIVE, housekeeping=True),
     "pictures": Field(12, "Held-out images drawn at the end ...", _NOT_NEGATIVE, housekeeping=True),
     "picture_threshold": Field(0.5, "... with their detections of at least this score.", _FRACTION, housekeeping=True),
@@ -280,8 +280,7 @@ def override_config(config: Config, arguments: Sequence[str], allowed: Collectio
         if field[1] not in allowed:
             raise InputError(f"--config.{field[1]}: fixed once trained; evaluation takes {', '.join(sorted(allowed))}")
     values = flags.FlagValues()
-    typed = {name: tuple(value) if isinstance(value, list | tuple) else value for name, value in config.items()}
-    typed = {name: float(v) if isinstance(FIELDS[name].default, float) else v for name, v in typed.items()}
+    typed = {name: type(field.default)(config[name]) for name, field in FIELDS.items()}
     command = ["", *arguments]
     config_flags.DEFINE_config_dict("config", ConfigDict(typed).lock(), flag_values=values, sys_argv=command)
     try:

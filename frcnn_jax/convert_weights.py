@@ -9,7 +9,6 @@ the names that --config.weights takes. The second makes a workdir, OUT, of a com
 box layer predicts targets that are not normalised; --classes are VOC's by default.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 from PIL import Image, ImageOps
 
-from frcnn_jax.build import image_sizes, test_options
+from frcnn_jax.build import detection_options, image_sizes
 from frcnn_jax.data.batches import Sizes, prepare_test
 from frcnn_jax.data.records import load_image
 from frcnn_jax.errors import InputError
-from frcnn_jax.evaluation.predict import Detections, Predictions, TestOptions, make_predict_step, select_detections
+from frcnn_jax.evaluation.predict import DetectionOptions, Detections, Predictions, make_predict_step, select_detections
 from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.proposals.search import selective_search
 from frcnn_jax.workdir import load_variables, read_config
@@ -42,7 +42,7 @@ class Detector:
         *,
         class_names: Sequence[str],
         sizes: Sequence[Sizes] = (Sizes(),),
-        options: TestOptions = TestOptions(),
+        options: DetectionOptions = DetectionOptions(),
         proposal_mode: str = "fast",
         max_proposals: int = 2000,
     ) -> None:
@@ -67,7 +67,7 @@ class Detector:
             variables,
             class_names=config["class_names"],
             sizes=image_sizes(config),
-            options=test_options(config),
+            options=detection_options(config),
             proposal_mode=config["proposal_mode"],
             max_proposals=config["max_proposals"],
         )
@@ -87,8 +87,8 @@ class Detector:
             image: A path, a PIL image or `(H, W, 3)` uint8 RGB.
             rois: `(N, 4)` proposals in the image's pixels; selective search where None.
             score_threshold: The least score of a detection.
-            nms_threshold: Detections whose IoU with a better one of their class exceeds it are dropped; `options.nms_iou`
-                where None.
+            nms_threshold: Detections whose IoU with a better one of their class exceeds it are dropped;
+                `options.nms_iou` where None.
             max_detections: The most, over all classes.
 
         Returns:

@@ -12,8 +12,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from frcnn_jax.cli import command_parser, run
 from frcnn_jax.build import read_split_of
+from frcnn_jax.cli import command_parser, run
 from frcnn_jax.config import TEST_FIELDS, override_config
 from frcnn_jax.data.voc import read_voc
 from frcnn_jax.errors import InputError

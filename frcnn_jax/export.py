@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
+from frcnn_jax.build import detection_options, image_sizes
 from frcnn_jax.cli import run
-from frcnn_jax.build import image_sizes, test_options
 from frcnn_jax.config import TEST_FIELDS, check_config, override_config
 from frcnn_jax.data.batches import ROI_MULTIPLE
 from frcnn_jax.data.records import MAX_PIXELS
 from frcnn_jax.errors import InputError
-from frcnn_jax.evaluation.predict import TestOptions, make_predict_step
+from frcnn_jax.evaluation.predict import DetectionOptions, make_predict_step
 from frcnn_jax.files import check_file, write_whole
 from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.workdir import load_variables, read_config
@@ -42,7 +42,7 @@ def export_detector(
     *,
     canvas: tuple[int, int],
     rois: int,
-    options: TestOptions = TestOptions(),
+    options: DetectionOptions = DetectionOptions(),
     platforms: Sequence[str] | None = None,
 ) -> export.Exported:
     """Return the detection step for one image: a function of INPUTS that returns OUTPUTS.
@@ -120,7 +120,7 @@ def main(argv: Sequence[str]) -> None:
         variables,
         canvas=tuple(args.canvas) if args.canvas else size.canvas(size.shorter, size.longer),
         rois=-(-config["max_proposals"] // ROI_MULTIPLE) * ROI_MULTIPLE if args.rois is None else args.rois,
-        options=test_options(config),
+        options=detection_options(config),
         platforms=args.platforms and list(dict.fromkeys(args.platforms.split(","))),
     )
     write_whole(args.out, lambda file: file.write(exported.serialize()))

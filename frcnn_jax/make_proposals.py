@@ -8,20 +8,19 @@ folder `proposals` beside F or --config.proposal_cache. With --config.proposals=
 Of several shards, F-1-of-N.proposals and so on, only one at a time is held in memory. Recall ignores difficult objects.
 """
 
-import argparse
 from collections import ChainMap
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from frcnn_jax.cli import command_parser, run
 from frcnn_jax.build import load_proposals_of, read_split_of
+from frcnn_jax.cli import command_parser, run
 from frcnn_jax.config import add_config_argument, load_config
 from frcnn_jax.errors import InputError
-from frcnn_jax.evaluation.pictures import plot_endings, plot_proposal_recall
+from frcnn_jax.evaluation.pictures import plot_proposal_recall, plot_suffixes
 from frcnn_jax.evaluation.recall import RECALL_IOUS, recall_table, split_recall
-from frcnn_jax.proposals.cluster import cluster
+from frcnn_jax.proposals.cluster import dask_executor
 from frcnn_jax.proposals.files import read_proposals
 from frcnn_jax.proposals.shards import write_proposals
 
@@ -46,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     if not 1 <= args.shards <= len(records):
         raise InputError(f"--shards must be 1 to the {len(records)} images, got {args.shards}")
     bounds = [len(records) * i // args.shards for i in range(args.shards + 1)]
-    with cluster(args.scheduler) if args.scheduler else nullcontext() as executor:
+    with dask_executor(args.scheduler) if args.scheduler else nullcontext() as executor:
         for path, begin, end in zip(paths, bounds[:-1], bounds[1:], strict=True):
             part = replace(dataset, records=records[begin:end])
             part, proposals = load_proposals_of(config, args.out.parent, part, executor)
@@ -68,9 +67,9 @@ def _shard_paths(out: Path, shards: int) -> list[Path]:
 
 
 def _check_plot(path: Path) -> None:
-    if path.suffix.lower() not in plot_endings() or path.is_dir() or not path.parent.is_dir():
-        endings = ", ".join(plot_endings())
-        raise InputError(f"--recall {path}: expected a file ({endings}) in an existing folder")
+    if path.suffix.lower() not in plot_suffixes() or path.is_dir() or not path.parent.is_dir():
+        suffixes = ", ".join(plot_suffixes())
+        raise InputError(f"--recall {path}: expected a file ({suffixes}) in an existing folder")
 
 
 if __name__ == "__main__":

@@ -20,10 +20,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental.multihost_utils import sync_global_devices
 
+from frcnn_jax.build import build_model, build_network, detection_options, image_sizes, load_proposals_of, read_split_of
 from frcnn_jax.cli import run
-from frcnn_jax.build import build_model, build_network, image_sizes, load_proposals_of, read_split_of, test_options
 from frcnn_jax.config import Config, add_config_argument, load_config
 from frcnn_jax.data.records import Dataset
 from frcnn_jax.errors import InputError
@@ -31,10 +30,9 @@ from frcnn_jax.evaluation.evaluator import Evaluator, save_pictures
 from frcnn_jax.evaluation.pictures import plot_losses
 from frcnn_jax.evaluation.scores import results_table
 from frcnn_jax.files import write_json
-from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables
+from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.models.networks import Network
-from frcnn_jax.models.weight_files import WHERE, read_weights
-from frcnn_jax.models.weights import load_pretrained
+from frcnn_jax.models.weight_files import WHERE
 from frcnn_jax.training import checkpoint, loop
 from frcnn_jax.training.batches import TrainingBatches
 from frcnn_jax.training.hosts import (
@@ -42,7 +40,6 @@ from frcnn_jax.training.hosts import (
     check_alike,
     check_shared,
     join_processes,
-    leave_together,
     losses_said,
 )
 from frcnn_jax.training.logs import RunLog, read_metrics
@@ -50,7 +47,7 @@ from frcnn_jax.training.sampling import assign, target_statistics
 from frcnn_jax.training.signals import signals_raise
 from frcnn_jax.training.solver import Recipe, caffe_sgd, step_schedule
 from frcnn_jax.training.step import create_state, make_train_step, replicate
-from frcnn_jax.workdir import lock_workdir, read_results, resume_config, workdir_arrays
+from frcnn_jax.workdir import initial_variables, lock_workdir, read_results, resume_config
 
 
 def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
@@ -79,7 +76,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             val_set = read_split_of(config, "val")
             model = build_model(config, len(train_set.class_names))
             key = jax.random.key(config["seed"])
-            variables = _initial_variables(model, network.frozen, key, config["weights"])
+            variables = initial_variables(model, key, weights=config["weights"], frozen=network.frozen)
             workdir.mkdir(parents=True, exist_ok=True)
             held.enter_context(lock_workdir(workdir))
         check_shared(workdir)
@@ -90,7 +87,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
                 model,
                 *load_proposals_of(config, workdir, val_set),
                 sizes=image_sizes(config),
-                options=test_options(config),
+                options=detection_options(config),
             )
         write_json(out / "config.json", config)
         variables = {**variables, "box_stats": dict(batches.box_stats)}
@@ -124,22 +121,6 @@ def _check(config: Config, network: Network) -> None:
     for path in filter(None, config["proposals"].split("+")):
         if not Path(path).exists():
             raise InputError(f"--config.proposals={config['proposals']}: no such file or folder as {path}")
-
-
-def _initial_variables(model: FastRCNN, frozen: Sequence[str], key: jax.Array, weights: str) -> dict[str, Any]:
-    """Fresh variables, with the pretrained layers of a file or a workdir if one is named."""
-    variables = init_variables(model, key)
-    if not weights:
-        return variables
-    arrays = workdir_arrays(Path(weights)) if Path(weights).is_dir() else read_weights(Path(weights))
-    params = load_pretrained(
-        variables["params"],
-        arrays,
-        roi_size=model.pool.output_size,  # type: ignore[attr-defined]
-        keep_classifier="cls_score" in frozen,
-        source=weights,
-    )
-    return {**variables, "params": params}
 
 
 @contextlib.contextmanager

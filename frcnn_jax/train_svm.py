@@ -6,12 +6,11 @@ Interrupted and run again, it resumes from its last save, every 250 images; fini
 new workdir are margins: 0 is the boundary.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from frcnn_jax.cli import command_parser, run
 from frcnn_jax.build import image_sizes, load_proposals_of, read_split_of
+from frcnn_jax.cli import command_parser, run
 from frcnn_jax.config import Config
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import check_folder, write_json

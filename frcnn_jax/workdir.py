@@ -11,13 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from frcnn_jax.build import build_model, image_sizes, load_proposals_of, read_split_of, test_options
+from frcnn_jax.build import build_model, detection_options, image_sizes, load_proposals_of, read_split_of
 from frcnn_jax.config import HOUSEKEEPING, Config, check_config, parse_config
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.evaluator import Evaluation, Evaluator
 from frcnn_jax.files import read_json
-from frcnn_jax.models.fast_rcnn import FastRCNN, variable_shapes
-from frcnn_jax.models.weights import canonical_arrays, fold_box_stats
+from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables, variable_shapes
+from frcnn_jax.models.weight_files import read_weights
+from frcnn_jax.models.weights import canonical_arrays, fold_box_stats, load_pretrained
 from frcnn_jax.training.checkpoint import load_model
 
 
@@ -115,6 +116,32 @@ def workdir_arrays(workdir: Path) -> dict[str, np.ndarray]:
     return fold_box_stats(arrays, **variables["box_stats"])
 
 
+def initial_variables(model: FastRCNN, key: jax.Array, *, weights: str = "", frozen: Sequence[str] = ()) -> Any:
+    """Return fresh variables, with the pretrained layers of a file or of a workdir if one is named.
+
+    Args:
+        model: The network.
+        key: Of the random initialisation.
+        weights: A file that `read_weights` takes, a workdir, or empty.
+        frozen: Layers that are not trained; with cls_score among them, that layer is taken from `weights`, too.
+
+    Raises:
+        InputError: The weights can't be read, or do not fit the network.
+    """
+    variables = init_variables(model, key)
+    if not weights:
+        return variables
+    path = Path(weights)
+    params = load_pretrained(
+        variables["params"],
+        workdir_arrays(path) if path.is_dir() else read_weights(path),
+        roi_size=model.pool.output_size,  # type: ignore[attr-defined]
+        keep_classifier="cls_score" in frozen,
+        source=weights,
+    )
+    return {**variables, "params": params}
+
+
 def derived_config(config: Config, workdir: Path, **changes: Any) -> dict[str, Any]:
     """Return a workdir's config for a new workdir made from it, which shares its proposals."""
     cache = config["proposal_cache"] or str((workdir / "proposals").absolute())
@@ -150,7 +177,7 @@ def evaluate_workdir(
     model, variables, step = load_variables(workdir, config, step)
     dataset = read_split_of(config, "val")
     dataset, proposals = load_proposals_of(config, workdir, replace(dataset, records=dataset.records[:images]))
-    evaluate = Evaluator(model, dataset, proposals, sizes=image_sizes(config), options=test_options(config))
+    evaluate = Evaluator(model, dataset, proposals, sizes=image_sizes(config), options=detection_options(config))
     found = evaluate(variables, metric=metric, iou_threshold=iou_threshold)
     return found._replace(results={**found.results, "step": step})
 

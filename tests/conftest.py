@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from frcnn_jax.config import get_config
 from frcnn_jax.data.synthetic import CLASS_NAMES
-from frcnn_jax.models.fast_rcnn import FastRCNN, get_network
+from frcnn_jax.models.networks import get_network
 from frcnn_jax.training.checkpoint import open_checkpoints, save
 
 TESTS = Path(__file__).resolve().parent
@@ -33,7 +33,7 @@ def rng() -> np.random.Generator:
 @pytest.fixture(scope="session")
 def model_and_variables():
     """The tiny network, untrained."""
-    model = FastRCNN(get_network("tiny"), len(CLASS_NAMES))
+    model = get_network("tiny").build(len(CLASS_NAMES))
     canvas, sizes = np.zeros((1, 64, 64, 3), np.float32), np.array([[64, 64]], np.int32)
     variables = jax.jit(model.init)(jax.random.key(0), canvas, sizes, np.zeros((1, 1, 4), np.float32))
     # heads that say something, and statistics that matter

@@ -11,9 +11,11 @@ from PIL import Image
 from frcnn_jax.config import get_config
 from frcnn_jax.data.batches import Sizes, prepare_test
 from frcnn_jax.data.synthetic import CLASS_NAMES, draw_scene
-from frcnn_jax.detect import Detector, make_predict_step, select_detections
+from frcnn_jax.detector import Detector
 from frcnn_jax.errors import InputError
-from frcnn_jax.models.fast_rcnn import FastRCNN, get_network
+from frcnn_jax.evaluation.predict import make_predict_step, select_detections
+from frcnn_jax.models.fast_rcnn import FastRCNN
+from frcnn_jax.models.networks import get_network
 from frcnn_jax.ops import boxes as box_ops
 
 NETWORK = get_network("tiny")

@@ -14,15 +14,22 @@ import pytest
 from examples import ROOT, free_port, make_batch, read_events
 from tensorboardX.proto.event_pb2 import SessionLog
 
+from frcnn_jax.build import build_model, build_network
 from frcnn_jax.config import get_config
-from frcnn_jax.detect import load_variables, make_model, read_config, workdir_arrays
 from frcnn_jax.errors import InputError
-from frcnn_jax.evaluation.evaluate import evaluate_workdir
-from frcnn_jax.train import batch_recipe, initial_variables, train_and_evaluate
-from frcnn_jax.training.checkpoint import lock_workdir, saved_steps
+from frcnn_jax.train import batch_recipe, train_and_evaluate
+from frcnn_jax.training.checkpoint import saved_steps
 from frcnn_jax.training.logs import read_metrics
 from frcnn_jax.training.solver import Recipe, caffe_sgd, step_schedule
 from frcnn_jax.training.step import create_state, make_train_step, replicate
+from frcnn_jax.workdir import (
+    evaluate_workdir,
+    initial_variables,
+    load_variables,
+    lock_workdir,
+    read_config,
+    workdir_arrays,
+)
 
 
 def test_a_recipe_follows_the_batch():
@@ -37,15 +44,16 @@ def test_a_recipe_follows_the_batch():
 def test_the_box_head_alone_is_trained(workdir):
     """Stage-wise training: all else, taken from a trained detector, stays as it is."""
     config = read_config(workdir)
-    model = make_model({**config, "train_from": "bbox_pred"}, len(config["class_names"]))
-    variables = initial_variables(model, jax.random.key(0), str(workdir))
+    frozen = build_network({**config, "train_from": "bbox_pred"}).frozen
+    model = build_model(config, len(config["class_names"]))
+    variables = initial_variables(model, jax.random.key(0), weights=str(workdir), frozen=frozen)
     _, trained, _ = load_variables(workdir, config)
     head, trained_head = jax.device_get((variables["params"]["head"], trained["params"]["head"]))
     np.testing.assert_array_equal(head["cls_score"]["kernel"], trained_head["cls_score"]["kernel"])
     assert np.abs(head["bbox_pred"]["kernel"]).max() < np.abs(trained_head["bbox_pred"]["kernel"]).max()  # afresh
 
     optimizer = caffe_sgd(step_schedule(0.05, ()))
-    before = create_state(variables, model.network.frozen, optimizer)
+    before = create_state(variables, optimizer, frozen=frozen)
     assert {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(before.params)} == {"kernel", "bias"}
     state, key = replicate((before, jax.random.key(7)))
     state, _ = make_train_step(model, optimizer)(state, make_batch(), key)
@@ -58,12 +66,12 @@ def test_the_box_head_needs_a_trained_detector(workdir, tmp_path):
     config = read_config(workdir)
     arrays = {name: array for name, array in workdir_arrays(workdir).items() if name.startswith(("conv", "fc"))}
     np.savez(tmp_path / "w.npz", **arrays)
-    alone = make_model({**config, "train_from": "bbox_pred"}, 6)
+    model, key, frozen = build_model(config, 6), jax.random.key(0), ("conv1_1", "cls_score")
     with pytest.raises(InputError, match="no cls_score in it"):
-        initial_variables(alone, jax.random.key(0), str(tmp_path / "w.npz"))
+        initial_variables(model, key, weights=str(tmp_path / "w.npz"), frozen=frozen)
     with pytest.raises(InputError, match=r"cls_score\.bias is"):
-        initial_variables(make_model({**config, "train_from": "bbox_pred"}, 5), jax.random.key(0), str(workdir))
-    whole = initial_variables(make_model(config, 5), jax.random.key(0), str(workdir))  # another set of classes
+        initial_variables(build_model(config, 5), key, weights=str(workdir), frozen=frozen)
+    whole = initial_variables(build_model(config, 5), key, weights=str(workdir))  # another set of classes
     assert whole["params"]["head"]["cls_score"]["bias"].shape == (6,)
 
 
@@ -265,7 +273,7 @@ def test_scores_while_training(finished, tmp_path):
     assert scores[30] == results["map"]
     best = max((step for step in scores if step < 30), key=lambda step: (scores[step], step))
     assert saved_steps(workdir) == [best, 30]
-    assert scores[best] == evaluate_workdir(workdir, step=best, images=1).results["map"]
+    assert scores[best] == evaluate_workdir(workdir, read_config(workdir), step=best, images=1).results["map"]
     curve = [event for event in read_events(workdir / "tensorboard") if event.summary.value[:1]]
     assert [e.step for e in curve if e.summary.value[0].tag == "map"] == list(scores)
     assert_same_parameters(workdir, finished[0])

@@ -11,7 +11,7 @@ from frcnn_jax.data.batches import Sizes, TestBatches
 from frcnn_jax.data.records import Dataset, Record
 from frcnn_jax.evaluation.metrics import ClassDetections, Curve
 from frcnn_jax.evaluation.pictures import draw_boxes, plot_precision_recall, side_by_side
-from frcnn_jax.evaluation.predict import TestOptions, make_predict_step, predict_split
+from frcnn_jax.evaluation.predict import DetectionOptions, make_predict_step, predict_split
 from frcnn_jax.evaluation.scores import image_detections, score
 from frcnn_jax.models.fast_rcnn import FastRCNN
 
@@ -43,7 +43,7 @@ class Evaluator:
         proposals: Mapping[str, np.ndarray],
         *,
         sizes: Sequence[Sizes],
-        options: TestOptions = TestOptions(),
+        options: DetectionOptions = DetectionOptions(),
     ) -> None:
         self._dataset, self._predict = dataset, make_predict_step(model, options)
         self._batches = TestBatches(dataset.records, proposals, sizes, model.pixels, model.spatial_scale)

@@ -32,7 +32,7 @@ class Detections(NamedTuple):
     scores: np.ndarray  # (D,) float32
 
 
-class TestOptions(NamedTuple):
+class DetectionOptions(NamedTuple):
     """How scores and deltas become detections.
 
     Attributes:
@@ -41,15 +41,13 @@ class TestOptions(NamedTuple):
         box_regression: Whether the deltas are applied; RoIs are the boxes otherwise.
     """
 
-    __test__ = False  # not a pytest class
-
     nms_iou: float = 0.3
     candidates: int = 100
     box_regression: bool = True
 
 
 def decode_and_suppress(
-    scores: jax.Array, deltas: jax.Array, batch: Mapping[str, jax.Array], options: TestOptions = TestOptions()
+    scores: jax.Array, deltas: jax.Array, batch: Mapping[str, jax.Array], options: DetectionOptions = DetectionOptions()
 ) -> Predictions:
     """Decode the best RoIs of each class, clip them to the image, and suppress them greedily (section 3).
 
@@ -57,7 +55,7 @@ def decode_and_suppress(
         scores: `(B, R, K + 1)`.
         deltas: `(B, R, K + 1, 4)`, as `decode` takes them.
         batch: Its "rois", "roi_mask", "scale" and "original_size" are read.
-        options: See `TestOptions`.
+        options: See `DetectionOptions`.
 
     Returns:
         Boxes `(B, K, M, 4)` in original pixels, scores `(B, K, M)` and valid `(B, K, M)`, best first.
@@ -80,7 +78,7 @@ def decode_and_suppress(
     return jax.vmap(one_image)(scores, deltas, *arguments)
 
 
-def make_predict_step(model: FastRCNN, options: TestOptions = TestOptions()) -> Callable[..., Predictions]:
+def make_predict_step(model: FastRCNN, options: DetectionOptions = DetectionOptions()) -> Callable[..., Predictions]:
     """Return the jitted `predict(variables, batch)`: the network, then `decode_and_suppress`."""
 
     @jax.jit
@@ -91,7 +89,8 @@ def make_predict_step(model: FastRCNN, options: TestOptions = TestOptions()) -> 
             outputs = model.apply(variables, *images, batch["level"], method=FastRCNN.predict_pyramid)
         else:
             outputs = model.apply(variables, *images, method=FastRCNN.predict)
-        return decode_and_suppress(*outputs, batch, options)
+        scores, deltas = outputs
+        return decode_and_suppress(scores, deltas, batch, options)
 
     return predict
 

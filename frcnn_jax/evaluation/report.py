@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from frcnn_jax.data.records import Dataset, Record
-from frcnn_jax.evaluation.evaluate import class_objects
 from frcnn_jax.evaluation.metrics import ClassDetections, Curve, Matches, error_kinds, match, nearest_objects
 from frcnn_jax.evaluation.pictures import crop_boxes
+from frcnn_jax.evaluation.scores import class_objects
 from frcnn_jax.files import write_text
 from frcnn_jax.ops import boxes as box_ops
 

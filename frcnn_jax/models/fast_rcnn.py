@@ -115,7 +115,7 @@ class FastRCNN(nn.Module):
         """
         pooled = [self.pooled(*scale, rois) for scale in zip(images, image_size, strict=True)]
         own = level[..., None, None, None]
-        return self.outputs(sum(jnp.where(own == i, of_scale, 0) for i, of_scale in enumerate(pooled)))
+        return self.outputs(jnp.stack([jnp.where(own == i, of_scale, 0) for i, of_scale in enumerate(pooled)]).sum(0))
 
     def outputs(self, pooled: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return what `predict` does, from pooled features."""

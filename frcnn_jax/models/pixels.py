@@ -25,5 +25,5 @@ class PixelNorm(NamedTuple):
         if self.order not in ("RGB", "BGR"):
             raise ValueError(f"order must be RGB or BGR, got {self.order!r}")
         ordered = image if self.order == "RGB" else image[..., ::-1]
-        centred = ordered.astype(np.float32) - np.float32(self.mean)
-        return centred if set(self.std) == {1.0} else centred / np.float32(self.std)
+        centred = ordered.astype(np.float32) - np.asarray(self.mean, np.float32)
+        return centred if set(self.std) == {1.0} else centred / np.asarray(self.std, np.float32)

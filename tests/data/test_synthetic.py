@@ -10,8 +10,8 @@ from sklearn.preprocessing import StandardScaler
 from frcnn_jax.data.records import Dataset
 from frcnn_jax.data.synthetic import CLASS_NAMES, HEIGHT, LARGEST, SMALLEST, WIDTH, draw_scene, read_synthetic
 from frcnn_jax.errors import InputError
-from frcnn_jax.evaluation.evaluate import score
 from frcnn_jax.evaluation.metrics import ClassDetections
+from frcnn_jax.evaluation.scores import score
 from frcnn_jax.ops import boxes as box_ops
 from frcnn_jax.proposals.search import search_images
 from frcnn_jax.training.sampling import assign

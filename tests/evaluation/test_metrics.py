@@ -5,7 +5,6 @@ import pytest
 
 from frcnn_jax.data.voc import read_voc
 from frcnn_jax.evaluation.comp4 import read_comp4
-from frcnn_jax.evaluation.evaluate import score
 from frcnn_jax.evaluation.metrics import (
     ClassDetections,
     average_precision,
@@ -15,6 +14,7 @@ from frcnn_jax.evaluation.metrics import (
     nearest_objects,
     precision_recall,
 )
+from frcnn_jax.evaluation.scores import score
 from frcnn_jax.ops.boxes import iou
 
 BOX = [0, 0, 9, 9]
@@ -53,8 +53,10 @@ def test_second_hit_is_a_false_positive():
     np.testing.assert_allclose(got.precision, [1, 0.5])
 
 
-def test_difficult_is_neither_counted_nor_held_against():
-    got = curve([0.9, 0.8], [BOX, [20, 20, 29, 29]], [0, 0], [[BOX, [20, 20, 29, 29]]], [[True, False]])
+def test_difficult_objects_do_not_count():
+    # two detections of the difficult object, then one of the other: neither hits nor false positives, and one object
+    boxes, images = [BOX, [0, 0, 9, 8], [20, 20, 29, 29]], [0, 0, 0]
+    got = curve([0.9, 0.8, 0.7], boxes, images, [[BOX, [20, 20, 29, 29]]], [[True, False]])
     assert got.positives == 1
     np.testing.assert_allclose(got.precision, [1])
     np.testing.assert_allclose(got.recall, [1])
@@ -66,9 +68,24 @@ def test_threshold_is_exclusive():
     np.testing.assert_allclose(got.precision, [0])
 
 
-def test_equal_scores_keep_their_order():
-    first = curve([0.5, 0.5], [BOX, [50, 50, 59, 59]], [0, 0], [[BOX]])
-    np.testing.assert_allclose(first.precision, [1, 0.5])
+def test_of_equal_scores_the_first_ranks_first():
+    far = [50, 50, 59, 59]
+    np.testing.assert_allclose(curve([0.5, 0.5], [BOX, far], [0, 0], [[BOX]]).precision, [1, 0.5])
+    np.testing.assert_allclose(curve([0.5, 0.5], [far, BOX], [0, 0], [[BOX]]).precision, [0, 0.5])
+
+
+def test_of_identical_objects_the_first_is_matched():
+    # the second detection is a duplicate of the first one's object; the second object stays without a hit
+    got = curve([0.9, 0.8], [BOX, BOX], [0, 0], [[BOX, BOX]])
+    np.testing.assert_allclose(got.precision, [1, 0.5])
+    np.testing.assert_allclose(got.recall, [0.5, 0.5])
+    # a difficult one in front takes both detections
+    got = curve([0.9, 0.8], [BOX, BOX], [0, 0], [[BOX, BOX]], [[True, False]])
+    assert (got.positives, len(got.precision)) == (1, 0)
+    # of two boxes with equal IoU, 0.9 each, likewise
+    found = ClassDetections(np.array([0]), np.array([0.5]), np.array([BOX], float))
+    overlap, nearest = nearest_objects(found, [np.array([[0, 0, 9, 8], [0, 1, 9, 9]], float)])
+    assert (overlap.tolist(), nearest.tolist()) == ([0.9], [0])
 
 
 def test_no_objects_and_no_detections():

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from frcnn_jax.data.records import Dataset, Record
 from frcnn_jax.data.voc import read_voc
 from frcnn_jax.evaluation.comp4 import read_comp4
-from frcnn_jax.evaluation.evaluate import score
 from frcnn_jax.evaluation.metrics import ClassDetections
 from frcnn_jax.evaluation.report import KINDS, count_kinds, diagnose, write_report
+from frcnn_jax.evaluation.scores import score
 from frcnn_jax.ops.boxes import iou
 
 NAMES = ("cat", "<script>alert(1)</script>", 'a & "b"')

@@ -15,12 +15,12 @@ from frcnn_jax.training.checkpoint import (
     KeepPolicy,
     go_on_from,
     load_model,
-    lock_workdir,
     open_checkpoints,
     restore,
     save,
     saved_steps,
 )
+from frcnn_jax.workdir import lock_workdir
 
 OPTIMIZER = {"m": jnp.zeros(2)}
 

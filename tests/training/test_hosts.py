@@ -12,8 +12,8 @@ import pytest
 from examples import ROOT, free_port
 
 from frcnn_jax.errors import InputError, Interrupted
-from frcnn_jax.training.checkpoint import lock_workdir
 from frcnn_jax.training.hosts import all_or_none, any_stopped, check_shared, from_all, losses_said
+from frcnn_jax.workdir import lock_workdir
 
 SMALL = ["--config.train_images=60", "--config.val_images=2", "--config.steps=5", "--config.workers=1"]
 

@@ -6,8 +6,9 @@ from examples import make_batch, run_on_devices
 
 from frcnn_jax.data.batches import Sizes
 from frcnn_jax.data.voc import read_voc
-from frcnn_jax.models.fast_rcnn import FastRCNN, get_network
 from frcnn_jax.models.layers import Conv
+from frcnn_jax.models.networks import get_network
+from frcnn_jax.models.pixels import PixelNorm
 from frcnn_jax.training import losses
 from frcnn_jax.training.batches import TrainingBatches
 from frcnn_jax.training.solver import caffe_sgd, step_schedule
@@ -18,10 +19,10 @@ NETWORK = get_network("tiny")._replace(dropout=0.5, frozen=("conv1_1",))
 
 
 def make_state(optimizer):
-    model = FastRCNN(NETWORK, CLASSES)
+    model = NETWORK.build(CLASSES)
     batch = make_batch(1)
     variables = jax.jit(model.init)(jax.random.key(3), batch["image"], batch["image_size"], batch["rois"])
-    return model, create_state(variables, NETWORK.frozen, optimizer)
+    return model, create_state(variables, optimizer, frozen=NETWORK.frozen)
 
 
 def run_step(seed=0, **options):
@@ -41,9 +42,9 @@ def test_a_step_is_the_gradient_of_the_loss():
 
     def loss_fn(params):
         joined = {part: {**params[part], **state.frozen[part]} for part in params}
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["index"])
         variables = {"params": joined, "box_stats": state.box_stats}
-        logits, deltas = model.apply(variables, batch["image"], batch["image_size"], batch["rois"], keys)
+        inputs = (batch["image"], batch["image_size"], batch["rois"])
+        logits, deltas = model.apply(variables, *inputs, True, batch["index"], rngs={"dropout": key})
         total = 0.0
         for i, r in zip(*np.nonzero(batch["roi_mask"]), strict=True):
             u = batch["labels"][i, r]
@@ -162,12 +163,12 @@ def test_twenty_steps_equal_a_plain_program():
     network = get_network("tiny")._replace(
         layers=(Conv("conv", 5, 3, padding=1),), roi_size=(2, 2), fc=(7, 6), spatial_scale=1.0
     )
-    model, optimizer = FastRCNN(network, CLASSES), caffe_sgd(step_schedule(0.02, (12,)))
+    model, optimizer = network.build(CLASSES), caffe_sgd(step_schedule(0.02, (12,)))
     batch = make_batch(3, rois=6)
     for image, (rows, columns) in zip(batch["image"], batch["image_size"], strict=True):
         image[rows:], image[:, columns:] = 0, 0
     variables = jax.jit(model.init)(jax.random.key(3), batch["image"], batch["image_size"], batch["rois"])
-    state, key = replicate((create_state(variables, (), optimizer), jax.random.key(7)))
+    state, key = replicate((create_state(variables, optimizer), jax.random.key(7)))
     step = make_train_step(model, optimizer)
 
     def flat(params):
@@ -247,16 +248,16 @@ def test_an_epoch_over_voc_compiles_at_most_six_programs(shared):
     records = read_voc(shared / "voc" / "VOCdevkit", 2007, "train").records
     nothing = {record.image_id: np.zeros((0, 4), np.float32) for record in records}
     stats = {"mean": np.zeros((21, 4), np.float32), "std": np.ones((21, 4), np.float32)}
-    batches = TrainingBatches(records, nothing, stats, [Sizes(60, 100)], steps=2500, rois_per_image=16)
+    batches = TrainingBatches(records, nothing, stats, [Sizes(60, 100)], PixelNorm(), steps=2500, rois_per_image=16)
     plan = batches.plan(0)
     assert len(plan) >= 2500
     kinds = [first.size.canvas(records[first.record].height, records[first.record].width) for first, *_ in plan]
     steps = [kinds.index(kind) for kind in sorted(set(kinds))] + list(range(20))
     optimizer = caffe_sgd(step_schedule(1e-4, ()))
-    model = FastRCNN(NETWORK, 20)
+    model = NETWORK.build(20)
     first = batches[0]
     variables = jax.jit(model.init)(jax.random.key(3), first["image"], first["image_size"], first["rois"])
-    state, key = replicate((create_state(variables, NETWORK.frozen, optimizer), jax.random.key(7)))
+    state, key = replicate((create_state(variables, optimizer, frozen=NETWORK.frozen), jax.random.key(7)))
     step_fn = make_train_step(model, optimizer)
 
     def run():

@@ -7,8 +7,8 @@ import pytest
 from examples import ROOT, make_dataset, run_on_devices
 
 from frcnn_jax.data.batches import Sizes, TestBatches
-from frcnn_jax.evaluation.evaluate import image_detections, predict_split
-from frcnn_jax.evaluation.metrics import ClassDetections
+from frcnn_jax.evaluation.predict import predict_split
+from frcnn_jax.models.pixels import PixelNorm
 
 
 def test_predict_split_sorts_by_class_and_image():
@@ -23,19 +23,11 @@ def test_predict_split_sorts_by_class_and_image():
 
     predict.calls = 0
     proposals = {"im0": np.zeros((0, 4), np.float32), "im1": np.ones((3, 4), np.float32)}
-    found = predict_split(predict, None, TestBatches(make_dataset().records, proposals, [Sizes(20, 30)], 1 / 16), 3)
+    found = predict_split(
+        predict, None, TestBatches(make_dataset().records, proposals, [Sizes(20, 30)], PixelNorm(), 1 / 16), 3
+    )
     assert [list(c.image) for c in found.by_class] == [[0], [1], []]
     assert found.by_class[1].boxes[0, 0] == 2
-
-
-def test_image_detections_are_best_first():
-    classes = [
-        ClassDetections(np.array([0, 1, 0]), np.array([0.3, 0.9, 0.8]), np.arange(12.0).reshape(3, 4)),
-        ClassDetections(np.array([0]), np.array([0.5]), np.zeros((1, 4))),
-    ]
-    found = image_detections(classes, 0, score_threshold=0.4)
-    np.testing.assert_array_equal(found.scores, [0.8, 0.5])
-    np.testing.assert_array_equal(found.labels, [1, 2])
 
 
 def test_eval_voc_scores_result_files(shared, tmp_path):
@@ -58,9 +50,9 @@ def test_eval_voc_scores_result_files(shared, tmp_path):
 def test_four_devices_find_what_one_does(workdir, tmp_path):
     """Seven images, no multiple of the devices: none is dropped, and all keep their order."""
     code = (
-        "import sys, numpy as np; from pathlib import Path; from frcnn_jax.evaluation.evaluate import evaluate_workdir;"
+        "import sys, numpy as np; from pathlib import Path; from frcnn_jax.workdir import evaluate_workdir, read_config;"
         "overrides = {'max_proposals': 60, 'proposal_cache': str(Path(sys.argv[1]).parent / 'p')};"
-        "found = evaluate_workdir(Path(sys.argv[2]), images=7, overrides=overrides);"
+        "workdir = Path(sys.argv[2]); found = evaluate_workdir(workdir, {**read_config(workdir), **overrides}, images=7);"
         "np.savez(sys.argv[1], *(field for own in found.detections for field in own))"
     )
     one, four = (run_on_devices(code, devices, tmp_path, workdir) for devices in (1, 4))
