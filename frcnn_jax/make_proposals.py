@@ -18,7 +18,7 @@ from pathlib import Path
 from frcnn_jax.config import check_config, read_arguments
 from frcnn_jax.data.records import Dataset
 from frcnn_jax.errors import InputError, run_main
-from frcnn_jax.evaluation.pictures import plot_suffixes, plot_proposal_recall
+from frcnn_jax.evaluation.pictures import plot_proposal_recall, plot_suffixes
 from frcnn_jax.proposals.files import read_proposals, write_proposals
 from frcnn_jax.proposals.search import cluster
 from frcnn_jax.splits import RECALL_IOUS, read_split, recall_table, split_recall, with_proposals
