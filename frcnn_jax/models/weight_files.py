@@ -201,7 +201,7 @@ class _TensorUnpickler(pickle.Unpickler):
 
 def _read_pth(path: Path) -> Arrays:
     if not zipfile.is_zipfile(path):
-        raise InputError("truncated, or in the format before torch 1.6 (load and save it with a newer torch)")
+        raise InputError("not a .pth file, truncated, or saved before torch 1.6 (then load and save it again)")
     with zipfile.ZipFile(path) as archive:
         (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
         folder = pickled.removesuffix("data.pkl")

@@ -78,8 +78,8 @@ def test_annotations_need_no_area():
 
 
 def test_agrees_with_the_area_rule(shared):
-    """pycocotools takes the mean precision at 101 recalls, we the whole area; it lets a crowd take many detections, we
-    a difficult object, too. Left are steps of the curve between two recalls, at most 1/101 of a class's AP each way."""
+    """pycocotools takes the mean precision at 101 recalls, we the exact area; crowds and difficult objects are treated
+    alike. What remains are steps of the curve between two recalls, at most 1/101 of AP each way."""
     dataset = read_voc(shared / "voc" / "VOCdevkit", 2007, "val")
     detections = read_comp4(shared / "oracles" / "voc_eval", dataset, year=2007, split="val")
     results, _ = score(detections, dataset, metric="area")

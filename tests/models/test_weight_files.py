@@ -50,7 +50,7 @@ def caffemodel(arrays, old):
 
 
 @pytest.mark.parametrize("old", [True, False])
-def test_a_trained_caffemodel_comes_in_whole(old, tmp_path, rng):
+def test_a_trained_caffemodel_is_read_completely(old, tmp_path, rng):
     arrays = random_arrays(rng)
     imagenet = {"fc8.weight": np.ones((2, 6)), "fc8.bias": np.ones(2)}
     (tmp_path / "w.caffemodel").write_bytes(caffemodel(arrays | imagenet, old))

@@ -17,7 +17,7 @@ CLASSES = 2
 
 
 def random_arrays(rng):
-    """A whole detector for SMALL, in Caffe's layouts."""
+    """All arrays of a detector for SMALL, in Caffe's layouts."""
     shapes = {
         "conv1_1": (4, 3, 3, 3), "conv1_2": (5, 4, 3, 3), "fc6": (7, 30), "fc7": (6, 7),
         "cls_score": (3, 6), "bbox_pred": (12, 6),
@@ -30,7 +30,7 @@ def random_arrays(rng):
 
 
 def caffe_network(arrays, image, roi):
-    """The network in Caffe's own layouts, C, H, W: -> probabilities and deltas of one RoI of whole bins."""
+    """The network in Caffe's layout, C, H, W: probabilities and deltas of one RoI, whose bins are whole cells."""
     x = image.transpose(2, 0, 1).astype(np.float64)
     for layer in ("conv1_1", "conv1_2"):
         padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
@@ -70,7 +70,7 @@ def assert_same_network(arrays, foreign, rng):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_whole_detector_computes_what_caffe_does(rng):
+def test_a_detector_computes_what_caffe_does(rng):
     arrays = random_arrays(rng)
     assert_same_network(arrays, arrays, rng)
 

@@ -91,7 +91,7 @@ def test_accumulated_gradients_make_the_step_of_the_whole_batch(parts):
 def plain_network(w, image, size, rois, roi_mask):
     """One image through a small net in NumPy: -> logits, normalised deltas and all that the way back needs."""
     rows, columns = size
-    x = image[:rows, :columns] / np.float32(64)
+    x = image[:rows, :columns]
     padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
     taps = np.stack([padded[i : i + rows, j : j + columns] for i in range(3) for j in range(3)], 2)  # (H, W, 9, 3)
     taps = taps.reshape(rows, columns, 27)
@@ -165,6 +165,7 @@ def test_twenty_steps_equal_a_plain_program():
     )
     model, optimizer = network.build(CLASSES), caffe_sgd(step_schedule(0.02, (12,)))
     batch = make_batch(3, rois=6)
+    batch["image"] /= 64
     for image, (rows, columns) in zip(batch["image"], batch["image_size"], strict=True):
         image[rows:], image[:, columns:] = 0, 0
     variables = jax.jit(model.init)(jax.random.key(3), batch["image"], batch["image_size"], batch["rois"])
