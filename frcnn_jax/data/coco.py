@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from frcnn_jax.data.problems import OnProblem, report_to, stop
+from frcnn_jax.data.problems import OnProblem, ReportTo, stop
 from frcnn_jax.data.records import Dataset, Record, collect_records, image_path, load_image, make_record
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import read_json
@@ -45,12 +45,12 @@ def read_coco(
     labels = {number: class_names.index(name) + 1 for number, name in categories.items() if name in class_names}
     seen = set()
     for i, entry in enumerate(entries):
-        with report_to(on_problem, f"{annotations}: annotation {i}"):
-            own, image_id = repr(entry.get("id")), entry.get("image_id")  # both may have any type
-            if not isinstance(image_id, int) or image_id not in objects:
-                raise InputError(f"no image has the id {image_id!r}")
-            if own in seen:
-                raise InputError(f"its id {own} is used twice")
+        own, image_id = repr(entry.get("id")), entry.get("image_id")  # both may have any type
+        if not isinstance(image_id, int) or image_id not in objects:
+            on_problem(InputError(f"{annotations}: annotation {i}: no image has the id {image_id!r}"))
+        elif own in seen:
+            on_problem(InputError(f"{annotations}: annotation {i}: its id {own} is used twice"))
+        else:
             objects[image_id].append(entry)
             seen |= {own} - {"None"}
     folder = Path(image_dir)
@@ -74,7 +74,7 @@ def _read_image(
     path = image_path(folder, name)
     objects = []
     for entry in entries:
-        with report_to(on_problem, f"{where} ({name}): annotation {entry.get('id')}"):
+        with ReportTo(on_problem, f"{where} ({name}): annotation {entry.get('id')}"):
             objects.append(_read_object(entry, labels, height, width))
     return make_record(str(int(image["id"])), height, width, objects, partial(load_image, path, (height, width)))
 

@@ -7,6 +7,7 @@ it. If a handler returns, the reader skips that object or image and continues.
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from frcnn_jax.errors import InputError
 
@@ -42,10 +43,18 @@ def noting(problems: list[InputError], on_problem: OnProblem) -> OnProblem:
     return handle
 
 
-@contextmanager
-def report_to(on_problem: OnProblem, where: object = "") -> Iterator[None]:
-    """Pass an InputError raised inside to `on_problem`, prefixed with `where`; if that returns, skip the block."""
-    try:
-        yield
-    except InputError as problem:
-        on_problem(InputError(f"{where}: {problem}") if where else problem)
+@dataclass(slots=True)  # faster than @contextmanager: entered once per object
+class ReportTo:
+    """Block whose InputError goes to `on_problem`, prefixed with `where`; if that returns, the block ends."""
+
+    on_problem: OnProblem
+    where: object = ""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, problem: object, traceback: object) -> bool:
+        if not isinstance(problem, InputError):
+            return False
+        self.on_problem(InputError(f"{self.where}: {problem}") if self.where else problem)
+        return True

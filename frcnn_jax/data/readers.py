@@ -92,7 +92,8 @@ def read_split(
     found = FORMATS[dataset].read(source)
     if not found.records or not found.class_names:
         what = "images" if found.class_names else "classes"
-        raise InputError(f"the split {split!r} has no {what}{f'; first problem: {problems[0]}' if problems else ''}")
+        first = f"; first problem: {problems[0]}" if problems else ""
+        raise InputError(f"the split {split!r} has no {what}{first}")
     if class_names and found.class_names != tuple(class_names):
         raise InputError(f"{dataset} has the classes {', '.join(found.class_names)}; leave class_names empty")
     return found if include_difficult else without_difficult(found)

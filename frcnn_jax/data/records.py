@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, ImageOps
 
-from frcnn_jax.data.problems import OnProblem, report_to
+from frcnn_jax.data.problems import OnProblem, ReportTo
 from frcnn_jax.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -116,7 +116,7 @@ def collect_records(
     """Return the records of (id, reader) pairs; a repeated id and an InputError of a reader are problems."""
     records, seen = [], set()
     for image_id, read in images:
-        with report_to(on_problem):
+        with ReportTo(on_problem):
             if image_id in seen:
                 raise InputError(f"{source}: image {image_id!r} is listed twice")
             seen.add(image_id)

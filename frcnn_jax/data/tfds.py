@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from frcnn_jax.data.problems import OnProblem, report_to, stop
+from frcnn_jax.data.problems import OnProblem, ReportTo, stop
 from frcnn_jax.data.records import Dataset, Record, collect_records, load_image, make_record
 from frcnn_jax.data.voc import read_voc, voc_box
 from frcnn_jax.errors import InputError
@@ -91,7 +91,7 @@ def _read_image(
     objects = []
     columns = (example["objects"][field] for field in ("bbox", "label", "is_difficult"))
     for fractions, label, difficult in zip(*columns, strict=True):
-        with report_to(on_problem, f"{source}: {file_name}"):
+        with ReportTo(on_problem, f"{source}: {file_name}"):
             y1, x1, y2, x2 = np.round(np.asarray(fractions, np.float64) * [height, width, height, width])
             objects.append((voc_box(names[label], (x1, y1, x2, y2), height, width), label + 1, difficult))
     load = _Image(examples, index, f"{source}/{file_name}", (height, width))

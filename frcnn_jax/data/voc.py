@@ -10,7 +10,7 @@ from typing import Any
 
 from defusedxml import DefusedXmlException, ElementTree
 
-from frcnn_jax.data.problems import OnProblem, report_to, stop
+from frcnn_jax.data.problems import OnProblem, ReportTo, stop
 from frcnn_jax.data.records import IMAGE_SUFFIXES, Dataset, Record, collect_records, image_path, load_image, make_record
 from frcnn_jax.errors import InputError
 
@@ -129,7 +129,7 @@ def _read_image(
     width, height = (_positive_integer(tree, f"size/{side}", path) for side in ("width", "height"))
     objects = []
     for node in tree.iter("object"):
-        with report_to(on_problem, path):
+        with ReportTo(on_problem, path):
             objects.append(_read_object(node, labels, height, width))
     return make_record(image_id, height, width, objects, partial(load_image, image, (height, width)))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from frcnn_jax.data.problems import OnProblem, report_to, stop
+from frcnn_jax.data.problems import OnProblem, ReportTo, stop
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import read_npz
 from frcnn_jax.ops import boxes as box_ops
@@ -76,13 +76,13 @@ def read_proposals(
     files = _files(source)
     for path in files:
         entries: list[tuple[str, np.ndarray]] = []
-        with report_to(on_problem if len(files) > 1 else stop):
+        with ReportTo(on_problem if len(files) > 1 else stop):
             entries = _read_file(path)
         for image_id, boxes in entries:
             first = origin.setdefault(image_id, path)
             if sizes is not None and image_id not in sizes:
                 continue
-            with report_to(on_problem):
+            with ReportTo(on_problem):
                 if image_id in arrays:
                     raise InputError(f"{path}: image {image_id!r} is in {first} too")
                 size = sizes[image_id] if sizes else (LARGEST_SIDE, LARGEST_SIDE)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from frcnn_jax.data.problems import OnProblem, noting, report_to, stop
+from frcnn_jax.data.problems import OnProblem, ReportTo, noting, stop
 from frcnn_jax.data.records import Dataset
 from frcnn_jax.errors import InputError
 from frcnn_jax.proposals.files import read_proposals
@@ -59,7 +59,7 @@ def load_proposals(
     else:
         sizes = {}
         for record in dataset.records:
-            with report_to(handler):
+            with ReportTo(handler):
                 if on_problem is not stop:
                     record.load()
                 sizes[record.image_id] = (record.height, record.width)
@@ -67,5 +67,6 @@ def load_proposals(
             proposals = read_proposals(source, sizes=sizes, max_boxes=max_boxes, on_problem=handler)
     records = [record for record in dataset.records if record.image_id in proposals]
     if not records:
-        raise InputError(f"none of the {len(dataset.records)} images can be used; first problem: {problems[0]}")
+        first = f"; first problem: {problems[0]}" if problems else ""
+        raise InputError(f"none of the {len(dataset.records)} images can be used{first}")
     return Dataset(dataset.class_names, records), proposals

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from frcnn_jax.data.problems import OnProblem, report_to, stop
+from frcnn_jax.data.problems import OnProblem, ReportTo, stop
 from frcnn_jax.data.workers import end_with_parent
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import write_whole
@@ -138,7 +138,7 @@ def search_images(
             closing(_run_bounded(pool, search, images, _CLUSTER_LIMIT if executor else 4 * workers)) as searches,
         ):
             for image_id, future in searches:
-                with report_to(on_problem):
+                with ReportTo(on_problem):
                     found[image_id] = future.result()
     except BrokenExecutor:
         raise InputError(

@@ -44,6 +44,8 @@ def test_no_image_left(tmp_path):
         InputError, match=r"none of the 2 images can be used; first problem: .*p\.npz: image 'im0': expected \(N, 4\)"
     ):
         load_proposals(make_dataset(), **options)
+    with pytest.raises(InputError, match=r"none of the 0 images can be used$"):
+        load_proposals(Dataset(("cat",), []), **options)
     dataset = Dataset(("cat",), [replace(record, load=broken) for record in make_dataset().records])
     for source in (tmp_path / "p.npz", ""):
         with pytest.raises(InputError, match=r"none of the 2 images can be used; first problem: im\.jpg: broken"):
