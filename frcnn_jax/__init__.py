@@ -12,7 +12,6 @@ from frcnn_jax.ops._roi_align import roi_align, roi_align_flat
 from frcnn_jax.ops._roi_pool import roi_pool, roi_pool_flat, rois_from_cells, rois_from_torchvision
 from frcnn_jax.ops.boxes import decode, encode, iou
 from frcnn_jax.proposals.search import selective_search
-from frcnn_jax.training.losses import log_loss, smooth_l1
 
 if TYPE_CHECKING:
     from frcnn_jax.detect import Detections, Detector
@@ -28,7 +27,6 @@ __all__ = [
     "encode",
     "get_network",
     "iou",
-    "log_loss",
     "nms",
     "roi_align",
     "roi_align_flat",
@@ -37,7 +35,6 @@ __all__ = [
     "rois_from_cells",
     "rois_from_torchvision",
     "selective_search",
-    "smooth_l1",
 ]
 
 
