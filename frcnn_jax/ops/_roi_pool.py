@@ -25,6 +25,7 @@ from jax.typing import ArrayLike
 Array = Any  # numpy.ndarray or jax.Array
 
 METHODS = ("auto", "segment", "table", "loop")
+_REAL = (jnp.floating, jnp.integer)
 
 
 def roi_pool(
@@ -89,31 +90,55 @@ def roi_pool_flat(
     return _pool_rois(features, rois, batch_index, size, scale, method)
 
 
-def rois_from_torchvision(rois: Any) -> tuple[Array, Array]:
-    """torchvision's `(K, 5)` (batch index, x1, y1, x2, y2) -> the `rois` and `batch_index` of the flat functions."""
-    rois, xp = _array_and_namespace(rois)
+def rois_from_torchvision(rois: ArrayLike) -> tuple[Array, Array]:
+    """Split RoIs in torchvision's format into the `rois` and `batch_index` of the flat functions.
+
+    Args:
+        rois: `(K, 5)` (batch index, x1, y1, x2, y2), floating point or integers.
+
+    Returns:
+        rois: `(K, 4)` float32 (float64 stays), of NumPy or JAX as the input.
+        batch_index: `(K,)` int32, -1 for NaN.
+
+    Raises:
+        ValueError: `rois` has another shape.
+        TypeError: `rois` is not an array of real numbers.
+    """
+    rois, xp = _as_float(rois, "rois")
     if rois.ndim != 2 or rois.shape[1] != 5:
         raise ValueError(f"rois must be (K, 5): batch index, x1, y1, x2, y2; got {rois.shape}")
-    return rois[:, 1:], xp.where(xp.isnan(rois[:, 0]), -1, xp.trunc(rois[:, 0])).astype(np.int32)
+    return rois[:, 1:], xp.clip(xp.nan_to_num(rois[:, 0], nan=-1), -1, 2**30).astype(np.int32)
 
 
-def rois_from_cells(cells: Any) -> Array:
-    """`(..., 4)` (row, column, height, width) in map cells, as textbooks have it -> RoIs for `spatial_scale=1`."""
-    cells, xp = _array_and_namespace(cells)
+def rois_from_cells(cells: ArrayLike) -> Array:
+    """Convert boxes of map cells, as textbooks describe them, into RoIs for `spatial_scale=1`.
+
+    Args:
+        cells: `(..., 4)` (row, column, height, width), floating point or integers.
+
+    Returns:
+        `(..., 4)` float32 (float64 stays), of NumPy or JAX as the input.
+
+    Raises:
+        ValueError: `cells` has another shape.
+        TypeError: `cells` is not an array of real numbers.
+    """
+    cells, xp = _as_float(cells, "cells")
     if cells.shape[-1:] != (4,):
         raise ValueError(f"cells must be (..., 4): row, column, height, width; got {cells.shape}")
     row, column, height, width = (cells[..., i] for i in range(4))
     return xp.stack([column, row, column + width - 1, row + height - 1], axis=-1)
 
 
-def _array_and_namespace(array: Any) -> tuple[Array, Any]:
-    array = array if isinstance(array, jax.Array) else np.asarray(array)
-    return array, array.__array_namespace__()
+def _as_float(value: ArrayLike, name: str) -> tuple[Array, Any]:
+    """Return an array in float32, or float64 if it is, and its namespace: numpy or jax.numpy."""
+    array = _as_array(value if isinstance(value, jax.Array) else np.asarray(value), name, *_REAL)
+    return array if array.dtype == np.float64 else array.astype(np.float32), array.__array_namespace__()
 
 
-def over_leading_axes(flat: Callable[..., jax.Array], features: Any, rois: Any) -> jax.Array:
-    """Calls a function of `(B, H, W, C)`, `(K, 4)` and `(K,)` for `(..., H, W, C)` and `(..., R, 4)`."""
-    features, rois = _as_array(features, "features"), _as_array(rois, "rois")
+def over_leading_axes(flat: Callable[..., jax.Array], features: ArrayLike, rois: ArrayLike) -> jax.Array:
+    """Call a function of `(B, H, W, C)`, `(K, 4)` and `(K,)` on `(..., H, W, C)` and `(..., R, 4)`."""
+    features, rois = _as_array(features, "features", jnp.floating), _as_array(rois, "rois", *_REAL)
     lead = features.shape[:-3]
     if features.ndim < 3:
         raise ValueError(f"features must be (..., H, W, C), got {features.shape}")
@@ -121,39 +146,38 @@ def over_leading_axes(flat: Callable[..., jax.Array], features: Any, rois: Any) 
         raise ValueError(f"rois must be (..., R, 4), got {rois.shape}")
     if rois.shape[:-2] != lead:
         expected = ", ".join(map(str, (*lead, "R", 4)))
-        raise ValueError(f"rois must be ({expected}), as features are {features.shape}, got {rois.shape}")
+        raise ValueError(f"rois must be ({expected}) for features {features.shape}, got {rois.shape}")
     maps, count = math.prod(lead), rois.shape[-2]
     batch_index = np.repeat(np.arange(maps, dtype=np.int32), count)
     out = flat(features.reshape(maps, *features.shape[-3:]), rois.reshape(maps * count, 4), batch_index)
     return out.reshape(*lead, count, *out.shape[1:])
 
 
-def _as_array(value: Any, name: str) -> jax.Array:
-    try:
-        if getattr(value, "dtype", None) in (np.int64, np.uint64):  # what becomes int32 must not wrap around
-            value = value.clip(-1 if value.dtype == np.int64 else 0, 2**31 - 1)
-        return jnp.asarray(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be an array, got {value!r:.60}") from None
-
-
-def check_flat(features: Any, rois: Any, batch_index: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`(B, H, W, C)`, `(K, 4)` float32 and `(K,)` int32 as arrays; ValueError or TypeError for what is not."""
-    features, rois = _as_array(features, "features"), _as_array(rois, "rois")
-    batch_index = _as_array(batch_index, "batch_index")
+def check_flat(features: ArrayLike, rois: ArrayLike, batch_index: ArrayLike) -> tuple[Array, jax.Array, jax.Array]:
+    """Return features `(B, H, W, C)`, RoIs `(K, 4)` float32 and indices `(K,)` int32; ValueError or TypeError."""
+    features, rois = _as_array(features, "features", jnp.floating), _as_array(rois, "rois", *_REAL)
+    batch_index = _as_array(batch_index, "batch_index", jnp.integer)
     if features.ndim != 4:
         raise ValueError(f"features must be (B, H, W, C), got {features.shape}")
     if rois.ndim != 2 or rois.shape[1] != 4:
         raise ValueError(f"rois must be (K, 4), got {rois.shape}")
     if batch_index.shape != rois.shape[:1]:
-        raise ValueError(f"batch_index must be ({len(rois)},), one for each of the rois, got {batch_index.shape}")
-    if not jnp.issubdtype(features.dtype, jnp.floating):
-        raise TypeError(f"features must be floating point, got {features.dtype}")
-    if not (jnp.issubdtype(rois.dtype, jnp.floating) or jnp.issubdtype(rois.dtype, jnp.integer)):
-        raise TypeError(f"rois must be floating point or integers, got {rois.dtype}")
-    if not jnp.issubdtype(batch_index.dtype, jnp.integer):
-        raise TypeError(f"batch_index must be integers, got {batch_index.dtype}")
-    return features, lax.stop_gradient(rois).astype(jnp.float32), batch_index.astype(jnp.int32)
+        raise ValueError(f"batch_index must be ({len(rois)},), one per RoI, got {batch_index.shape}")
+    if batch_index.dtype in (np.int64, np.uint64):  # must not wrap around in int32
+        batch_index = batch_index.clip(max(np.iinfo(batch_index.dtype).min, -1), 2**31 - 1)
+    return features, lax.stop_gradient(jnp.asarray(rois.astype(np.float32))), jnp.asarray(batch_index.astype(np.int32))
+
+
+def _as_array(value: Any, name: str, *kinds: Any) -> Array:
+    """Return a NumPy or JAX array; TypeError unless it holds one of the kinds of numbers."""
+    try:
+        array = value if isinstance(value, jax.Array | np.ndarray) else jnp.asarray(value)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{name} must be an array of numbers, got {type(value).__name__}") from None
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
+        expected = " or ".join({jnp.floating: "floating point", jnp.integer: "integers"}[kind] for kind in kinds)
+        raise TypeError(f"{name} must be {expected}, got {array.dtype}")
+    return array
 
 
 def varying_alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:
