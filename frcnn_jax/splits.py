@@ -19,7 +19,7 @@ from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.metrics import ProposalRecall, proposal_recall
 from frcnn_jax.proposals.files import read_proposals
 from frcnn_jax.proposals.search import make_proposals
-from frcnn_jax.training.hosts import all_or_none
+from frcnn_jax.training.hosts import fail_together
 
 DATASETS = ("synthetic", "voc", "xml", "coco", "tfds:voc/2007", "tfds:voc/2012")
 
@@ -118,7 +118,7 @@ def with_proposals(
         )
         if jax.process_count() > 1:  # each process fills the cache with its share
             share = sorted(images)[jax.process_index() :: jax.process_count()]
-            with all_or_none():
+            with fail_together():
                 search({image_id: images[image_id] for image_id in share}, on_problem=lambda problem: None)
         proposals = search(images, on_problem=on_problem)
     _say_skipped("images and proposals", problems)

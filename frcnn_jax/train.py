@@ -41,17 +41,17 @@ from frcnn_jax.splits import read_split, with_proposals
 from frcnn_jax.training import checkpoint
 from frcnn_jax.training.batches import TrainingBatches
 from frcnn_jax.training.hosts import (
-    all_or_none,
     any_stopped,
-    check_alike,
+    check_consistent,
     check_shared,
+    exit_together,
+    fail_together,
+    interrupt_on_peer_loss,
     join_processes,
-    leave_together,
-    losses_said,
 )
 from frcnn_jax.training.logs import RunLog, read_metrics
 from frcnn_jax.training.sampling import assign, target_statistics
-from frcnn_jax.training.signals import signals_raise, stop_signals
+from frcnn_jax.training.signals import defer_signals, interrupt_on_signals
 from frcnn_jax.training.solver import Recipe, caffe_sgd, step_schedule
 from frcnn_jax.training.step import TrainState, create_state, make_train_step, replicate
 
@@ -65,8 +65,8 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: Path) -> dict[str, An
         Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     began = time.perf_counter()
-    with signals_raise(f"the same command goes on from what {workdir} holds"), contextlib.ExitStack() as held:
-        with all_or_none():
+    with interrupt_on_signals(f"the same command goes on from what {workdir} holds"), contextlib.ExitStack() as held:
+        with fail_together():
             config = resume_config(config, workdir)
             if results := read_results(workdir):
                 print(_finished(workdir, results))
@@ -139,7 +139,7 @@ def _train_and_score(
 ) -> dict[str, Any]:
     """Reads from `workdir`, writes to `out`."""
     frozen = model.network.frozen
-    with all_or_none():
+    with fail_together():
         batches = _training_batches(config, *with_proposals(config, workdir, train_set))
     scorer = _make_scorer(config, workdir, model) if config["eval_every"] else None
     write_json(out / "config.json", config)
@@ -159,7 +159,7 @@ def _train_and_score(
         if last > len(batches):
             raise InputError(f"{workdir}: holds a checkpoint of step {last}, its config ends at {len(batches)}")
         if jax.process_index() == 0:
-            checkpoint.go_on_from(workdir, last)
+            checkpoint.resume_from(workdir, last)
         state = create_state(restored["model"], frozen, optimizer)
         state = state.replace(step=jnp.int32(last), opt_state=restored["optimizer"])
         print(f"{workdir}: goes on from step {last}")
@@ -168,7 +168,7 @@ def _train_and_score(
         model, optimizer, box_loss_weight=config["box_loss_weight"], accumulate=config["accumulate"]
     )
     keep, keep_best = config["keep_checkpoints"], config["keep_best"]
-    with checkpoint.open_checkpoints(out, keep=keep, keep_best=keep_best) as checkpoints:
+    with checkpoint.Checkpoints(out, keep=keep, keep_best=keep_best) as checkpoints:
         train(state, step_fn, batches, key, checkpoints, schedule, config, workdir, out, scorer)
     if jax.process_count() > 1:
         sync_global_devices("the last checkpoint is there")
@@ -283,13 +283,13 @@ def train(
         if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.params)):
             raise InputError(_not_finite(at, saved, workdir))
         if jax.process_index() == 0:
-            checkpoint.save(checkpoints, at, state.variables, state.opt_state)
+            checkpoints.save(at, model=state.variables, optimizer=state.opt_state)
         saved = at
 
     with (
         RunLog(out, start) as log,
         tqdm(total=steps, initial=start, desc="train", unit="step", smoothing=0.05, disable=out != workdir) as bar,
-        stop_signals() as stopped,
+        defer_signals() as stopped,
         contextlib.ExitStack() as left,
     ):
         pending: dict[str, jax.Array] | None = None
@@ -323,7 +323,7 @@ def train(
             nonlocal since
             began = time.perf_counter()
             assert scorer is not None
-            with signals_raise(_saved_at(at, workdir)):
+            with interrupt_on_signals(_saved_at(at, workdir)):
                 found = scorer(state.variables)
             log.add(at, {"map": found})
             if found is not None:
@@ -434,11 +434,11 @@ def main(argv: Sequence[str]) -> None:
     config, args = load_config(argv)
     if args.distributed or args.coordinator:
         join_processes(args.coordinator, args.num_processes, args.process_id, timeout=args.timeout)
-        check_alike(config, args.workdir)
-    with losses_said():
+        check_consistent(json.dumps(config, sort_keys=True), args.workdir)
+    with interrupt_on_peer_loss():
         train_and_evaluate(config, args.workdir)
 
 
 if __name__ == "__main__":
-    with leave_together():
+    with exit_together():
         run_main(main)

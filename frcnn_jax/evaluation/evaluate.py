@@ -28,7 +28,7 @@ from frcnn_jax.evaluation.metrics import (
 from frcnn_jax.evaluation.pictures import draw_boxes, plot_precision_recall, side_by_side
 from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.splits import read_split, with_proposals
-from frcnn_jax.training.hosts import from_all
+from frcnn_jax.training.hosts import all_gather
 
 
 class SplitPredictions(NamedTuple):
@@ -83,10 +83,10 @@ def predict_split(
 
 def _from_all_processes(rows: np.ndarray) -> np.ndarray:
     """The `(D, 7)` float64 rows of all processes, by image."""
-    counts = from_all(len(rows))
+    counts = all_gather(len(rows))
     padded = np.zeros((counts.max(), 7), np.float32)  # exact: they were float32 or small integers
     padded[: len(rows)] = rows
-    rows = np.concatenate([own[:count] for own, count in zip(from_all(padded), counts, strict=True)])
+    rows = np.concatenate([own[:count] for own, count in zip(all_gather(padded), counts, strict=True)])
     return rows[np.argsort(rows[:, 1], kind="stable")].astype(np.float64)
 
 
