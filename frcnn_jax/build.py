@@ -23,7 +23,7 @@ from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.models.networks import Network, get_network
 from frcnn_jax.proposals.load import load_proposals
 from frcnn_jax.proposals.search import search_images
-from frcnn_jax.training.hosts import all_or_none
+from frcnn_jax.training.hosts import fail_together
 
 
 def build_network(config: Config) -> Network:
@@ -102,7 +102,7 @@ def load_proposals_of(
     if jax.process_count() > 1 and not config["proposals"]:
         images = {record.image_id: record.load for record in dataset.records}
         share = sorted(images)[jax.process_index() :: jax.process_count()]
-        with all_or_none():
+        with fail_together():
             search_images({image_id: images[image_id] for image_id in share}, **search, on_problem=lambda _: None)
     with problem_handler(config["on_error"], "images and proposals") as on_problem:
         return load_proposals(dataset, source=config["proposals"], **search, on_problem=on_problem)

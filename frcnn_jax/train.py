@@ -11,6 +11,7 @@ and exit with status 75.
 import argparse
 import contextlib
 import io
+import json
 import re
 import tempfile
 import time
@@ -36,15 +37,15 @@ from frcnn_jax.models.weight_files import WHERE
 from frcnn_jax.training import checkpoint, loop
 from frcnn_jax.training.batches import TrainingBatches
 from frcnn_jax.training.hosts import (
-    all_or_none,
-    check_alike,
+    check_consistent,
     check_shared,
+    fail_together,
+    interrupt_on_peer_loss,
     join_processes,
-    losses_said,
 )
 from frcnn_jax.training.logs import RunLog, read_metrics
 from frcnn_jax.training.sampling import assign, target_statistics
-from frcnn_jax.training.signals import signals_raise
+from frcnn_jax.training.signals import interrupt_on_signals
 from frcnn_jax.training.solver import Recipe, caffe_sgd, step_schedule
 from frcnn_jax.training.step import create_state, make_train_step, replicate
 from frcnn_jax.workdir import initial_variables, lock_workdir, read_results, resume_config
@@ -62,8 +63,8 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     began = time.perf_counter()
-    with signals_raise(f"run the same command to resume from {workdir}"), contextlib.ExitStack() as held:
-        with all_or_none():
+    with interrupt_on_signals(f"run the same command to resume from {workdir}"), contextlib.ExitStack() as held:
+        with fail_together():
             config = resume_config(config, workdir)
             if results := read_results(workdir):
                 print(_finished(workdir, results))
@@ -81,7 +82,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             held.enter_context(lock_workdir(workdir))
         check_shared(workdir)
         out = held.enter_context(_folder_to_write(workdir))
-        with all_or_none():
+        with fail_together():
             batches = _training_batches(config, model, *load_proposals_of(config, workdir, train_set))
             evaluator = Evaluator(
                 model,
@@ -184,7 +185,7 @@ def _train(
         if last > len(batches):
             raise InputError(f"{workdir}: holds a checkpoint of step {last}, its config ends at {len(batches)}")
         if jax.process_index() == 0:
-            checkpoint.go_on_from(workdir, last)
+            checkpoint.resume_from(workdir, last)
         state = create_state(restored["model"], optimizer, frozen=frozen, step=last, opt_state=restored["optimizer"])
         print(f"{workdir}: resuming from step {last}")
     state, key = replicate((state, key))
@@ -196,7 +197,7 @@ def _train(
     )
     images = config["eval_images"] or None
     keep, keep_best = config["keep_checkpoints"], config["keep_best"]
-    with checkpoint.open_checkpoints(out, keep=keep, keep_best=keep_best) as checkpoints:
+    with checkpoint.Checkpoints(out, keep=keep, keep_best=keep_best) as checkpoints:
         state = loop.train(
             state,
             step_fn,
@@ -282,8 +283,8 @@ def main(argv: Sequence[str]) -> None:
     config = load_config(args.config, fields)
     if args.distributed or args.coordinator:
         join_processes(args.coordinator, args.num_processes, args.process_id, timeout=args.timeout)
-        check_alike(config, args.workdir)
-    with losses_said():
+        check_consistent(json.dumps(config, sort_keys=True), args.workdir)
+    with interrupt_on_peer_loss():
         train_and_evaluate(config, args.workdir)
 
 

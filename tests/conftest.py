@@ -11,7 +11,7 @@ from hypothesis import settings
 from frcnn_jax.config import get_config
 from frcnn_jax.data.synthetic import CLASS_NAMES
 from frcnn_jax.models.networks import get_network
-from frcnn_jax.training.checkpoint import open_checkpoints, save
+from frcnn_jax.training.checkpoint import Checkpoints
 
 TESTS = Path(__file__).resolve().parent
 SHARED = TESTS.parents[1] / "shared"
@@ -50,8 +50,8 @@ def workdir(model_and_variables, tmp_path_factory):
     """A workdir of it, at step 7; not to be written to."""
     folder = tmp_path_factory.mktemp("w")
     (folder / "config.json").write_text(json.dumps({**get_config().to_dict(), "class_names": CLASS_NAMES}))
-    with open_checkpoints(folder) as checkpoints:
-        save(checkpoints, 7, jax.tree.map(jax.numpy.asarray, model_and_variables[1]), {"m": np.zeros(1)})
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(7, model=jax.tree.map(jax.numpy.asarray, model_and_variables[1]), optimizer={"m": np.zeros(1)})
     return folder
 
 

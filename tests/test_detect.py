@@ -141,7 +141,7 @@ def test_suppression_is_the_configs_by_default(model_and_variables, rng):
 
 
 def test_a_step_that_is_not_there(workdir):
-    with pytest.raises(InputError, match=r"no checkpoint of step 9; there are \[7\]"):
+    with pytest.raises(InputError, match=r"no checkpoint of step 9; available: \[7\]"):
         Detector.from_workdir(workdir, step=9)
 
 

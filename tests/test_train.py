@@ -253,8 +253,8 @@ def test_a_damaged_checkpoint_is_trained_again(finished, tmp_path, capsys):
     damaged.write_bytes(damaged.read_bytes()[:-1])
     train_and_evaluate(small_config(), workdir)
     said = capsys.readouterr()
-    assert f"{workdir}/checkpoints/30: optimizer/_METADATA is not as it was written" in said.err
-    assert "checkpoints/30 is now 30.damaged" in said.err
+    assert f"{workdir}/checkpoints/30: optimizer/_METADATA has changed since it was written" in said.err
+    assert "checkpoints/30: renamed to 30.damaged" in said.err
     assert "goes on from step 20" in said.out
     assert [row["step"] for row in read_metrics(workdir)] == list(range(2, 31, 2))
     starts = [e.step for e in read_events(workdir / "tensorboard") if e.session_log.status == SessionLog.START]
@@ -291,7 +291,7 @@ def test_a_second_training_in_the_workdir_refuses(tmp_path):
     pytest.importorskip("fcntl")
     with (
         lock_workdir(tmp_path),
-        pytest.raises(InputError, match=f"{tmp_path}: another training runs in it; take another workdir, or wait"),
+        pytest.raises(InputError, match=f"{tmp_path}: in use by another training; wait for it or use another"),
     ):
         train_and_evaluate(small_config(), tmp_path)
 
@@ -307,7 +307,7 @@ def test_a_full_disk_stops_the_run_with_one_line(tmp_path):
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
     assert process.wait() == 1
     errors = said(workdir).read_text()
-    failed, whole = map(int, re.search(r"checkpoints/(\d+): can't write .* step (\d+) is whole\n$", errors).groups())
+    failed, whole = map(int, re.search(r"checkpoints/(\d+): can't write .* step (\d+) is intact\n$", errors).groups())
     assert whole == failed - 10
     assert "Traceback" not in errors
     assert load_variables(workdir, read_config(workdir))[2] == whole

@@ -19,7 +19,7 @@ from frcnn_jax.evaluation.metrics import ClassDetections
 from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.ops import boxes as box_ops
 from frcnn_jax.ops._nms import nms
-from frcnn_jax.training.hosts import from_all
+from frcnn_jax.training.hosts import all_gather
 
 Predictions = tuple[jax.Array, jax.Array, jax.Array]  # boxes (B, K, M, 4), scores (B, K, M), valid (B, K, M)
 
@@ -165,8 +165,8 @@ def predict_split(
 
 def _from_all_processes(rows: np.ndarray) -> np.ndarray:
     """Gather the `(D, 7)` float64 rows of all processes, sorted by image."""
-    counts = from_all(len(rows))
+    counts = all_gather(len(rows))
     padded = np.zeros((counts.max(), 7), np.float32)  # exact: they were float32 or small integers
     padded[: len(rows)] = rows
-    rows = np.concatenate([own[:count] for own, count in zip(from_all(padded), counts, strict=True)])
+    rows = np.concatenate([own[:count] for own, count in zip(all_gather(padded), counts, strict=True)])
     return rows[np.argsort(rows[:, 1], kind="stable")].astype(np.float64)

@@ -20,7 +20,7 @@ from frcnn_jax.training.batches import TrainingBatches
 from frcnn_jax.training.checkpoint import Checkpoints
 from frcnn_jax.training.hosts import any_stopped
 from frcnn_jax.training.logs import RunLog
-from frcnn_jax.training.signals import signals_raise, stop_signals
+from frcnn_jax.training.signals import defer_signals, interrupt_on_signals
 from frcnn_jax.training.step import TrainState
 
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
@@ -89,7 +89,7 @@ def train(
     with (
         RunLog(out, start) as log,
         tqdm(total=last, initial=start, desc="train", unit="step", smoothing=0.05, disable=out != workdir) as bar,
-        stop_signals() as stopped,
+        defer_signals() as stopped,
         _Profile(schedule.profile, last, out, bar) as profile,
         contextlib.closing(prefetch(batches, start, workers=data_workers)) as made,
     ):
@@ -143,7 +143,7 @@ class _Run:
     def evaluate(self, at: int, state: TrainState) -> None:
         """Score the parameters, which are saved: a signal ends it, and the next start does it again."""
         assert self.score
-        with self.rows.paused(), signals_raise(saved_at(at, self.workdir)):
+        with self.rows.paused(), interrupt_on_signals(saved_at(at, self.workdir)):
             found = self.score(state.variables)
         self.rows.log.add(at, {"map": found})
         if found is not None:

@@ -16,7 +16,7 @@ from jax import lax
 
 from frcnn_jax.data.batches import Batch
 from frcnn_jax.models.fast_rcnn import FastRCNN
-from frcnn_jax.training import losses
+from frcnn_jax.training.losses import box_loss
 
 AXIS = "device"
 
@@ -108,7 +108,7 @@ def train_step(
         logits, deltas = model.apply(variables, *inputs, True, part["index"], rngs={"dropout": key})
         mask, labels = part["roi_mask"], part["labels"]
         loss_cls = jnp.where(mask, optax.softmax_cross_entropy_with_integer_labels(logits, labels), 0).sum() / rois
-        loss_box = jnp.where(mask, losses.box_loss(deltas, part["box_targets"], labels), 0).sum() / rois
+        loss_box = jnp.where(mask, box_loss(deltas, part["box_targets"], labels), 0).sum() / rois
         loss = loss_cls + box_loss_weight * loss_box
         foreground = (mask & (labels > 0)).sum() / rois
         return loss, {"loss": loss, "loss_cls": loss_cls, "loss_box": loss_box, "foreground": foreground}

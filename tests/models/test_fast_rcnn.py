@@ -91,7 +91,7 @@ def head_outputs(images, train=True, image_index=None, key=1, **options):
     """Logits of a head whose layers are identities: the ones that dropout lets through."""
     head = FullyConnectedHead(999, (1000, 1000), **options)
     identity = {"kernel": jnp.eye(1000), "bias": jnp.zeros(1000)}
-    params = {name: identity for name in ("fc6", "fc7", "cls_score")}
+    params = dict.fromkeys(("fc6", "fc7", "cls_score"), identity)
     params["bbox_pred"] = {"kernel": jnp.zeros((1000, 4000)), "bias": jnp.zeros(4000)}
     ones, rngs = jnp.ones((images, 1, 1, 1, 1000)), {"dropout": jax.random.key(key)}
     return np.asarray(head.apply({"params": params}, ones, train, image_index, rngs=rngs)[0][:, 0])
