@@ -97,9 +97,9 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"{workdir}: another training uses it; use another workdir, or wait") from None
+            raise InputError(f"{workdir}: in use by another training; wait for it or use another workdir") from None
         except OSError as error:  # some network file systems
-            print(f"{workdir}: can't be locked ({error.strerror}); start no second training in it", file=sys.stderr)
+            print(f"{workdir}: can't be locked ({error.strerror}); don't start another training here", file=sys.stderr)
         yield
 
 

@@ -216,7 +216,7 @@ def test_a_finished_run_says_so(finished, capsys):
 
 @pytest.mark.slow
 def test_another_config_in_the_workdir_is_an_error(finished):
-    with pytest.raises(InputError, match=r"learning_rate was 0\.01, now 0\.5"):
+    with pytest.raises(InputError, match=r"learning_rate was 0\.01, is now 0\.5"):
         train_and_evaluate(small_config(learning_rate=0.5), finished[0])
 
 
@@ -228,9 +228,9 @@ def test_an_interrupted_run_goes_on_to_the_same_parameters(finished, tmp_path):
     wait_for(first, lambda: read_metrics(workdir))
     first.send_signal(signal.SIGTERM)
     assert first.wait() == 75
-    assert "the same command goes on from there" in said(workdir).read_text()
+    assert "run the same command to resume" in said(workdir).read_text()
     assert start_training(workdir).wait() == 0
-    assert "goes on from step" in said(workdir).read_text()
+    assert "resuming from step" in said(workdir).read_text()
     assert [row["step"] for row in read_metrics(workdir)][-1] == 30
     assert_same_parameters(workdir, finished[0])
 
@@ -241,7 +241,7 @@ def test_sigterm_during_selective_search_is_no_failure(tmp_path):
     wait_for(process, lambda: list(workdir.rglob("*.npy")))
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 75
-    assert f"interrupted: the same command goes on from what {workdir} holds\n" in said(workdir).read_text()
+    assert f"interrupted: run the same command to resume from {workdir}\n" in said(workdir).read_text()
 
 
 @pytest.mark.slow
@@ -255,7 +255,7 @@ def test_a_damaged_checkpoint_is_trained_again(finished, tmp_path, capsys):
     said = capsys.readouterr()
     assert f"{workdir}/checkpoints/30: optimizer/_METADATA has changed since it was written" in said.err
     assert "checkpoints/30: renamed to 30.damaged" in said.err
-    assert "goes on from step 20" in said.out
+    assert "resuming from step 20" in said.out
     assert [row["step"] for row in read_metrics(workdir)] == list(range(2, 31, 2))
     starts = [e.step for e in read_events(workdir / "tensorboard") if e.session_log.status == SessionLog.START]
     assert starts == [1, 21]
@@ -291,7 +291,7 @@ def test_a_second_training_in_the_workdir_refuses(tmp_path):
     pytest.importorskip("fcntl")
     with (
         lock_workdir(tmp_path),
-        pytest.raises(InputError, match=f"{tmp_path}: in use by another training; wait for it or use another"),
+        pytest.raises(InputError, match=f"{tmp_path}: in use by another training; wait for it or use another workdir"),
     ):
         train_and_evaluate(small_config(), tmp_path)
 
@@ -320,13 +320,13 @@ def test_housekeeping_may_change(finished):
 
 @pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
-    with pytest.raises(InputError, match=r"not a finite number at step \d+; there is no checkpoint yet"):
+    with pytest.raises(InputError, match=r"not finite at step \d+; there is no checkpoint yet"):
         train_and_evaluate(small_config(learning_rate=1e6, checkpoint_every=50, steps=50), tmp_path / "w")
 
 
 def test_a_workdir_that_is_a_file_is_an_error(tmp_path):
     (tmp_path / "w").write_text("")
-    with pytest.raises(InputError, match="must be a folder"):
+    with pytest.raises(InputError, match="the workdir must be a folder"):
         train_and_evaluate(small_config(), tmp_path / "w")
 
 
@@ -336,8 +336,8 @@ def test_a_bad_config_leaves_nothing(tmp_path):
         ({"dataset": "voc"}, "needs --config.voc_dir"),
         ({"network": "resnet"}, "network must be one of"),
         ({"weights": "nowhere.npz"}, r"nowhere\.npz: no such file\.$"),
-        ({"network": "vgg16", "weights": "v.pth"}, r"v\.pth: no such file\. There is VGG_ILSVRC.*convert_weights\.py"),
-        ({"network": "alexnet"}, r"keeps conv1 as they are: give their values with --config\.weights"),
+        ({"network": "vgg16", "weights": "v.pth"}, r"v\.pth: no such file\. Available: VGG_ILSVRC.*experiments/README"),
+        ({"network": "alexnet"}, r"does not train conv1: pass --config\.weights=FILE"),
         ({"proposal_mode": "best"}, "one of fast, quality"),
         ({"images_per_batch": 0}, "images_per_batch must be over 0"),
         ({"class_names": ("cat",)}, "leave class_names empty"),
@@ -349,7 +349,7 @@ def test_a_bad_config_leaves_nothing(tmp_path):
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="holds on a CPU")
 def test_a_long_profile_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"must be one or two steps on a CPU, .* got 5 to 7"):
+    with pytest.raises(InputError, match=r"must be at most two steps on a CPU, .* got 5 to 7"):
         train_and_evaluate(small_config(profile_steps=(5, 7)), tmp_path / "w")
     assert not (tmp_path / "w").exists()
 
@@ -378,4 +378,4 @@ def test_the_command_line_prints_one_line(tmp_path):
     command = [sys.executable, "-m", "frcnn_jax.train", "--workdir", str(tmp_path / "w"), "--config.stepz=3"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 1
-    assert run.stderr == "error: --config.stepz: no such field; near ones are steps\n"
+    assert run.stderr == "error: --config.stepz: no such field; did you mean steps?\n"

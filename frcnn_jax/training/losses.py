@@ -1,4 +1,4 @@
-"""The regression half of the multi-task loss (section 2.3, equations 1 to 3), elementwise: the caller masks and reduces.
+"""The regression half of the multi-task loss (section 2.3, equations 1 to 3), elementwise: callers mask and reduce.
 
 The classification half is `optax.softmax_cross_entropy_with_integer_labels`.
 """
