@@ -1,9 +1,8 @@
 """Non-maximum suppression with static shapes."""
 
-import operator
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from frcnn_jax.ops.boxes import Array, as_float, iou
@@ -26,8 +25,7 @@ def nms(boxes: Array, scores: Array, *, iou_threshold: float, max_outputs: int) 
         valid: `(M,)` bool.
 
     Raises:
-        ValueError: an array of another shape or that is not numeric, or a number out of its range.
-        TypeError: `max_outputs` is not an integer.
+        ValueError: an array has another shape or is not numeric, or a number is out of its range.
     """
     boxes, scores = as_float(boxes, "boxes"), as_float(scores, "scores")
     if boxes.ndim != 2 or boxes.shape[1] != 4:
@@ -37,8 +35,8 @@ def nms(boxes: Array, scores: Array, *, iou_threshold: float, max_outputs: int) 
         raise ValueError(f"scores must be ({count},), one per box, got {scores.shape}")
     if not isinstance(iou_threshold, jax.Array) and not 0 <= iou_threshold <= 1:
         raise ValueError(f"iou_threshold must be in [0, 1], got {iou_threshold!r}")
-    if operator.index(max_outputs) < 0:
-        raise ValueError(f"max_outputs must be at least 0, got {max_outputs}")
+    if not isinstance(max_outputs, int | np.integer) or max_outputs < 0:
+        raise ValueError(f"max_outputs must be an integer of at least 0, got {max_outputs!r}")
     if not count:
         return jnp.zeros(max_outputs, jnp.int32), jnp.zeros(max_outputs, bool)
 

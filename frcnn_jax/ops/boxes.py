@@ -108,9 +108,10 @@ def clip(boxes: Array, height: Array, width: Array) -> Array:
     Raises:
         ValueError: an argument has another shape or is not numeric.
     """
-    xp, boxes = _check_boxes(boxes=boxes)
-    x = xp.clip(boxes[..., 0::2], 0, _per_box(width, "width", boxes) - 1)
-    y = xp.clip(boxes[..., 1::2], 0, _per_box(height, "height", boxes) - 1)
+    _, boxes = _check_boxes(boxes=boxes)
+    height, width = _per_box(height, "height", boxes), _per_box(width, "width", boxes)
+    xp = _namespace(boxes, height, width)
+    x, y = xp.clip(boxes[..., 0::2], 0, width - 1), xp.clip(boxes[..., 1::2], 0, height - 1)
     return xp.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], axis=-1)
 
 
@@ -127,9 +128,9 @@ def flip(boxes: Array, width: Array) -> Array:
     Raises:
         ValueError: an argument has another shape or is not numeric.
     """
-    xp, boxes = _check_boxes(boxes=boxes)
+    _, boxes = _check_boxes(boxes=boxes)
     x, y = _per_box(width, "width", boxes) - boxes[..., 2::-2] - 1, boxes[..., 1::2]
-    return xp.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], axis=-1)
+    return _namespace(x).stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], axis=-1)
 
 
 def scale(boxes: Array, factor: Array) -> Array:
@@ -194,7 +195,11 @@ def _check_boxes(rank: int = 1, **arrays: Any) -> tuple[Any, ...]:
     if not _broadcast(*(shape[:-rank] for shape in shapes)):
         names, got = (" and ".join(map(str, these)) for these in (arrays, shapes))
         raise ValueError(f"{names} must have leading axes that broadcast, got {got}")
-    return jnp if any(isinstance(array, jax.Array) for array in boxes) else np, *boxes
+    return _namespace(*boxes), *boxes
+
+
+def _namespace(*arrays: Array) -> Any:
+    return jnp if any(isinstance(array, jax.Array) for array in arrays) else np
 
 
 def as_float(value: Any, name: str) -> Array:

@@ -1,6 +1,6 @@
-"""The regression half of the multi-task loss (section 2.3, equations 1 to 3), elementwise: callers mask and reduce.
+"""The box regression loss (section 2.3, equations 2 and 3), elementwise: the caller masks and reduces.
 
-The classification half is `optax.softmax_cross_entropy_with_integer_labels`.
+The classification loss is `optax.softmax_cross_entropy_with_integer_labels`.
 """
 
 import jax
