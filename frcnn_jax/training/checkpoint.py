@@ -140,7 +140,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # orbax and tensorstore raise many kinds
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0].rsplit(": ", 1)[-1]
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0].rsplit(": ", 1)[-1].split(" [")[0]
             earlier = "there is no earlier one" if self._last is None else f"step {self._last} is intact"
             raise InputError(f"{self._folder}/{step}: can't write this checkpoint: {reason}; {earlier}") from error
 
