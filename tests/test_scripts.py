@@ -190,7 +190,7 @@ def test_check_dataset_goes_on_where_a_split_is_missing(tmp_path):
     assert count == "2 problems"
     refused = run("check_dataset.py", "--recall", second, *data)
     assert refused.returncode == 1
-    assert refused.stderr == f"error: {second}: a folder is expected, {second} is a file\n"
+    assert refused.stderr == f"error: {second}: expected a folder, {second} is a file\n"
 
 
 @pytest.mark.slow
