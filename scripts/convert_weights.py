@@ -1,6 +1,6 @@
 """`frcnn convert-weights`."""
 
-from frcnn_jax.__main__ import run
+from frcnn_jax.cli import run
 
 if __name__ == "__main__":
     run("convert-weights")

@@ -1,10 +1,8 @@
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from examples import ROOT, make_dataset, run_on_devices
+from examples import make_dataset, run_command, run_on_devices
 
 from frcnn_jax.data.batches import Sizes, TestBatches
 from frcnn_jax.evaluation.evaluate import image_detections, predict_split
@@ -40,16 +38,15 @@ def test_image_detections_are_best_first():
 
 def test_eval_voc_scores_result_files(shared, tmp_path):
     voc = shared / "voc" / "VOCdevkit"
-    command = [sys.executable, "scripts/eval_voc.py", "--voc", voc, "--split", "val", "--json", tmp_path / "r.json"]
+    command = ["eval-voc", "--voc", voc, "--split", "val", "--json", tmp_path / "r.json"]
     command += ["--detections", shared / "oracles" / "voc_eval", "--report", tmp_path / "report"]
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    done = run_command(*command)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("mAP")
     assert json.loads((tmp_path / "r.json").read_text())["map"] == pytest.approx(0.396971134, abs=1e-6)
     assert "mAP 0.397" in (tmp_path / "report" / "index.html").read_text()
     for threshold, end in ((0.7, "(voc07_11point, IoU > 0.7, 600 images)"), (1, "must be between 0 and 1, got 1.0")):
-        strict = [*map(str, command[:-2]), "--iou-threshold", str(threshold)]
-        done = subprocess.run(strict, cwd=ROOT, capture_output=True, text=True)
+        done = run_command(*command[:-2], "--iou-threshold", threshold)
         assert (done.stdout or done.stderr).rstrip().endswith(end)
         assert json.loads((tmp_path / "r.json").read_text())["map"] < 0.397
 

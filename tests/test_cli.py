@@ -6,13 +6,13 @@ import sys
 import pytest
 from examples import ROOT
 
-from frcnn_jax.__main__ import COMMANDS, main
+from frcnn_jax.cli import COMMANDS, main
 
 
 def test_help_lists_every_command_with_a_line_and_loads_nothing_heavy():
     code = """
 import sys
-from frcnn_jax.__main__ import main
+from frcnn_jax.cli import main
 sys.argv[1:] = ["--help"]
 try:
     main()
