@@ -1,4 +1,4 @@
-"""Draws what RoI max pooling does on a photograph (docs/roi_pool.png):
+"""Draws what RoI max pooling does on a photograph (docs/images/roi_pool.png):
 
     python scripts/draw_roi_pool.py [--image PHOTO] [--roi X1 Y1 X2 Y2] [--size ROWS COLUMNS] [--out FILE]
 
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--image", type=Path)
     parser.add_argument("--roi", type=float, nargs=4, default=[175, 35, 390, 330], metavar=("X1", "Y1", "X2", "Y2"))
     parser.add_argument("--size", type=int, nargs=2, default=[7, 7], metavar=("ROWS", "COLUMNS"))
-    parser.add_argument("--out", type=Path, default=Path("docs/roi_pool.png"))
+    parser.add_argument("--out", type=Path, default=Path("docs/images/roi_pool.png"))
     args = parser.parse_args()
     try:
         image = load_image(args.image or Path(get_sample_data("grace_hopper.jpg", asfileobj=False)))
