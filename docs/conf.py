@@ -28,6 +28,7 @@ exclude_patterns = ["_build"]
 templates_path = ["_templates"]
 html_theme = "sphinx_book_theme"
 html_title = "frcnn_jax"
+html_theme_options = {"navbar_persistent": []}  # one search field, in the sidebar
 
 myst_heading_anchors = 3
 nb_execution_mode = "force"
@@ -40,6 +41,19 @@ autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 default_role = "code"  # docstrings quote code with single backticks
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+
+
+def skip_tuple_fields(app, what, name, obj, skip, options):
+    """Skip the fields of a NamedTuple, which its docstring explains."""
+    return True if type(obj).__name__ == "_tuplegetter" else None
+
+
+def setup(app):
+    """Register the hook."""
+    app.connect("autodoc-skip-member", skip_tuple_fields)
+
 
 PROJECTS = {
     "flax": "https://flax.readthedocs.io/en/latest/",
