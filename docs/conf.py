@@ -41,7 +41,7 @@ autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 default_role = "code"  # docstrings quote code with single backticks
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
+napoleon_custom_sections = [("Attributes", "params_style")]
 
 
 
