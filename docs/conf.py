@@ -4,7 +4,7 @@
     sphinx-build -W -b html docs docs/_build
 
 `-t nightly` also executes the pages that train. Cross-references to other projects need their inventories, which are
-fetched only if FRCNN_JAX_DOCS_ONLINE=1; alternatively FRCNN_JAX_DOCS_INVENTORIES names a folder with `jax.inv` and the like.
+fetched only if FRCNN_JAX_DOCS_ONLINE=1; or FRCNN_JAX_DOCS_INVENTORIES names a folder with `jax.inv` and the like.
 """
 
 import os
@@ -34,6 +34,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
+nb_merge_streams = True
 nb_execution_excludepatterns = [] if tags.has("nightly") else ["custom_training_loop.md"]  # noqa: F821
 
 autosummary_generate = True
@@ -42,7 +43,6 @@ python_use_unqualified_type_names = True
 default_role = "code"  # docstrings quote code with single backticks
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Attributes", "params_style")]
-
 
 
 def skip_tuple_fields(app, what, name, obj, skip, options):
