@@ -38,12 +38,13 @@ import numpy as np
 from bench_gpu import bench_gpu, find_gpu
 from bench_inputs import CLASSES, ROIS, Part, Run, Step, chain, medians, test_inputs, training_batch
 
-from frcnn_jax.data.batches import PIXEL_MEANS, Batch, Sizes, prepare_test
-from frcnn_jax.detect import decode_and_suppress, make_predict_step, select_detections
+from frcnn_jax.data.batches import Batch, Sizes, prepare_test
 from frcnn_jax.errors import InputError, run_main
-from frcnn_jax.models.fast_rcnn import FastRCNN, Network, get_network
+from frcnn_jax.evaluation.predict import decode_and_suppress, make_predict_step, select_detections
+from frcnn_jax.models.fast_rcnn import FastRCNN, initial_variables
+from frcnn_jax.models.networks import Network, get_network
+from frcnn_jax.models.pixels import CAFFE_MEANS
 from frcnn_jax.ops._roi_pool import roi_pool
-from frcnn_jax.train import initial_variables
 
 PARTS = ("detect", "svd", "step", "rcnn", "compile")
 RANKS = (1024, 256)
@@ -92,7 +93,7 @@ def rcnn(model: FastRCNN, variables: Any, image: np.ndarray, rois: np.ndarray) -
     predict = jax.jit(lambda *args: model.apply(*args, method=FastRCNN.predict))
     sizes = np.full((CROPS_AT_ONCE, 2), CROP, np.int32)
     whole = np.tile(np.array([0, 0, CROP - 1, CROP - 1], np.float32), (CROPS_AT_ONCE, 1, 1))
-    centred = image[..., ::-1].astype(np.float32) - PIXEL_MEANS
+    centred = image[..., ::-1].astype(np.float32) - CAFFE_MEANS
 
     def run() -> None:
         for boxes in rois[:CROPS].astype(int).reshape(-1, CROPS_AT_ONCE, 4):

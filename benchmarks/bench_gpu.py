@@ -13,11 +13,11 @@ from bench_inputs import CLASSES, Run, Step, chain, training_batch
 from count_operations import ELEMENT, Count, count
 
 from frcnn_jax.data.batches import Batch, Sizes, prepare_test
-from frcnn_jax.detect import decode_and_suppress, make_predict_step
 from frcnn_jax.errors import InputError
-from frcnn_jax.models.fast_rcnn import FastRCNN, Network
+from frcnn_jax.evaluation.predict import decode_and_suppress, make_predict_step
+from frcnn_jax.models.fast_rcnn import FastRCNN, initial_variables
+from frcnn_jax.models.networks import Network
 from frcnn_jax.ops._roi_pool import roi_pool
-from frcnn_jax.train import initial_variables
 
 IN_A_ROW = 10  # calls that are timed together
 

@@ -13,8 +13,8 @@ import numpy as np
 from frcnn_jax.data.records import Dataset, Record
 from frcnn_jax.data.voc import VOC_CLASSES
 from frcnn_jax.errors import InputError, run_main
-from frcnn_jax.evaluation.evaluate import score
 from frcnn_jax.evaluation.metrics import ClassDetections
+from frcnn_jax.evaluation.scores import score
 
 SIDE, OBJECTS, DETECTIONS = 500, 3, 100
 

@@ -12,11 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from frcnn_jax.build import image_sizes, read_split
 from frcnn_jax.config import check_config, read_arguments
 from frcnn_jax.data.batches import prefetch
-from frcnn_jax.detect import image_sizes
 from frcnn_jax.errors import InputError, run_main
-from frcnn_jax.splits import read_split
 from frcnn_jax.training.batches import TrainingBatches
 
 STEP = 0.010  # seconds of a training step on a GPU that the pipeline should keep up with

@@ -14,9 +14,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from frcnn_jax.detect import model_shapes
 from frcnn_jax.errors import run_main
-from frcnn_jax.models.fast_rcnn import FastRCNN, get_network
+from frcnn_jax.models.fast_rcnn import FastRCNN, variable_shapes
+from frcnn_jax.models.networks import get_network
 from frcnn_jax.training.solver import caffe_sgd, step_schedule
 from frcnn_jax.training.step import AXIS, create_state, train_step
 
@@ -38,7 +38,7 @@ def compiled_step(network: str) -> str:
     model, optimizer = FastRCNN(get_network(network), CLASSES), caffe_sgd(step_schedule(0.001, ()))
     shape = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     state = jax.eval_shape(
-        partial(create_state, frozen_layers=model.network.frozen, optimizer=optimizer), model_shapes(model)
+        partial(create_state, frozen_layers=model.network.frozen, optimizer=optimizer), variable_shapes(model)
     )
     batch = {
         "image": shape((DEVICES, 1, 608, 800, 3)),

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from frcnn_jax.data.batches import Sizes
 from frcnn_jax.errors import run_main
-from frcnn_jax.models.fast_rcnn import Network, get_network
 from frcnn_jax.models.layers import Conv, output_size
+from frcnn_jax.models.networks import Network, get_network
 
 CLASSES = 20
 ELEMENT = {"bfloat16": 2, "tf32": 4, "float32": 4}  # bytes of an activation

@@ -12,7 +12,8 @@ from torch.nn import functional
 from torchvision import ops
 
 from frcnn_jax.data.batches import Batch
-from frcnn_jax.models.fast_rcnn import Conv, Network, Norm
+from frcnn_jax.models.layers import Conv, Norm
+from frcnn_jax.models.networks import Network
 from frcnn_jax.models.weights import canonical_arrays
 
 

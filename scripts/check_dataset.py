@@ -1,7 +1,6 @@
-"""`python -m frcnn_jax.check_dataset`."""
+"""`frcnn check-dataset`."""
 
-from frcnn_jax.check_dataset import main
-from frcnn_jax.errors import run_main
+from frcnn_jax.cli import run
 
 if __name__ == "__main__":
-    run_main(main)
+    run("check-dataset")

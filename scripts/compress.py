@@ -1,7 +1,6 @@
-"""`python -m frcnn_jax.compress`."""
+"""`frcnn compress`."""
 
-from frcnn_jax.compress import main
-from frcnn_jax.errors import run_main
+from frcnn_jax.cli import run
 
 if __name__ == "__main__":
-    run_main(main)
+    run("compress")

@@ -1,7 +1,6 @@
-"""`python -m frcnn_jax.convert_weights`."""
+"""`frcnn convert-weights`."""
 
-from frcnn_jax.convert_weights import main
-from frcnn_jax.errors import run_main
+from frcnn_jax.cli import run
 
 if __name__ == "__main__":
-    run_main(main)
+    run("convert-weights")

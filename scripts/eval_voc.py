@@ -1,7 +1,6 @@
-"""`python -m frcnn_jax.eval_voc`."""
+"""`frcnn eval-voc`."""
 
-from frcnn_jax.errors import run_main
-from frcnn_jax.eval_voc import main
+from frcnn_jax.cli import run
 
 if __name__ == "__main__":
-    run_main(main)
+    run("eval-voc")

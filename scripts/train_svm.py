@@ -1,7 +1,6 @@
-"""`python -m frcnn_jax.train_svm`."""
+"""`frcnn train-svm`."""
 
-from frcnn_jax.errors import run_main
-from frcnn_jax.train_svm import main
+from frcnn_jax.cli import run
 
 if __name__ == "__main__":
-    run_main(main)
+    run("train-svm")

@@ -13,11 +13,12 @@ from examples import ROOT, annotation, write_coco
 from PIL import Image
 
 from frcnn_jax.data.synthetic import CLASS_NAMES, draw_scene, read_synthetic
-from frcnn_jax.detect import Detector, load_variables, read_config
+from frcnn_jax.detector import Detector
 from frcnn_jax.evaluation.coco_metrics import COCO_METRICS
-from frcnn_jax.models.fast_rcnn import get_network
 from frcnn_jax.models.layers import Conv, Pool
+from frcnn_jax.models.networks import get_network
 from frcnn_jax.proposals.files import read_proposals
+from frcnn_jax.workdir import load_variables, read_config
 
 SCRIPTS, BENCHMARKS = ROOT / "scripts", ROOT / "benchmarks"
 
@@ -222,7 +223,7 @@ def test_eval_coco_on_any_data_set_and_on_files(workdir, tmp_path):
     assert done.stdout.split()[:2] == ["AP", "1.0000"]
     done = run("eval_coco.py", "--detections", truth, "--annotations", truth)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: results must be image_id")
+    assert done.stderr.startswith("error: a list of results is expected")
 
 
 @pytest.mark.slow

@@ -1,0 +1,29 @@
+"""The recipes of experiments/, found by name or by path."""
+
+import difflib
+from pathlib import Path
+
+from frcnn_jax.errors import InputError
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def recipe_path(name_or_path: str) -> Path:
+    """Return the file of a recipe such as `voc07_l`; a path to a file is returned as it is.
+
+    A wheel holds the recipes inside the package, a checkout beside it.
+
+    Raises:
+        InputError: neither a recipe nor a file; the text lists the recipes, or the ones with similar names.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    installed = PACKAGE / "experiments"
+    folder = installed if installed.is_dir() else PACKAGE.parent / "experiments"
+    recipes = {file.stem: file for file in sorted(folder.glob("*.py"))}
+    if name_or_path in recipes:
+        return recipes[name_or_path]
+    near = difflib.get_close_matches(path.stem, recipes)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"recipes: {', '.join(recipes)}"
+    raise InputError(f"--config {name_or_path}: no such recipe or file; {hint}")
