@@ -261,7 +261,7 @@ def test_a_save_that_fails_names_the_one_before_it(tmp_path, monkeypatch):
 def test_a_workdir_is_locked_until_its_process_dies(tmp_path):
     pytest.importorskip("fcntl")
     code = (
-        "import sys; from frcnn_jax.training.checkpoint import lock_workdir\n"
+        "import sys; from frcnn_jax.workdir import lock_workdir\n"
         "with lock_workdir(sys.argv[1]): print('locked', flush=True); sys.stdin.read()\n"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
