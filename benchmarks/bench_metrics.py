@@ -1,6 +1,6 @@
 """Seconds that scoring takes, on one core: made-up detections of 20 classes, 100 a class and image.
 
-python scripts/bench_metrics.py [--images 5000]
+python benchmarks/bench_metrics.py [--images 5000]
 """
 
 import argparse

@@ -49,7 +49,7 @@ class TorchProgram:
     def images(self, batch: Batch) -> torch.Tensor:
         """Without the canvas."""
         rows, columns = batch["image_size"][0]
-        scaled = batch["image"][:, :rows, :columns].transpose(0, 3, 1, 2) * np.float32(self.network.input_scale)
+        scaled = batch["image"][:, :rows, :columns].transpose(0, 3, 1, 2)
         return self.tensor(scaled)
 
     def outputs(self, pooled: Any, dropout: float = 0.0) -> tuple[Any, Any]:

@@ -1,7 +1,18 @@
-"""Shared data for tests that compare with independent programs; where it is absent they skip and say so."""
+"""Fixtures of several test files, and the environment of the test processes and the programs that they start."""
 
+# ruff: noqa: E402 (the environment comes before jax)
 import json
+import os
 from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+SHARED = TESTS.parents[1] / "shared"
+
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(TESTS.parent / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # the processes share the cores
+    threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    os.environ.update(dict.fromkeys(("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)))
 
 import jax
 import numpy as np
@@ -13,8 +24,13 @@ from frcnn_jax.data.synthetic import CLASS_NAMES
 from frcnn_jax.models.networks import get_network
 from frcnn_jax.training.checkpoint import Checkpoints
 
-TESTS = Path(__file__).resolve().parent
-SHARED = TESTS.parents[1] / "shared"
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is nightly is slow: `-m 'not slow'` leaves it out, too."""
+    for item in items:
+        if item.get_closest_marker("nightly"):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """What several tests share: small data sets and batches, programs on simulated devices."""
 
+import contextlib
+import io
 import json
 import os
 import socket
@@ -8,16 +10,30 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
+from frcnn_jax.cli import run
 from frcnn_jax.data.records import Dataset, Record
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = 3  # of `make_batch`
+
+
+def run_command(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `frcnn NAME ...` in this process: a process of its own imports for seconds."""
+    argv = ["frcnn", *map(str, arguments)]
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), mock.patch.object(sys, "argv", argv):
+        try:
+            run(name)
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
 
 
 def run_on_devices(code: str, devices: int, folder: Path, *args: object) -> Any:

@@ -1,17 +1,10 @@
 import json
-import subprocess
-import sys
 
 import pytest
-from examples import ROOT
+from examples import run_command
 from PIL import Image
 
 from frcnn_jax.data.synthetic import CLASS_NAMES, draw_scene
-
-
-def run(*arguments):
-    command = [sys.executable, "-m", "frcnn_jax.detect", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.slow
@@ -19,7 +12,7 @@ def test_command_line(workdir, tmp_path):
     paths = [tmp_path / f"{i}.jpg" for i in range(2)]
     for i, path in enumerate(paths):
         Image.fromarray(draw_scene(0, "test", i).image).save(path)
-    done = run("--workdir", workdir, *paths, "--out", tmp_path / "out", "--score-threshold", 0.2)
+    done = run_command("detect", "--workdir", workdir, *paths, "--out", tmp_path / "out", "--score-threshold", 0.2)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert list(results) == [str(path) for path in paths]
@@ -32,14 +25,14 @@ def test_command_line(workdir, tmp_path):
 
 def test_command_line_names_the_broken_image_and_writes_nothing(workdir, tmp_path):
     (tmp_path / "bad.jpg").write_text("no image")
-    done = run("--workdir", workdir, tmp_path / "bad.jpg", "--out", tmp_path / "out")
+    done = run_command("detect", "--workdir", workdir, tmp_path / "bad.jpg", "--out", tmp_path / "out")
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {tmp_path / 'bad.jpg'}: can't be read as an image")
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
-    done = run("--workdir", workdir, "a/x.jpg", "b/x.jpg", "--out", tmp_path / "out")
+    done = run_command("detect", "--workdir", workdir, "a/x.jpg", "b/x.jpg", "--out", tmp_path / "out")
     assert done.stderr.startswith("error: images of the same name")
-    done = run("--workdir", workdir, "x.jpg", "--out", tmp_path / "bad.jpg")
+    done = run_command("detect", "--workdir", workdir, "x.jpg", "--out", tmp_path / "bad.jpg")
     assert done.stderr.startswith(f"error: {tmp_path / 'bad.jpg'}: a folder is expected")
-    done = run("--workdir", workdir, "x.jpg", "--out", tmp_path / "out", "--score-threshold", "nan")
+    done = run_command("detect", "--workdir", workdir, "x.jpg", "--out", tmp_path / "out", "--score-threshold", "nan")
     assert done.stderr == "error: --score-threshold must be a number, got nan\n"

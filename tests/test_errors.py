@@ -85,7 +85,7 @@ def test_a_bug_keeps_its_traceback():
 
 
 def test_importing_changes_nothing():
-    """Loggers, hooks, warning filters and signal handlers stay, but for a handler that orbax adds to the root logger."""
+    """Of loggers, hooks, warning filters and signal handlers. (orbax adds a handler to the root logger.)"""
     program = """
 import importlib, logging, pkgutil, signal, sys, threading, warnings
 import frcnn_jax, orbax.checkpoint

@@ -9,7 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from examples import ROOT, annotation, write_coco
+from examples import ROOT, annotation, run_command, write_coco
 from PIL import Image
 
 from frcnn_jax.data.synthetic import CLASS_NAMES, draw_scene, read_synthetic
@@ -20,11 +20,11 @@ from frcnn_jax.models.networks import get_network
 from frcnn_jax.proposals.files import read_proposals
 from frcnn_jax.workdir import load_variables, read_config
 
-SCRIPTS, BENCHMARKS = ROOT / "scripts", ROOT / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 
 
-def run(script, *arguments):
-    return subprocess.run([sys.executable, SCRIPTS / script, *map(str, arguments)], capture_output=True, text=True)
+def run_benchmark(script, *arguments):
+    return subprocess.run([sys.executable, BENCHMARKS / script, *map(str, arguments)], capture_output=True, text=True)
 
 
 def load(script):
@@ -44,18 +44,18 @@ ROIS = np.array([[0, 0, 100, 80], [20, 30, 90, 140], [50, 5, 180, 60]], np.float
 
 @pytest.mark.slow
 def test_compress_makes_a_workdir_that_detects(workdir, tmp_path, image):
-    done = run(
-        "compress.py", "--workdir", workdir, "--out", tmp_path / "svd", "--fc6", 127, "--fc7", 127, "--images", 0
+    done = run_command(
+        "compress", "--workdir", workdir, "--out", tmp_path / "svd", "--fc6", 127, "--fc7", 127, "--images", 0
     )
     assert done.returncode == 0, done.stderr
     assert "fc6 and fc7 have 0.3 of 0.3 million parameters" in done.stdout
     full, factored = (Detector.from_workdir(w)(image, ROIS, score_threshold=0) for w in (workdir, tmp_path / "svd"))
     np.testing.assert_allclose(factored.scores[:5], full.scores[:5], atol=0.05)
-    again = run(
-        "compress.py", "--workdir", workdir, "--out", tmp_path / "svd", "--fc6", 127, "--fc7", 127, "--images", 0
+    again = run_command(
+        "compress", "--workdir", workdir, "--out", tmp_path / "svd", "--fc6", 127, "--fc7", 127, "--images", 0
     )
     assert again.returncode == 0, again.stderr
-    again = run("compress.py", "--workdir", workdir, "--out", tmp_path / "svd", "--images", 0)
+    again = run_command("compress", "--workdir", workdir, "--out", tmp_path / "svd", "--images", 0)
     assert again.returncode == 1
     assert again.stderr.startswith("error: ")
     assert "exists; name another folder" in again.stderr
@@ -63,7 +63,7 @@ def test_compress_makes_a_workdir_that_detects(workdir, tmp_path, image):
 
 @pytest.mark.slow
 def test_compress_says_which_rank_is_out_of_range(workdir, tmp_path):
-    done = run("compress.py", "--workdir", workdir, "--out", tmp_path / "svd", "--fc6", 1024, "--fc7", 0)
+    done = run_command("compress", "--workdir", workdir, "--out", tmp_path / "svd", "--fc6", 1024, "--fc7", 0)
     assert done.returncode == 1
     assert done.stderr.strip() == "error: the rank of fc6 must be 1 to 127, got 1024"
     assert not (tmp_path / "svd").exists()
@@ -72,10 +72,10 @@ def test_compress_says_which_rank_is_out_of_range(workdir, tmp_path):
 @pytest.mark.slow
 def test_a_detector_goes_out_and_comes_back(workdir, tmp_path, image):
     """Its box layer then holds what was in the statistics, as files of the paper's code do."""
-    out = run("convert_weights.py", workdir, tmp_path / "w.safetensors")
+    out = run_command("convert-weights", workdir, tmp_path / "w.safetensors")
     assert out.returncode == 0, out.stderr
     options = ("--detector", "--network", "tiny", "--classes", ",".join(CLASS_NAMES))
-    back = run("convert_weights.py", tmp_path / "w.safetensors", tmp_path / "w", *options)
+    back = run_command("convert-weights", tmp_path / "w.safetensors", tmp_path / "w", *options)
     assert back.returncode == 0, back.stderr
     _, variables, _ = load_variables(tmp_path / "w", read_config(tmp_path / "w"))
     assert not np.asarray(variables["box_stats"]["mean"]).any()
@@ -90,7 +90,7 @@ def test_a_detector_goes_out_and_comes_back(workdir, tmp_path, image):
 @pytest.mark.slow
 def test_a_file_without_heads_is_no_detector(tmp_path):
     np.savez(tmp_path / "w.npz", **{"conv1_1.weight": np.zeros((4, 3, 3, 3))})
-    done = run("convert_weights.py", tmp_path / "w.npz", tmp_path / "w", "--detector")
+    done = run_command("convert-weights", tmp_path / "w.npz", tmp_path / "w", "--detector")
     assert done.returncode == 1
     assert "not a whole detector: missing fc6.weight" in done.stderr
     assert not (tmp_path / "w").exists()
@@ -110,7 +110,7 @@ def test_a_file_without_heads_is_no_detector(tmp_path):
     ],
 )
 def test_mistakes_of_convert_weights_are_one_line(options, text, tmp_path):
-    done = run("convert_weights.py", tmp_path / "none.npz", tmp_path / "w.npz", *options)
+    done = run_command("convert-weights", tmp_path / "none.npz", tmp_path / "w.npz", *options)
     assert (done.returncode, done.stderr) == (1, f"error: {text}\n")
 
 
@@ -139,15 +139,14 @@ def test_own_images_from_a_folder_to_a_detector(tmp_path):
     for split, count in (("train", 30), ("val", 6)):
         write_xml_folder(tmp_path / "own", split, count)
     data = ("--config.dataset=xml", f"--config.data_dir={tmp_path / 'own'}")
-    checked = run("check_dataset.py", "--recall", tmp_path / "p", "--config.max_proposals=200", *data)
+    checked = run_command("check-dataset", "--recall", tmp_path / "p", "--config.max_proposals=200", *data)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert checked.stdout.endswith("0 problems\n")
     assert "30 images, 192 to 192 pixels wide, 144 to 144 high" in checked.stdout
     assert "recall of the proposals of the val split:\nproposals  IoU 0.5" in checked.stdout
     workdir = tmp_path / "w"
     options = ("--config.steps=30", "--config.learning_rate_drops=(25,)", "--config.max_proposals=200")
-    command = [sys.executable, "-m", "frcnn_jax.train", "--workdir", str(workdir), *data, *options]
-    trained = subprocess.run(command, capture_output=True, text=True)
+    trained = run_command("train", "--workdir", workdir, *data, *options)
     assert trained.returncode == 0, trained.stderr
     assert set(read_config(workdir)["class_names"]) <= set(CLASS_NAMES)
     assert list((workdir / "pictures").glob("*.png"))
@@ -162,7 +161,7 @@ def test_check_dataset_names_every_problem(tmp_path):
     second.write_text("<annotation>")
     picture = third.with_suffix(".png")
     picture.write_bytes(picture.read_bytes()[:-900])
-    done = run("check_dataset.py", "--config.dataset=xml", f"--config.data_dir={tmp_path}")
+    done = run_command("check-dataset", "--config.dataset=xml", f"--config.data_dir={tmp_path}")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     lines = done.stdout.splitlines()
@@ -179,7 +178,7 @@ def test_check_dataset_goes_on_where_a_split_is_missing(tmp_path):
     size = "<size><width>192</width><height>144</height></size>"
     second.write_text(f"<annotation>{size}</annotation>")
     data = ("--config.dataset=xml", f"--config.data_dir={tmp_path}", "--config.class_names=('cat',)")
-    done = run("check_dataset.py", "--recall", tmp_path / "p", *data)
+    done = run_command("check-dataset", "--recall", tmp_path / "p", *data)
     assert (done.returncode, done.stderr.count("Traceback")) == (1, 0)
     assert "val split, val:\n" in done.stdout
     assert "1 images, 192 to 192 pixels wide, 144 to 144 high" in done.stdout
@@ -188,22 +187,22 @@ def test_check_dataset_goes_on_where_a_split_is_missing(tmp_path):
     assert missing == f"{tmp_path}/train: no such folder"
     assert broken.startswith(str(first))
     assert count == "2 problems"
-    refused = run("check_dataset.py", "--recall", second, *data)
+    refused = run_command("check-dataset", "--recall", second, *data)
     assert refused.returncode == 1
-    assert refused.stderr == f"error: {second}: a folder is expected, {second} is a file\n"
+    assert refused.stderr == f"error: {second}: expected a folder, {second} is a file\n"
 
 
 @pytest.mark.slow
 def test_eval_voc_writes_a_report_and_result_files(workdir, tmp_path):
     out = ("--report", tmp_path / "report", "--comp4", tmp_path / "files")
     overrides = (f"--config.proposal_cache={tmp_path / 'proposals'}", "--config.year=2012")
-    done = run("eval_voc.py", "--workdir", workdir, "--images", 2, *out, *overrides)
+    done = run_command("eval-voc", "--workdir", workdir, "--images", 2, *out, *overrides)
     assert done.returncode == 0, done.stderr
     assert "step 7" in (tmp_path / "report" / "index.html").read_text()
     files = sorted((tmp_path / "files" / "results" / "VOC2012" / "Main").iterdir())
     assert [path.name for path in files] == sorted(f"comp4_det_val_{name}.txt" for name in CLASS_NAMES)
     assert files[0].read_text().startswith("val_00000")
-    refused = run("eval_voc.py", "--detections", tmp_path / "files", "--comp4", tmp_path / "again")
+    refused = run_command("eval-voc", "--detections", tmp_path / "files", "--comp4", tmp_path / "again")
     assert refused.returncode == 1
     assert "go with --workdir" in refused.stderr
     assert not (tmp_path / "again").exists()
@@ -212,16 +211,16 @@ def test_eval_voc_writes_a_report_and_result_files(workdir, tmp_path):
 @pytest.mark.slow
 def test_eval_coco_on_any_data_set_and_on_files(workdir, tmp_path):
     overrides = (f"--config.proposal_cache={tmp_path / 'p'}", "--config.max_proposals=100")
-    done = run("eval_coco.py", "--workdir", workdir, "--images", 2, "--json", tmp_path / "m.json", *overrides)
+    done = run_command("eval-coco", "--workdir", workdir, "--images", 2, "--json", tmp_path / "m.json", *overrides)
     assert done.returncode == 0, done.stderr
     assert set(json.loads((tmp_path / "m.json").read_text())) == {*COCO_METRICS, "ap50"}
     (tmp_path / "c").mkdir()
     truth = write_coco(tmp_path / "c", [annotation(area=200, iscrowd=0)])
     (tmp_path / "r.json").write_text(json.dumps([{k: v for k, v in annotation().items() if k != "id"} | {"score": 1}]))
-    done = run("eval_coco.py", "--detections", tmp_path / "r.json", "--annotations", truth)
+    done = run_command("eval-coco", "--detections", tmp_path / "r.json", "--annotations", truth)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[:2] == ["AP", "1.0000"]
-    done = run("eval_coco.py", "--detections", truth, "--annotations", truth)
+    done = run_command("eval-coco", "--detections", truth, "--annotations", truth)
     assert done.returncode == 1
     assert done.stderr.startswith("error: a list of results is expected")
 
@@ -229,8 +228,8 @@ def test_eval_coco_on_any_data_set_and_on_files(workdir, tmp_path):
 @pytest.mark.slow
 def test_make_proposals_in_shards_and_from_other_files(tmp_path):
     few = ("--config.val_images=5", "--config.max_proposals=100")
-    done = run(
-        "make_proposals.py", "--out", tmp_path / "p.proposals", "--shards", 2, "--recall", tmp_path / "r.png", *few
+    done = run_command(
+        "proposals", "--out", tmp_path / "p.proposals", "--shards", 2, "--recall", tmp_path / "r.png", *few
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1].startswith(f"{tmp_path}/p-2-of-2.proposals: 3 images, ")
@@ -241,7 +240,7 @@ def test_make_proposals_in_shards_and_from_other_files(tmp_path):
     np.savez(tmp_path / "p.npz", **found)
     (tmp_path / "q").mkdir()
     source = f"--config.proposals={tmp_path}/p.npz"
-    done = run("make_proposals.py", "--out", tmp_path / "q" / "p.proposals", source, *few)
+    done = run_command("proposals", "--out", tmp_path / "q" / "p.proposals", source, *few)
     assert done.returncode == 0, done.stderr
     for image_id, boxes in read_proposals(tmp_path / "q").items():
         np.testing.assert_array_equal(boxes, found[image_id])
@@ -265,7 +264,7 @@ def test_make_proposals_in_shards_and_from_other_files(tmp_path):
 )
 def test_mistakes_of_make_proposals_are_one_line(options, text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = run("make_proposals.py", *options)
+    done = run_command("proposals", *options)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {text}")
     assert done.stderr.count("\n") == 1
@@ -273,7 +272,7 @@ def test_mistakes_of_make_proposals_are_one_line(options, text, tmp_path, monkey
 
 @pytest.mark.slow
 def test_a_killed_training_ends_with_the_same_bits(tmp_path):
-    done = run("kill_test.py", "--out", tmp_path / "out", "--kills", 2, "--steps", 60)
+    done = run_benchmark("kill_test.py", "--out", tmp_path / "out", "--kills", 2, "--steps", 60)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^2 kills: the same bits in \d+ arrays and 21 rows$", done.stdout, re.MULTILINE)
 
@@ -291,7 +290,7 @@ def test_count_communication_reads_all_reduces_of_every_form():
 @pytest.mark.slow
 def test_all_trained_parameters_and_no_others_are_communicated(model_and_variables):
     """The tiny network trains all of them; besides, the number of RoIs and four metrics."""
-    done = run("count_communication.py", "--network", "tiny")
+    done = run_benchmark("count_communication.py", "--network", "tiny")
     assert done.returncode == 0, done.stderr
     model, variables = model_and_variables
     classes = 20 - model.num_classes

@@ -11,7 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from examples import ROOT, free_port, make_batch, read_events
+from examples import ROOT, free_port, make_batch, read_events, run_command
 from tensorboardX.proto.event_pb2 import SessionLog
 
 from frcnn_jax.build import build_model, build_network
@@ -375,7 +375,6 @@ def test_bad_weights_leave_nothing(workdir, tmp_path):
 
 
 def test_the_command_line_prints_one_line(tmp_path):
-    command = [sys.executable, "-m", "frcnn_jax.train", "--workdir", str(tmp_path / "w"), "--config.stepz=3"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 1
-    assert run.stderr == "error: --config.stepz: no such field; did you mean steps?\n"
+    done = run_command("train", "--workdir", tmp_path / "w", "--config.stepz=3")
+    assert done.returncode == 1
+    assert done.stderr == "error: --config.stepz: no such field; did you mean steps?\n"

@@ -140,7 +140,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # orbax and tensorstore raise many kinds
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0].rsplit(": ", 1)[-1]
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0].rsplit(": ", 1)[-1].split(" [")[0]
             earlier = "there is no earlier one" if self._last is None else f"step {self._last} is intact"
             raise InputError(f"{self._folder}/{step}: can't write this checkpoint: {reason}; {earlier}") from error
 
@@ -202,16 +202,15 @@ def _restore_step(path: Path, targets: Mapping[str, Any]) -> dict[str, Any]:
     if damage := _find_damage(path, targets):
         raise DamagedError(f"{path}: {damage}")
     try:
-        with ocp.StandardCheckpointer(multiprocessing_options=_this_process()) as checkpointer:
+        with contextlib.closing(ocp.StandardCheckpointHandler(multiprocessing_options=_this_process())) as handler:
             for name, target in targets.items():
-                if (metadata := checkpointer.metadata(path / name).item_metadata) is None:
-                    raise ValueError(f"no metadata of {name}")
-                stored, expected = _shapes(metadata.tree), _shapes(target)
+                stored, expected = _shapes(handler.metadata(path / name).tree), _shapes(target)
                 if stored != expected:
                     array = min(dict(stored.items() ^ expected.items()))
                     shapes = f"{stored.get(array, 'absent')}, expected {expected.get(array, 'absent')}"
                     raise InputError(f"{path}: of another network or number of classes: {array} is {shapes}")
-            return {name: checkpointer.restore(path / name, target) for name, target in targets.items()}
+            args = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
+            return {name: handler.restore(path / name, args=arg) for name, arg in args.items()}
     except InputError:
         raise
     except Exception as error:

@@ -101,11 +101,11 @@ def fail_together() -> Iterator[None]:
         raise InputError(f"process {failed.argmax()} failed; see its output")
 
 
-def check_consistent(config: str, workdir: Path) -> None:
+def check_consistent(settings: str, workdir: Path) -> None:
     """Check that all processes have the same config, number of devices and results, or lack of results.
 
     Args:
-        config: the config as text.
+        settings: the config as text.
         workdir: the folder that may hold results.json.
 
     Raises:
@@ -117,7 +117,7 @@ def check_consistent(config: str, workdir: Path) -> None:
             raise InputError(
                 f"process {process} has {count} devices, process 0 has {devices[0]}; expected equal numbers"
             )
-    digests = all_gather(np.frombuffer(hashlib.sha256(config.encode()).digest(), np.uint8))
+    digests = all_gather(np.frombuffer(hashlib.sha256(settings.encode()).digest(), np.uint8))
     if (differs := (digests != digests[0]).any(axis=1)).any():
         raise InputError(f"the configs of process {differs.argmax()} and process 0 differ")
     finished = all_gather((workdir / "results.json").exists())

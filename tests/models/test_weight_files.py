@@ -270,7 +270,7 @@ def test_damaged_files_and_files_of_other_kinds(tmp_path):
             read_weights(path)
         assert "\n" not in str(error.value)
         assert "allow_pickle" not in str(error.value)
-    with pytest.raises(InputError, match=r"object\.npz: .*\(an array in it is broken, or of Python objects"):
+    with pytest.raises(InputError, match=r"object\.npz: .*\(it holds a damaged array, or Python objects"):
         read_weights(tmp_path / "object.npz")
     with pytest.raises(InputError, match="no such weights file"):
         read_weights(tmp_path / "none.npz")

@@ -9,7 +9,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from examples import ROOT, free_port
+from examples import ROOT, free_port, run_command
 
 from frcnn_jax.errors import InputError, Interrupted
 from frcnn_jax.training.hosts import all_gather, any_stopped, check_shared, fail_together, interrupt_on_peer_loss
@@ -66,8 +66,7 @@ def test_a_port_in_use_is_said(tmp_path):
     with socket.create_server(("", 0)) as other:
         address = f"localhost:{other.getsockname()[1]}"
         many = ["--coordinator", address, "--num-processes", "2", "--process-id", "0", "--timeout", "2"]
-        command = [sys.executable, "-m", "frcnn_jax.train", "--workdir", str(tmp_path / "w"), *many]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        done = run_command("train", "--workdir", tmp_path / "w", *many)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: --coordinator {address}: can't use this port (")
     assert len(done.stderr.splitlines()) == 1

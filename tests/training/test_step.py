@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from frcnn_jax.models.networks import get_network
 from frcnn_jax.models.pixels import PixelNorm
 from frcnn_jax.training.batches import TrainingBatches
 from frcnn_jax.training.solver import caffe_sgd, step_schedule
-from frcnn_jax.training.step import create_state, make_train_step, replicate
+from frcnn_jax.training.step import AXIS, create_state, make_train_step, replicate, train_step
 
 CLASSES = 3
 NETWORK = get_network("tiny")._replace(dropout=0.5, frozen=("conv1_1",))
@@ -65,6 +67,32 @@ def test_a_step_is_the_gradient_of_the_loss():
 
     jax.tree_util.tree_map_with_path(check, state.params, gradients, params)
     assert "conv1_1" not in params["backbone"]
+
+
+def run_step_by_shard_map():
+    """As `run_step`, the pure step mapped by `jax.shard_map` over a mesh of all devices."""
+    optimizer = caffe_sgd(step_schedule(0.05, ()))
+    model, state = make_state(optimizer)
+    mesh = jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+    step = partial(train_step, model=model, optimizer=optimizer)
+    whole, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(AXIS)
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=(whole, split, whole), out_specs=whole, check_vma=False)
+    state, metrics = jax.jit(mapped)(state, make_batch(), jax.random.key(7))
+    return jax.device_get((state.params, metrics))
+
+
+def test_the_pure_step_runs_under_shard_map(tmp_path):
+    """On one and on four devices the update that pmap makes, dropout included."""
+    code = (
+        "import sys, numpy as np, jax, test_step;"
+        "params, metrics = test_step.run_step_by_shard_map();"
+        "np.savez(sys.argv[1], loss=metrics['loss'], *map(np.asarray, jax.tree.leaves(params)))"
+    )
+    four = run_on_devices(code, 4, tmp_path)
+    for params, metrics in (run_step(), run_step_by_shard_map()):
+        np.testing.assert_allclose(four["loss"], metrics["loss"], rtol=1e-6)
+        for i, leaf in enumerate(jax.tree.leaves(params)):
+            np.testing.assert_allclose(four[f"arr_{i}"], leaf, rtol=1e-6, atol=1e-6)
 
 
 def test_four_devices_make_the_step_of_one(tmp_path):
