@@ -14,7 +14,7 @@ import frcnn_jax
 
 project = "frcnn_jax"
 author = "the frcnn_jax authors"
-release = version = getattr(frcnn_jax, "__version__", "0")
+release = version = frcnn_jax.__version__
 
 extensions = [
     "myst_nb",
@@ -44,17 +44,13 @@ default_role = "code"  # docstrings quote code with single backticks
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Attributes", "params_style")]
 
-
-def skip_tuple_fields(app, what, name, obj, skip, options):
-    """Skip the fields of a NamedTuple, which its docstring explains."""
-    return True if type(obj).__name__ == "_tuplegetter" else None
-
-
-def setup(app):
-    """Register the hook."""
-    app.connect("autodoc-skip-member", skip_tuple_fields)
-
-
+PUBLIC_NAMES = {
+    "flax.linen.module.Module": "flax.linen.Module",
+    "jax.jaxlib._jax.Array": "jax.Array",
+    "jaxlib._jax.Device": "jax.Device",
+    "numpy.random._generator.Generator": "numpy.random.Generator",
+    "optax._src.base.GradientTransformation": "optax.GradientTransformation",
+}
 PROJECTS = {
     "flax": "https://flax.readthedocs.io/en/latest/",
     "jax": "https://docs.jax.dev/en/latest/",
@@ -68,3 +64,19 @@ if os.getenv("FRCNN_JAX_DOCS_ONLINE") == "1":
 elif folder := os.getenv("FRCNN_JAX_DOCS_INVENTORIES"):
     found = {name: Path(folder).resolve() / f"{name}.inv" for name in PROJECTS}
     intersphinx_mapping = {name: (PROJECTS[name], str(path)) for name, path in found.items() if path.is_file()}
+
+
+def skip_tuple_fields(app, what, name, obj, skip, options):
+    """Skip the fields of a NamedTuple, which its docstring explains."""
+    return True if type(obj).__name__ == "_tuplegetter" else None
+
+
+def use_public_name(app, env, node, contnode):
+    """Look a class up by the name in its project's inventory; intersphinx, which comes later, then finds it."""
+    node["reftarget"] = PUBLIC_NAMES.get(node.get("reftarget"), node.get("reftarget"))
+
+
+def setup(app):
+    """Register the hooks."""
+    app.connect("autodoc-skip-member", skip_tuple_fields)
+    app.connect("missing-reference", use_public_name, priority=400)

@@ -48,7 +48,7 @@ def test_notebook_runs(name, tmp_path, monkeypatch):
 
 def test_there_are_programs():
     assert len(PROGRAMS) >= 5
-    assert set(NOTEBOOKS) == {"docs/custom_training_loop.md", "docs/roi_pool.md"}
+    assert set(NOTEBOOKS) == {"docs/configuration.md", "docs/custom_training_loop.md", "docs/roi_pool.md"}
 
 
 def test_custom_training_loop_is_short():
@@ -70,6 +70,8 @@ def test_links_and_paths_exist(page):
     paths = re.findall(r"(?:frcnn_jax|scripts|benchmarks|tests|experiments|docs)/[\w/]+\.(?:py|md|png)", text)
     missing += [path for path in paths if not (ROOT / path).exists()]
     assert not missing
+    for name, link in re.findall(r"`(\w+)` (?:in|of)\s+\[[^\]]+\]\(([^)]+\.py)\)", text):
+        assert re.search(rf"^(?:def |class )?{name}\b", (page.parent / link).read_text(), re.MULTILINE), (name, link)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)

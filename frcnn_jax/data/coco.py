@@ -23,7 +23,7 @@ def read_coco(
 
     Args:
         annotations: the JSON file.
-        image_dir: the folder that its `file_name`s are relative to.
+        image_dir: the folder that its file names are relative to.
         class_names: the names of labels 1 to K; by default its categories, by ascending id.
         on_problem: receives missing or repeated images, repeated annotations, unknown categories, and boxes that are
             empty or exceed the image by more than one pixel.

@@ -40,7 +40,7 @@ class TrainingBatches:
         pixels: How images are normalised.
         steps: The length of the sequence.
         images_per_batch: B, over all processes.
-        rois_per_image: R.
+        rois_per_image: R in each image.
         fg_fraction: The most foreground among the RoIs; see `sample`.
         fg_iou: The least IoU of foreground.
         bg_iou: The range [low, high) of background's IoU.

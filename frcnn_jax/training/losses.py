@@ -11,7 +11,7 @@ import optax
 def box_loss(deltas: jax.Array, targets: jax.Array, labels: jax.Array) -> jax.Array:
     """Return the smooth L1 loss summed over the four coordinates of the true class, 0 for background (equation 2).
 
-    Smooth L1 (equation 3) is the Huber loss with delta 1: 0.5 x^2 where |x| < 1, |x| - 0.5 elsewhere.
+    Smooth L1 (equation 3) is the Huber loss with delta 1: `0.5 x^2` where `|x| < 1`, `|x| - 0.5` elsewhere.
 
     Args:
         deltas: `(..., K + 1, 4)` predictions for every class, normalised.
