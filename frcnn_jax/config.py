@@ -238,9 +238,9 @@ def load_config(recipe: str | None, arguments: Sequence[str]) -> dict[str, Any]:
             kind, or a value is of another type or out of its range.
     """
     config = _run_recipe(recipe_path(recipe)) if recipe else get_config()
-    values = override_config(config, arguments, FIELDS)
-    check_config(values)
-    return values
+    changed = override_config(config, arguments, FIELDS)
+    check_config(changed)
+    return changed
 
 
 def _run_recipe(path: Path) -> ConfigDict:

@@ -28,8 +28,8 @@ def main(argv: Sequence[str]) -> None:
     if not math.isfinite(args.score_threshold):
         raise InputError(f"--score-threshold must be a number, got {args.score_threshold}")
     check_folder(args.out)
-    detector = Detector.from_workdir(args.workdir, step=args.step)
     pictures = _picture_paths(args.images, args.out)
+    detector = Detector.from_workdir(args.workdir, step=args.step)
     for path in args.images:
         load_image(path)  # an unreadable one ends it before anything is written
     args.out.mkdir(parents=True, exist_ok=True)

@@ -41,10 +41,11 @@ def resume_config(config: Config, workdir: Path) -> dict[str, Any]:
     """Return the config to train with in a workdir, with the class names of the run that it holds, if any.
 
     Raises:
-        InputError: The workdir is a file, or its run has another config.
+        InputError: The workdir is a file, a field is out of its range, or the workdir's run has another config.
     """
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"{workdir}: the workdir must be a folder, this is a file")
+    check_config(config)
     current: dict[str, Any] = json.loads(json.dumps(dict(config)))
     if not (workdir / "config.json").exists():
         return current
@@ -93,7 +94,7 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
         return
     import fcntl
 
-    with open(workdir / "lock", "a") as file:
+    with open(Path(workdir) / "lock", "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,7 +1,7 @@
 import numpy as np
 from PIL import Image
 
-from frcnn_jax.evaluation.metrics import Curve, ProposalRecall
+from frcnn_jax.evaluation.metrics import Curve
 from frcnn_jax.evaluation.pictures import (
     crop_boxes,
     draw_boxes,
@@ -11,6 +11,7 @@ from frcnn_jax.evaluation.pictures import (
     plot_suffixes,
     side_by_side,
 )
+from frcnn_jax.evaluation.recall import ProposalRecall
 
 
 def test_boxes_are_drawn_where_they_are():
