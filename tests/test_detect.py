@@ -174,7 +174,7 @@ def test_command_line_names_the_broken_image_and_writes_nothing(workdir, tmp_pat
     done = run("--workdir", workdir, "a/x.jpg", "b/x.jpg", "--out", tmp_path / "out")
     assert done.stderr.startswith("error: images of the same name")
     done = run("--workdir", workdir, "x.jpg", "--out", tmp_path / "bad.jpg")
-    assert done.stderr.startswith(f"error: {tmp_path / 'bad.jpg'}: a folder is expected")
+    assert done.stderr.startswith(f"error: {tmp_path / 'bad.jpg'}: expected a folder")
     done = run("--workdir", workdir, "x.jpg", "--out", tmp_path / "out", "--score-threshold", "nan")
     assert done.stderr == "error: --score-threshold must be a number, got nan\n"
 
