@@ -127,13 +127,14 @@ class Checkpoints:
                 self._manager.close()
 
     def _finish(self, step: int) -> None:
+        path = self._folder / str(step)
         with self._failure_named(step):
             self._manager.wait_until_finished()
-            write_json(_manifest(path := self._folder / str(step)), _digests(path))
+            write_json(_manifest(path), _digests(path))
         self._last = step
-        for path in self._folder.glob("*.json"):
-            if not path.with_suffix("").exists():
-                path.unlink()
+        for manifest in self._folder.glob("*.json"):
+            if not manifest.with_suffix("").exists():
+                manifest.unlink()
 
     @contextlib.contextmanager
     def _failure_named(self, step: int) -> Iterator[None]:
@@ -269,16 +270,18 @@ def load_model(workdir: Path, model: Any, step: int | None = None) -> tuple[Any,
 
 
 def resume_from(workdir: Path, step: int) -> None:
-    """Prepare a workdir for training on from `step`.
+    """Prepare a workdir for resuming training from `step`.
 
     Later (damaged) steps are renamed to `<step>.damaged`, so that they can be saved again; digests of `step` are
     written if it has none.
     """
     for newer in (s for s in saved_steps(workdir) if s > step):
         path = _folder(workdir) / str(newer)
-        shutil.rmtree(aside := path.with_name(f"{newer}.damaged"), ignore_errors=True)
+        aside = path.with_name(f"{newer}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
         _manifest(path).unlink(missing_ok=True)
         print(f"{path}: renamed to {aside.name}", file=sys.stderr)
-    if not _manifest(path := _folder(workdir) / str(step)).exists():
+    path = _folder(workdir) / str(step)
+    if not _manifest(path).exists():
         write_json(_manifest(path), _digests(path))
