@@ -1,8 +1,8 @@
 r"""Seconds of detection and of a training step, ours and those of a PyTorch and torchvision program of the same network
 (where they are installed), in one process run:
 
-    python scripts/bench.py [--network vgg16] [--image PHOTO] [--only detect,svd,step,rcnn,compile] [--repeat 5]
-    python scripts/bench.py --platform gpu [--network vgg16] [--image PHOTO] [--repeat 5]
+    python benchmarks/bench.py [--network vgg16] [--image PHOTO] [--only detect,svd,step,rcnn,compile] [--repeat 5]
+    python benchmarks/bench.py --platform gpu [--network vgg16] [--image PHOTO] [--repeat 5]
 
 On both sides the same parameters, the first 2000 RoIs of selective search on the image (ours padded to 2048), none left
 out as a duplicate, and greedy NMS on the 100 best of each of 20 classes. A training step takes two images and 64 of the
@@ -38,12 +38,12 @@ import numpy as np
 from bench_gpu import bench_gpu, find_gpu
 from bench_inputs import CLASSES, ROIS, Part, Run, Step, chain, medians, test_inputs, training_batch
 
-from frcnn_jax.data.batches import PIXEL_MEANS, Batch, Sizes, prepare_test
-from frcnn_jax.detect import decode_and_suppress, make_predict_step, select_detections
+from frcnn_jax.data.batches import Batch, Sizes, prepare_test
 from frcnn_jax.errors import InputError, run_main
-from frcnn_jax.models.fast_rcnn import FastRCNN, Network, get_network
-from frcnn_jax.ops._roi_pool import roi_pool
-from frcnn_jax.train import initial_variables
+from frcnn_jax.evaluation.predict import decode_and_suppress, make_predict_step, select_detections
+from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables
+from frcnn_jax.models.networks import Network, get_network
+from frcnn_jax.models.pixels import PixelNorm
 
 PARTS = ("detect", "svd", "step", "rcnn", "compile")
 RANKS = (1024, 256)
@@ -65,10 +65,9 @@ def part_medians(parts: Mapping[str, Part], repeat: int) -> dict[str, float]:
 
 
 def our_parts(model: FastRCNN, variables: Any, batch: Batch) -> dict[str, Part]:
-    network = model.network
     convolutions = jax.jit(lambda v, *image: model.apply(v, *image, method=lambda m, *image: m.backbone(*image)))
-    pool = jax.jit(partial(roi_pool, output_size=network.roi_size, spatial_scale=network.spatial_scale))
-    head = jax.jit(lambda v, pooled: model.apply(v, pooled, method=FastRCNN._outputs))
+    pool = jax.jit(model.pool)
+    head = jax.jit(lambda v, pooled: model.apply(v, pooled, method=FastRCNN.outputs))
     suppress = jax.jit(decode_and_suppress)
     return {
         "convolutions": lambda _: convolutions(variables, batch["image"], batch["image_size"]),
@@ -78,11 +77,11 @@ def our_parts(model: FastRCNN, variables: Any, batch: Batch) -> dict[str, Part]:
     }
 
 
-def host_runs(image: np.ndarray, rois: np.ndarray, found: tuple[Any, Any, Any]) -> dict[str, Run]:
+def host_runs(pixels: PixelNorm, image: np.ndarray, rois: np.ndarray, found: tuple[Any, Any, Any]) -> dict[str, Run]:
     """What `Detector` does on the host, proposals aside."""
     boxes, scores, valid = (of_batch[0] for of_batch in found)
     return {
-        "prepare": lambda: prepare_test(image, rois, sizes=[Sizes(ROWS, COLUMNS)], spatial_scale=1 / 16),
+        "prepare": lambda: prepare_test(image, rois, sizes=[Sizes(ROWS, COLUMNS)], pixels=pixels, spatial_scale=1 / 16),
         "select": lambda: select_detections(boxes, scores, valid, 0.05, 100),
     }
 
@@ -92,7 +91,7 @@ def rcnn(model: FastRCNN, variables: Any, image: np.ndarray, rois: np.ndarray) -
     predict = jax.jit(lambda *args: model.apply(*args, method=FastRCNN.predict))
     sizes = np.full((CROPS_AT_ONCE, 2), CROP, np.int32)
     whole = np.tile(np.array([0, 0, CROP - 1, CROP - 1], np.float32), (CROPS_AT_ONCE, 1, 1))
-    centred = image[..., ::-1].astype(np.float32) - PIXEL_MEANS
+    centred = model.pixels(image)
 
     def run() -> None:
         for boxes in rois[:CROPS].astype(int).reshape(-1, CROPS_AT_ONCE, 4):
@@ -118,8 +117,8 @@ def compile_epoch(network: Network, cache: str) -> tuple[int, float]:
     """Programs and seconds compiling, in this fresh process, until a step has run on each of the four canvases."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_compilation_cache_dir", cache)
-    model = FastRCNN(network, CLASSES)
-    step = Step(model, initial_variables(model, jax.random.key(0), ""))
+    model = network.build(CLASSES)
+    step = Step(model, init_variables(model, jax.random.key(0)), network.frozen)
     compiled, sizes = count_compilations(), Sizes()
     for rows, columns in ((600, 800), (800, 600), (600, 1000), (1000, 600)):
         test = {
@@ -148,9 +147,9 @@ def largest_difference(ours: Mapping[str, Part], theirs: Mapping[str, Part]) -> 
 
 
 def bench_cpu(network: Network, image: np.ndarray, rois: np.ndarray, wanted: set[str], repeat: int) -> None:
-    batch = prepare_test(image, rois, sizes=[Sizes(ROWS, COLUMNS)], spatial_scale=None)
-    model = FastRCNN(network, CLASSES)
-    variables = initial_variables(model, jax.random.key(0), "")
+    batch = prepare_test(image, rois, sizes=[Sizes(ROWS, COLUMNS)], pixels=network.pixels, spatial_scale=None)
+    model = network.build(CLASSES)
+    variables = init_variables(model, jax.random.key(0))
 
     compiled, predict = count_compilations(), make_predict_step(model)
     found = jax.device_get(predict(variables, batch))
@@ -173,8 +172,8 @@ def bench_cpu(network: Network, image: np.ndarray, rois: np.ndarray, wanted: set
         print(f"scores differ by at most {largest_difference(ours, theirs):.1e}")
         runs["theirs"] = chain(theirs)
     if "svd" in wanted:
-        factored = FastRCNN(network._replace(fc_ranks=RANKS), CLASSES)
-        small, predict_small = initial_variables(factored, jax.random.key(0), ""), make_predict_step(factored)
+        factored = network.build(CLASSES, fc_ranks=RANKS)
+        small, predict_small = init_variables(factored, jax.random.key(0)), make_predict_step(factored)
         runs["svd"] = lambda: jax.device_get(predict_small(small, batch))
     seconds = medians(runs, repeat) if wanted - {"step", "compile"} else {}
     if "detect" in wanted:
@@ -182,14 +181,14 @@ def bench_cpu(network: Network, image: np.ndarray, rois: np.ndarray, wanted: set
         by_part = part_medians(ours, repeat), part_medians(theirs, repeat)
         for name, spent in by_part[0].items():
             say(f"  {name}", spent, by_part[1].get(name))
-        say("  host", sum(medians(host_runs(image, rois, found), repeat).values()))
+        say("  host", sum(medians(host_runs(model.pixels, image, rois, found), repeat).values()))
     if "svd" in wanted:
         say(f"detection, SVD {RANKS[0]}/{RANKS[1]}", seconds["svd"], seconds.get("theirs"), "PyTorch without")
     if "rcnn" in wanted:
         crops = medians({"rcnn": rcnn(model, variables, image, rois)}, 1)["rcnn"] * ROIS / CROPS
         print(f"R-CNN's way {crops:.0f} s, {crops / seconds['ours']:.0f} times as long as ours")
     if "step" in wanted:
-        training, step = training_batch(batch), Step(model, variables)
+        training, step = training_batch(batch), Step(model, variables, network.frozen)
         steps: dict[str, Run] = {"ours": lambda: step(training).block_until_ready()}
         steps |= {"theirs": peer.step(training)} if peer else {}
         seconds = medians(steps, repeat)

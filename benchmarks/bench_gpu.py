@@ -2,7 +2,7 @@
 and a training step of two images are compared with the CPU's float32, timed, and set beside two floors."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,11 +13,11 @@ from bench_inputs import CLASSES, Run, Step, chain, training_batch
 from count_operations import ELEMENT, Count, count
 
 from frcnn_jax.data.batches import Batch, Sizes, prepare_test
-from frcnn_jax.detect import decode_and_suppress, make_predict_step
 from frcnn_jax.errors import InputError
-from frcnn_jax.models.fast_rcnn import FastRCNN, Network
+from frcnn_jax.evaluation.predict import decode_and_suppress, make_predict_step
+from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables
+from frcnn_jax.models.networks import Network
 from frcnn_jax.ops._roi_pool import roi_pool
-from frcnn_jax.train import initial_variables
 
 IN_A_ROW = 10  # calls that are timed together
 
@@ -84,22 +84,22 @@ def bench_gpu(
     Raises:
         InputError: the device's results are further from the CPU's than rounding explains.
     """
-    batch = prepare_test(image, rois, sizes=[sizes], spatial_scale=None)
+    batch = prepare_test(image, rois, sizes=[sizes], pixels=network.pixels, spatial_scale=None)
     training = training_batch(batch)
     cpu = jax.devices("cpu")[0]
     with jax.default_device(cpu):
-        variables = jax.device_get(initial_variables(FastRCNN(network, CLASSES), jax.random.key(0), ""))
-    expected = outcome(FastRCNN(network, CLASSES), variables, batch, training, cpu)
+        variables = jax.device_get(init_variables(network.build(CLASSES), jax.random.key(0)))
+    expected = outcome(network.build(CLASSES), network.frozen, variables, batch, training, cpu)
     moved = bandwidth(device, probe, repeat)
     print(f"{device.device_kind}, jax {jax.__version__}; adding in place moves {moved / 1e9:.0f} GB/s")
     far = compare_exact_parts(network, batch, expected, device)
     for name, kind in KINDS.items():
-        model = FastRCNN(network, CLASSES, kind.dtype)
+        model = network.build(CLASSES, dtype=kind.dtype)
         with jax.default_matmul_precision(kind.precision):
             rate = matrix_rate(kind.dtype, device, probe, repeat)
             print(f"{name}: products of matrices reach {rate / 1e12:.3g} TFLOP/s")
-            far += compare(name, kind, outcome(model, variables, batch, training, device), expected)
-            ours = our_programs(model, variables, batch, training, device)
+            far += compare(name, kind, outcome(model, network.frozen, variables, batch, training, device), expected)
+            ours = our_programs(model, network.frozen, variables, batch, training, device)
             theirs = torch_programs(network, variables, batch, training, device, name)
             floors = {
                 what: Floor(1e3 * n.operations / rate, 1e3 * (n.weight_bytes + ELEMENT[name] * n.elements) / moved)
@@ -118,10 +118,12 @@ def needed(network: Network, batch: Batch, training: Batch) -> dict[str, Count]:
     }
 
 
-def outcome(model: FastRCNN, variables: Any, batch: Batch, training: Batch, device: jax.Device) -> Outcome:
+def outcome(
+    model: FastRCNN, frozen: Sequence[str], variables: Any, batch: Batch, training: Batch, device: jax.Device
+) -> Outcome:
     with jax.default_device(device):
         outputs = jax.jit(model.apply)(variables, batch["image"], batch["image_size"], batch["rois"])
-        step = Step(model, variables, [device])
+        step = Step(model, variables, frozen, [device])
         loss = step(training)
     return Outcome(*jax.device_get((outputs, loss, step.state.opt_state)))
 
@@ -176,10 +178,10 @@ class Program(NamedTuple):
 
 
 def our_programs(
-    model: FastRCNN, variables: Any, batch: Batch, training: Batch, device: jax.Device
+    model: FastRCNN, frozen: Sequence[str], variables: Any, batch: Batch, training: Batch, device: jax.Device
 ) -> dict[str, Program]:
     """Detection and a step, with their inputs on the device and with those of the host."""
-    predict, step = make_predict_step(model), Step(model, variables, [device])
+    predict, step = make_predict_step(model), Step(model, variables, frozen, [device])
     placed, test, train = jax.device_put((variables, batch, training), device)
     runs: dict[str, Run] = {
         "detection": lambda: predict(placed, test),

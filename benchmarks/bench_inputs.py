@@ -65,9 +65,11 @@ def chain(parts: Mapping[str, Part]) -> Run:
 class Step:
     """Training steps of a network on some devices, all local ones by default, from its first state on."""
 
-    def __init__(self, model: FastRCNN, variables: Any, devices: Sequence[jax.Device] | None = None):
+    def __init__(
+        self, model: FastRCNN, variables: Any, frozen: Sequence[str], devices: Sequence[jax.Device] | None = None
+    ):
         optimizer = caffe_sgd(step_schedule(0.001, ()))
-        state = create_state(variables, model.network.frozen, optimizer)
+        state = create_state(variables, optimizer, frozen=frozen)
         self.state, self.key = replicate((jax.tree.map(np.asarray, state), jax.random.key(0)), devices)
         self.step = make_train_step(model, optimizer, devices=devices)
 

@@ -1,6 +1,6 @@
 """Milliseconds of forward and backward of each layer with our derivative and with XLA's own, in one process run:
 
-    python scripts/bench_layers.py [--repeat 7]
+    python benchmarks/bench_layers.py [--repeat 7]
 
 The shapes are those of network S on two 600x800 images.
 """

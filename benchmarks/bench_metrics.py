@@ -1,6 +1,6 @@
 """Seconds that scoring takes, on one core: made-up detections of 20 classes, 100 a class and image.
 
-python scripts/bench_metrics.py [--images 5000]
+python benchmarks/bench_metrics.py [--images 5000]
 """
 
 import argparse
@@ -13,8 +13,8 @@ import numpy as np
 from frcnn_jax.data.records import Dataset, Record
 from frcnn_jax.data.voc import VOC_CLASSES
 from frcnn_jax.errors import InputError, run_main
-from frcnn_jax.evaluation.evaluate import score
 from frcnn_jax.evaluation.metrics import ClassDetections
+from frcnn_jax.evaluation.scores import score
 
 SIDE, OBJECTS, DETECTIONS = 500, 3, 100
 

@@ -1,6 +1,6 @@
 """Training images a second that the pipeline makes, by threads and worker processes:
 
-    python scripts/bench_pipeline.py [--batches 60] [--config FILE] [--config.FIELD=VALUE ...]
+    python benchmarks/bench_pipeline.py [--batches 60] [--config FILE] [--config.FIELD=VALUE ...]
 
 The images are those of the train split that the config names (the synthetic set by default), the proposals random.
 """
@@ -12,11 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from frcnn_jax.config import check_config, read_arguments
+from frcnn_jax.build import build_network, image_sizes, read_split_of
+from frcnn_jax.config import add_config_argument, load_config
 from frcnn_jax.data.batches import prefetch
-from frcnn_jax.detect import image_sizes
 from frcnn_jax.errors import InputError, run_main
-from frcnn_jax.splits import read_split
 from frcnn_jax.training.batches import TrainingBatches
 
 STEP = 0.010  # seconds of a training step on a GPU that the pipeline should keep up with
@@ -27,12 +26,12 @@ def main(argv: Sequence[str]) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--batches", type=int, default=60, help="timed each time; default %(default)s")
-    args, rest = parser.parse_known_args(argv)
-    config = read_arguments(rest)
-    check_config(config)
+    add_config_argument(parser)
+    args, fields = parser.parse_known_args(argv)
+    config = load_config(args.config, fields)
     if args.batches < 1:
         raise InputError(f"--batches must be at least 1, got {args.batches}")
-    dataset = read_split(config, "train")
+    dataset = read_split_of(config, "train")
     rng, proposals = np.random.default_rng(0), {}
     for record in dataset.records:
         corners = np.sort(rng.uniform(0, 1, (config["max_proposals"], 2, 2)), axis=1).reshape(-1, 4)
@@ -43,6 +42,7 @@ def main(argv: Sequence[str]) -> None:
         proposals,
         {"mean": np.zeros(shape, np.float32), "std": np.ones(shape, np.float32)},
         image_sizes(config),
+        build_network(config).pixels,
         args.batches + 1,
         images_per_batch=config["images_per_batch"],
         rois_per_image=config["rois_per_batch"] // config["images_per_batch"],

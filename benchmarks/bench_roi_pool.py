@@ -1,7 +1,7 @@
 """Milliseconds of RoI max pooling, ours and torchvision's (where it is installed), in one process run:
 
-    python scripts/bench_roi_pool.py [--quick] [--align] [--images PHOTO ...] [--bandwidth GB/s]
-    python scripts/bench_roi_pool.py --forms | --memory
+    python benchmarks/bench_roi_pool.py [--quick] [--align] [--images PHOTO ...] [--bandwidth GB/s]
+    python benchmarks/bench_roi_pool.py --forms | --memory
 
 runs unchanged on CPU and GPU; both sides run on the same device. The RoIs are drawn uniformly, and are those of
 selective search in the images given (else in one of the embedded set, enlarged).

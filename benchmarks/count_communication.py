@@ -1,6 +1,6 @@
 """Bytes that a training step sends between devices, read from the compiled program:
 
-    python scripts/count_communication.py [--network vgg16]
+    python benchmarks/count_communication.py [--network vgg16]
 
 Two simulated devices, one image of 600x800 and 64 RoIs each, 20 classes; nothing is run.
 """
@@ -14,9 +14,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from frcnn_jax.detect import model_shapes
 from frcnn_jax.errors import run_main
-from frcnn_jax.models.fast_rcnn import FastRCNN, get_network
+from frcnn_jax.models.fast_rcnn import variable_shapes
+from frcnn_jax.models.networks import get_network
 from frcnn_jax.training.solver import caffe_sgd, step_schedule
 from frcnn_jax.training.step import AXIS, create_state, train_step
 
@@ -35,11 +35,10 @@ def all_reduced(program: str) -> list[int]:
 
 def compiled_step(network: str) -> str:
     """The text of a training step, compiled for DEVICES."""
-    model, optimizer = FastRCNN(get_network(network), CLASSES), caffe_sgd(step_schedule(0.001, ()))
+    row, optimizer = get_network(network), caffe_sgd(step_schedule(0.001, ()))
+    model = row.build(CLASSES)
     shape = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    state = jax.eval_shape(
-        partial(create_state, frozen_layers=model.network.frozen, optimizer=optimizer), model_shapes(model)
-    )
+    state = jax.eval_shape(partial(create_state, optimizer=optimizer, frozen=row.frozen), variable_shapes(model))
     batch = {
         "image": shape((DEVICES, 1, 608, 800, 3)),
         "image_size": jax.ShapeDtypeStruct((DEVICES, 1, 2), jnp.int32),

@@ -1,6 +1,6 @@
 """Operations and bytes that detection and a training step need, and the times that follow from a device's rates:
 
-    python scripts/count_operations.py [--network vgg16] [--tflops 989 494 67] [--bandwidth 4800] [--reached 0.6 0.8]
+    python benchmarks/count_operations.py [--network vgg16] [--tflops 989 494 67] [--bandwidth 4800] [--reached 0.6 0.8]
 
 Detection: one image of 600x1000 with 2048 RoIs. Step: two images, 64 RoIs each. The rates are those of bfloat16, tf32
 and float32 in TFLOP/s, and GB/s; an H200's by default, of which the given shares are taken to be reached. Times are
@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from frcnn_jax.data.batches import Sizes
 from frcnn_jax.errors import run_main
-from frcnn_jax.models.fast_rcnn import Network, get_network
 from frcnn_jax.models.layers import Conv, output_size
+from frcnn_jax.models.networks import Network, get_network
 
 CLASSES = 20
 ELEMENT = {"bfloat16": 2, "tf32": 4, "float32": 4}  # bytes of an activation

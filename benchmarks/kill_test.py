@@ -1,6 +1,6 @@
 """Nothing is lost when training is killed:
 
-    python scripts/kill_test.py --out DIR [--kills 20] [--steps 600] [--seed 0]
+    python benchmarks/kill_test.py --out DIR [--kills 20] [--steps 600] [--seed 0]
 
 trains a small network undisturbed in DIR/undisturbed, and again in DIR/killed, where it is killed by SIGKILL at random
 moments and started again each time. Both must end with the same parameters, optimizer state, metrics and scores, to

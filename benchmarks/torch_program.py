@@ -12,7 +12,8 @@ from torch.nn import functional
 from torchvision import ops
 
 from frcnn_jax.data.batches import Batch
-from frcnn_jax.models.fast_rcnn import Conv, Network, Norm
+from frcnn_jax.models.layers import Conv, Norm
+from frcnn_jax.models.networks import Network
 from frcnn_jax.models.weights import canonical_arrays
 
 
@@ -48,7 +49,7 @@ class TorchProgram:
     def images(self, batch: Batch) -> torch.Tensor:
         """Without the canvas."""
         rows, columns = batch["image_size"][0]
-        scaled = batch["image"][:, :rows, :columns].transpose(0, 3, 1, 2) * np.float32(self.network.input_scale)
+        scaled = batch["image"][:, :rows, :columns].transpose(0, 3, 1, 2)
         return self.tensor(scaled)
 
     def outputs(self, pooled: Any, dropout: float = 0.0) -> tuple[Any, Any]:

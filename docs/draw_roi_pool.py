@@ -1,10 +1,10 @@
-"""Draws what RoI max pooling does on a photograph (docs/roi_pool.png):
+"""Draw RoI max pooling on a photograph (docs/images/roi_pool.png):
 
-    python scripts/draw_roi_pool.py [--image PHOTO] [--roi X1 Y1 X2 Y2] [--size ROWS COLUMNS] [--out FILE]
+    python docs/draw_roi_pool.py [--image PHOTO] [--roi X1 Y1 X2 Y2] [--size ROWS COLUMNS] [--out FILE]
 
-The map is the mean brightness of each 16 x 16 pixels. Left, the RoI in the photograph; then its bins on the map, with
-the cell that each bin takes, which is where the gradient goes; right, what comes out. The photograph by default is the
-one of Grace Hopper that matplotlib ships (public domain).
+The feature map is the mean brightness of each 16 x 16 pixels. Left, the RoI in the photograph; middle, its bins on the
+map and the cell that each bin takes, which receives its gradient; right, the result. The default photograph is the one
+of Grace Hopper that matplotlib ships (public domain).
 """
 
 import argparse
@@ -25,6 +25,7 @@ CELL = 16
 
 
 def draw(image: np.ndarray, roi: np.ndarray, size: tuple[int, int], out: Path) -> None:
+    """Draw the three panels to a file."""
     height, width = (side // CELL for side in image.shape[:2])
     brightness = image[: height * CELL, : width * CELL].mean(axis=2).reshape(height, CELL, width, CELL)
     features = brightness.mean(axis=(1, 3))[..., None].astype(np.float32)
@@ -70,7 +71,7 @@ def main() -> None:
     parser.add_argument("--image", type=Path)
     parser.add_argument("--roi", type=float, nargs=4, default=[175, 35, 390, 330], metavar=("X1", "Y1", "X2", "Y2"))
     parser.add_argument("--size", type=int, nargs=2, default=[7, 7], metavar=("ROWS", "COLUMNS"))
-    parser.add_argument("--out", type=Path, default=Path("docs/roi_pool.png"))
+    parser.add_argument("--out", type=Path, default=Path("docs/images/roi_pool.png"))
     args = parser.parse_args()
     try:
         image = load_image(args.image or Path(get_sample_data("grace_hopper.jpg", asfileobj=False)))

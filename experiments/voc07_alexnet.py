@@ -1,6 +1,6 @@
-r"""Network S in AlexNet's order on VOC2007 train, scored on val; see README.md here for the measured score.
+r"""Network S in AlexNet's order on VOC2007 train, scored on val; README.md in this folder has the scores.
 
-    python -m frcnn_jax.train --workdir W --config experiments/voc07_alexnet.py \
+    frcnn train --workdir W --config voc07_alexnet \
         --config.voc_dir=VOCDEVKIT --config.weights=alexnet_imagenet_conv.npz
 
 fc6 and fc7 start at random.
@@ -12,7 +12,7 @@ from frcnn_jax.config import voc07_config
 
 
 def get_config() -> ConfigDict:
-    """The paper's recipe, with fewer steps."""
+    """Return the paper's recipe with fewer steps."""
     config = voc07_config("alexnet")
     config.train_split = "train"
     config.val_split = "val"

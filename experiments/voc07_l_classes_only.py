@@ -1,9 +1,9 @@
 r"""Network L on VOC2007, classification loss only (table 6).
 
-    python -m frcnn_jax.train --workdir W --config experiments/voc07_l_classes_only.py \
+    frcnn train --workdir W --config voc07_l_classes_only \
         --config.voc_dir=VOCDEVKIT --config.weights=vgg16.pth
 
-Paper: mAP 62.6. Measured: not yet.
+Paper: mAP 62.6. Not measured yet.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ from frcnn_jax.config import voc07_config
 
 
 def get_config() -> ConfigDict:
-    """The paper's recipe, with the change that the title names."""
+    """Return the paper's recipe with the change named above."""
     config = voc07_config("vgg16")
     config.box_loss_weight = 0.0
     config.test_box_regression = False

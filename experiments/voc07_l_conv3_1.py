@@ -1,9 +1,9 @@
-r"""Network L on VOC2007, trained from conv3_1 on, as by default (table 5).
+r"""Network L on VOC2007, trained from conv3_1, the default (table 5).
 
-    python -m frcnn_jax.train --workdir W --config experiments/voc07_l_conv3_1.py \
+    frcnn train --workdir W --config voc07_l_conv3_1 \
         --config.voc_dir=VOCDEVKIT --config.weights=vgg16.pth
 
-Paper: mAP 66.9. Measured: not yet.
+Paper: mAP 66.9. Not measured yet.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ from frcnn_jax.config import voc07_config
 
 
 def get_config() -> ConfigDict:
-    """The paper's recipe, with the change that the title names."""
+    """Return the paper's recipe with the change named above."""
     config = voc07_config("vgg16")
     config.train_from = "conv3_1"
     return config

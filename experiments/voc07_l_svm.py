@@ -1,10 +1,10 @@
-r"""Network L on VOC2007, one SVM a class on fc7 in place of the softmax (section 5.4).
+r"""Network L on VOC2007, one SVM per class on fc7 in place of the softmax (section 5.4).
 
-    python -m frcnn_jax.train --workdir W --config experiments/voc07_l_svm.py \
+    frcnn train --workdir W --config voc07_l_svm \
         --config.voc_dir=VOCDEVKIT --config.weights=vgg16.pth && \
-    python scripts/train_svm.py --workdir W
+    frcnn train-svm --workdir W
 
-Paper: mAP 66.8 against 66.9. Measured: not yet.
+Paper: mAP 66.8 against 66.9. Not measured yet.
 """
 
 from ml_collections import ConfigDict
@@ -13,5 +13,5 @@ from frcnn_jax.config import voc07_config
 
 
 def get_config() -> ConfigDict:
-    """The paper's recipe; the second command trains SVMs on what it trained."""
+    """Return the paper's recipe; the second command trains SVMs on its features."""
     return voc07_config("vgg16")

@@ -1,9 +1,9 @@
 r"""Network S (CaffeNet) on VOC2007.
 
-    python -m frcnn_jax.train --workdir W --config experiments/voc07_s.py \
+    frcnn train --workdir W --config voc07_s \
         --config.voc_dir=VOCDEVKIT --config.weights=CaffeNet.caffemodel
 
-Paper: mAP 57.1. Measured: not yet.
+Paper: mAP 57.1. Not measured yet.
 """
 
 from ml_collections import ConfigDict
@@ -12,5 +12,5 @@ from frcnn_jax.config import voc07_config
 
 
 def get_config() -> ConfigDict:
-    """The paper's recipe."""
+    """Return the paper's recipe."""
     return voc07_config("caffenet")

@@ -1,51 +1,11 @@
 """Fast R-CNN (Girshick 2015) as a functional JAX library.
 
-The names here are the public API. Importing this loads no TensorFlow, OpenCV, grain or matplotlib.
+The names in `__all__` are the public API; `__init__.pyi` says where each one comes from. They are imported when first
+used, so that `import frcnn_jax` costs nothing.
 """
 
-from typing import TYPE_CHECKING, Any
-
-from frcnn_jax.errors import InputError
-from frcnn_jax.models.fast_rcnn import NETWORKS, FastRCNN, Network, get_network
-from frcnn_jax.ops._nms import nms
-from frcnn_jax.ops._roi_align import roi_align, roi_align_flat
-from frcnn_jax.ops._roi_pool import roi_pool, roi_pool_flat, rois_from_cells, rois_from_torchvision
-from frcnn_jax.ops.boxes import decode, encode, iou
-from frcnn_jax.proposals.search import selective_search
-from frcnn_jax.training.losses import log_loss, smooth_l1
-
-if TYPE_CHECKING:
-    from frcnn_jax.detect import Detections, Detector
+import lazy_loader
 
 __version__ = "0.2.0"
 
-__all__ = [
-    "NETWORKS",
-    "Detections",
-    "Detector",
-    "FastRCNN",
-    "InputError",
-    "Network",
-    "decode",
-    "encode",
-    "get_network",
-    "iou",
-    "log_loss",
-    "nms",
-    "roi_align",
-    "roi_align_flat",
-    "roi_pool",
-    "roi_pool_flat",
-    "rois_from_cells",
-    "rois_from_torchvision",
-    "selective_search",
-    "smooth_l1",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name in ("Detections", "Detector"):  # late: `python -m frcnn_jax.detect` runs this module itself
-        from frcnn_jax import detect
-
-        return getattr(detect, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,8 +1,6 @@
 """`python -m frcnn_jax NAME ...`: the console command `frcnn`."""
 
-from frcnn_jax.cli import main, run
-
-__all__ = ["main", "run"]
+from frcnn_jax.cli import main
 
 if __name__ == "__main__":
     main()

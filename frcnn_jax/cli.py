@@ -32,10 +32,10 @@ def command_parser(doc: str | None) -> argparse.ArgumentParser:
 def run(name: str) -> None:
     """Run one command with the arguments in `sys.argv`. Every entry point of a command ends here."""
     command = importlib.import_module(f"frcnn_jax.{COMMANDS[name][0]}")
-    from frcnn_jax.training.hosts import leave_together  # late: imports jax
+    from frcnn_jax.training.hosts import exit_together  # late: imports jax
 
     sys.argv[0] = f"frcnn {name}"  # usage texts show it
-    with leave_together():
+    with exit_together():
         run_main(command.main)
 
 

@@ -1,323 +1,298 @@
-"""The configuration: every field, with the values of the main job on the synthetic set.
+"""The configuration: every field with its default, its check and its meaning. Only the command lines read it.
 
-A recipe in experiments/ is a delta on this. Only the command lines read it; all else takes plain arguments.
+The defaults are those of the main job on the synthetic data set. A recipe in experiments/ is a delta on them.
 """
 
 import argparse
-import ast
 import difflib
-import math
+import importlib.util
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from frcnn_jax.data.batches import ROI_MULTIPLE
+from frcnn_jax.data.readers import FORMATS
 from frcnn_jax.errors import InputError
+from frcnn_jax.models.networks import NETWORKS
+from frcnn_jax.proposals.search import MODES
+from frcnn_jax.recipes import recipe_path
+
+Config = Mapping[str, Any]
+
+
+class Check(NamedTuple):
+    """A condition on a field's value, given the config, and what it expects; {names} stand for other fields."""
+
+    holds: Callable[[Any, Config], bool]
+    expected: str
+
+
+class Field(NamedTuple):
+    """A row of the table: a default, whose type is the field's, its meaning and its check.
+
+    Attributes:
+        at_test: Whether a trained network may be evaluated with another value.
+        housekeeping: Whether the value does not change what is trained, and so may change when a run is resumed.
+    """
+
+    default: Any
+    help: str
+    check: Check | None = None
+    at_test: bool = False
+    housekeeping: bool = False
+
+
+def _one_of(choices: Collection[str]) -> Check:
+    return Check(lambda value, _: value in choices, f"one of {', '.join(choices)}")
+
+
+def _whole(values: Sequence[Any], least: int) -> bool:
+    return all(type(value) is int and value >= least for value in values)
+
+
+_POSITIVE = Check(lambda value, _: value > 0, "over 0")
+_NOT_NEGATIVE = Check(lambda value, _: value >= 0, "0 or more")
+_FRACTION = Check(lambda value, _: 0 <= value <= 1, "from 0 to 1")
+_PROFILE = Check(lambda v, _: not v or (len(v) == 2 and _whole(v, 1) and v[0] <= v[1]), "empty or (first, last)")
+_RANKS = Check(lambda v, _: len(v) in (0, 2) and _whole(v, 0), "empty or two whole numbers, 0 for a full layer")
+_SCALES = Check(lambda v, c: _whole(v, 1) and max(v, default=0) <= c["max_size"], "sides of 1 to max_size")
+_ROIS = Check(
+    lambda v, c: v > 0 and c["images_per_batch"] > 0 and v % c["images_per_batch"] == 0,
+    "over 0 and a multiple of images_per_batch, {images_per_batch}",
+)
+
+FIELDS: dict[str, Field] = {
+    # Data
+    "dataset": Field("synthetic", f"One of {', '.join(FORMATS)}.", _one_of(FORMATS)),
+    "voc_dir": Field("", "voc: the VOCdevkit folder.", at_test=True),
+    "year": Field(2007, "voc: the VOC<year> of splits that name none.", at_test=True),
+    "data_dir": Field(
+        "",
+        "xml: holds <split>/ with images and XML files; coco: holds annotations/instances_<split>.json and <split>/; "
+        "tfds: where it was prepared, ~/tensorflow_datasets if empty.",
+        at_test=True,
+    ),
+    "train_split": Field("train", 'The split trained on; voc takes several, "2007_trainval+2012_trainval".'),
+    "val_split": Field("val", "The split scored.", at_test=True),
+    "on_error": Field("stop", '"skip" drops and counts broken objects and images.', _one_of(("stop", "skip")), True),
+    "train_images": Field(600, "synthetic: images in the train split.", _POSITIVE),
+    "val_images": Field(200, "synthetic: images in the val split.", _POSITIVE, True),
+    "train_difficult": Field(True, "Whether to train on difficult objects, as the paper's code does."),
+    "class_names": Field((), "From the data.", Check(lambda v, _: all(isinstance(n, str) for n in v), "names")),
+    # Proposals
+    "proposals": Field("", 'Proposal files or folders, "A+B"; selective search if empty.', at_test=True),
+    "proposal_mode": Field("fast", "Of selective search.", _one_of(MODES)),
+    "max_proposals": Field(2000, "The most proposals per image.", _POSITIVE, True),
+    "proposal_cache": Field("", "A folder; W/proposals if empty.", None, True, True),
+    "workers": Field(0, "Processes that search; 0 for one per core.", _NOT_NEGATIVE, True, True),
+    # Network
+    "network": Field("tiny", "A row of models.networks.NETWORKS.", _one_of(NETWORKS)),
+    "weights": Field("", "A file of pretrained layers, or a workdir; random initialisation if empty."),
+    "train_from": Field("", "The first trained layer (section 4.5); the network's own choice if empty."),
+    "compute_type": Field("float32", "Parameters stay float32.", _one_of(("float32", "bfloat16")), True),
+    "fc_ranks": Field((), "Ranks of factored fc6 and fc7; set by frcnn compress.", _RANKS),
+    "classifier": Field("softmax", '"svm" after frcnn train-svm.', _one_of(("softmax", "svm"))),
+    "min_size": Field(144, "Pixels of the shorter side of a resized image ...", _POSITIVE, True),
+    "max_size": Field(
+        192,
+        "... unless the longer side would exceed this.",
+        Check(lambda value, config: value >= config["min_size"], "at least min_size"),
+        at_test=True,
+    ),
+    "scales": Field((), "Several shorter sides (section 5.2): one drawn per image, a pyramid at test.", _SCALES, True),
+    # Mini-batch (section 2.3)
+    "data_workers": Field(0, "Processes that make batches; 0 for threads.", _NOT_NEGATIVE, housekeeping=True),
+    "images_per_batch": Field(2, "Over all devices.", _POSITIVE),
+    "accumulate": Field(1, "Parts of a device's images, one after another through the network.", _POSITIVE),
+    "rois_per_batch": Field(128, "Over all devices.", _ROIS),
+    "fg_fraction": Field(0.25, "The most foreground among an image's RoIs.", _FRACTION),
+    "fg_iou": Field(0.5, "The least IoU of foreground.", _FRACTION),
+    "bg_iou_low": Field(
+        0.0,
+        "The least IoU of background.",
+        Check(lambda value, config: 0 <= value < config["bg_iou_high"], "0 or more and below bg_iou_high"),
+    ),
+    "bg_iou_high": Field(0.5, "Background's IoU is below this.", _FRACTION),
+    "flip": Field(True, "Whether mirrored images double the set."),
+    "box_loss_weight": Field(1.0, "Lambda of equation 1; 0 trains on classes alone.", _NOT_NEGATIVE),
+    # Solver; the rate scales with images_per_batch, the steps inversely
+    "reference_images": Field(2, "The images per batch that steps and learning_rate are meant for.", _POSITIVE),
+    "steps": Field(2000, "Length of the run.", _POSITIVE),
+    "learning_rate": Field(0.01, "", Check(lambda value, _: value > 0 and isfinite(value), "over 0 and finite")),
+    "learning_rate_drops": Field(
+        (1700,), "Steps from which the rate is a tenth.", Check(lambda v, _: _whole(v, 0), "steps, whole numbers")
+    ),
+    "momentum": Field(0.9, "", _FRACTION),
+    "weight_decay": Field(0.0005, "", _NOT_NEGATIVE),
+    "decay_biases": Field(False, "The paper's text says yes, its code no."),
+    "warmup_steps": Field(0, "Steps over which the rate rises linearly.", _NOT_NEGATIVE),
+    "seed": Field(0, "Of all random draws.", Check(lambda value, _: 0 <= value < 2**32, "0 or more and below 2^32")),
+    # Test (section 3)
+    "nms_iou": Field(0.3, "Non-maximum suppression drops a box whose IoU exceeds this.", _FRACTION, True),
+    "test_box_regression": Field(True, "Off: RoIs are the boxes.", at_test=True),
+    "candidates_per_class": Field(
+        100,
+        "Best-scoring RoIs of each class that enter its suppression.",
+        Check(lambda value, _: 0 < value <= ROI_MULTIPLE, f"over 0 and at most {ROI_MULTIPLE}"),
+        at_test=True,
+    ),
+    # Housekeeping
+    "log_every": Field(20, "Steps.", _POSITIVE, housekeeping=True),
+    "profile_steps": Field((), "First and last step of a trace in W/profile.", _PROFILE, False, True),
+    "checkpoint_every": Field(500, "Steps.", _POSITIVE, housekeeping=True),
+    "keep_checkpoints": Field(2, "The newest ones to keep.", _POSITIVE, housekeeping=True),
+    "keep_best": Field(
+        0,
+        "And as many with the best mAP of those that were scored.",
+        Check(lambda v, c: v == 0 or (v > 0 and c["eval_every"]), "0 or more, and 0 where eval_every is 0"),
+        housekeeping=True,
+    ),
+    "eval_every": Field(0, "Steps between scores on val; 0: only the last.", _NOT_NEGATIVE, housekeeping=True),
+    "eval_images": Field(0, "The first images of val that such scores use; 0: all.", _NOT_NEGATIVE, housekeeping=True),
+    "pictures": Field(12, "Held-out images drawn at the end ...", _NOT_NEGATIVE, housekeeping=True),
+    "picture_threshold": Field(0.5, "... with their detections of at least this score.", _FRACTION, housekeeping=True),
+}  # fmt: skip
 
 
 def get_config() -> ConfigDict:
-    """Every field. The types are fixed: a value of another type is refused."""
-    config = ConfigDict()
-
-    # Data
-    config.dataset = "synthetic"  # "synthetic", "voc", "xml", "coco", "tfds:voc/2007" or "tfds:voc/2012"
-    config.voc_dir = ""  # voc: the VOCdevkit folder
-    config.year = 2007  # voc: the VOC<year> of splits that name none
-    config.data_dir = ""  # xml: <split>/*.xml, images beside; coco: annotations/instances_<split>.json, <split>/*;
-    # tfds: where it was prepared, ~/tensorflow_datasets where empty
-    config.train_split = "train"  # voc: may join several, "2007_trainval+2012_trainval"
-    config.val_split = "val"
-    config.on_error = "stop"  # at what is wrong in the data; "skip" leaves the object or image out, and counts
-    config.train_images = 600  # synthetic: images in the train split
-    config.val_images = 200  # synthetic: images in the val split
-    config.train_difficult = True  # objects marked difficult are trained on, as the paper's code does
-    config.class_names = ()  # filled in from the data
-
-    # Proposals: OpenCV's selective search, or files
-    config.proposals = ""  # a file or folder of them (proposal_files.py), or several, "A+B"; the search where empty
-    config.proposal_mode = "fast"  # "fast" or "quality"
-    config.max_proposals = 2000  # an image
-    config.proposal_cache = ""  # a folder; W/proposals where empty
-    config.workers = 0  # processes; one a core where 0
-
-    # Network
-    config.network = "tiny"  # a row of models.NETWORKS
-    config.weights = ""  # a file of pretrained layers, see weight_files.py; random where empty
-    config.train_from = (
-        ""  # the first layer that is trained (section 4.5), "fc6" for none of the convolutions; the row's
-    )
-    config.compute_type = "float32"  # or "bfloat16"; parameters stay float32
-    config.fc_ranks = ()  # of fc6 and fc7 as two layers each; scripts/compress.py sets it
-    config.classifier = "softmax"  # "svm": cls_score holds one SVM a class; scripts/train_svm.py sets it
-    config.min_size = 144  # the shorter side of an image after resizing, in pixels ...
-    config.max_size = 192  # ... unless the longer one would be over this
-    config.scales = ()  # several shorter sides (section 5.2): one drawn an image in training, an image pyramid at test
-
-    # Mini-batch (section 2.3)
-    config.data_workers = 0  # processes that make batches; 0 for threads of this one
-    config.images_per_batch = 2  # over all devices
-    config.accumulate = 1  # parts of a device's images that go through the network one after another
-    config.rois_per_batch = 128
-    config.fg_fraction = 0.25
-    config.fg_iou = 0.5
-    config.bg_iou_low = 0.0  # background has its best IoU in [low, high)
-    config.bg_iou_high = 0.5
-    config.flip = True
-    config.box_loss_weight = 1.0  # lambda of equation 1; 0 trains on classes alone
-
-    # Solver: steps and rate are meant for this many images a step; for another images_per_batch the rate is scaled in
-    # proportion, the steps in inverse proportion
-    config.reference_images = 2
-    config.steps = 2000
-    config.learning_rate = 0.01
-    config.learning_rate_drops = (1700,)  # times 0.1 from these steps on
-    config.momentum = 0.9
-    config.weight_decay = 0.0005
-    config.decay_biases = False  # the paper's text says yes, its code no
-    config.warmup_steps = 0  # the rate rises linearly over them
-    config.seed = 0
-
-    # Test (section 3)
-    config.nms_iou = 0.3
-    config.test_box_regression = True  # off: RoIs as they are
-    config.candidates_per_class = 100  # best scores of a class that enter its NMS
-
-    # Housekeeping
-    config.log_every = 20  # steps
-    config.profile_steps = ()  # the first and the last step of a trace in W/profile, for TensorBoard, XProf, Perfetto;
-    # one or two on a CPU, where a step takes some 60 MB on disk, 1 GB of memory and 7 s
-    config.checkpoint_every = 500  # steps
-    config.keep_checkpoints = 2  # the newest ones
-    config.keep_best = 0  # and so many with the best mAP of those that were scored
-    config.eval_every = 0  # steps; these checkpoints are scored on the val split. 0: only the last one
-    config.eval_images = 0  # of it, the first ones; all where 0. The last score is always that of all
-    config.pictures = 12  # held-out images drawn at the end ...
-    config.picture_threshold = 0.5  # ... with their detections of this score or more
-    return config.lock()
+    """Return all fields with their defaults. Types are fixed: a value of another type is refused."""
+    return ConfigDict({name: field.default for name, field in FIELDS.items()}).lock()
 
 
 def voc07_config(network: str) -> ConfigDict:
-    """The paper's recipe on VOC2007: trained on trainval, scored on test (sections 2.3 and 4.2)."""
+    """Return the paper's recipe on VOC2007: trained on trainval, scored on test (sections 2.3 and 4.2)."""
     config = get_config()
-    config.dataset = "voc"
-    config.train_split = "trainval"
-    config.val_split = "test"
-    config.network = network
-    config.min_size = 600
-    config.max_size = 1000
-    config.bg_iou_low = 0.1
-    config.learning_rate = 0.001
-    config.steps = 40_000
-    config.learning_rate_drops = (30_000,)
-    config.checkpoint_every = 2000
+    config.update(
+        dataset="voc",
+        train_split="trainval",
+        val_split="test",
+        network=network,
+        min_size=600,
+        max_size=1000,
+        bg_iou_low=0.1,
+        learning_rate=0.001,
+        steps=40_000,
+        learning_rate_drops=(30_000,),
+        checkpoint_every=2000,
+    )
     return config
 
 
-# Fields that do not change what is trained: they may differ when a run goes on.
-HOUSEKEEPING = frozenset(
-    (
-        "log_every",
-        "profile_steps",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "keep_best",
-        "eval_every",
-        "eval_images",
-        "pictures",
-        "picture_threshold",
-        "workers",
-        "data_workers",
-        "proposal_cache",
-    )
-)
-
-_POSITIVE = [
-    "train_images",
-    "val_images",
-    "max_proposals",
-    "min_size",
-    "max_size",
-    "images_per_batch",
-    "accumulate",
-    "reference_images",
-    "rois_per_batch",
-    "steps",
-    "candidates_per_class",
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "learning_rate",
-]
-_NOT_NEGATIVE = [
-    "workers", "data_workers", "pictures", "seed", "weight_decay", "box_loss_weight", "warmup_steps", "keep_best",
-    "eval_every", "eval_images",
-]  # fmt: skip
-_FRACTIONS = ["fg_fraction", "fg_iou", "bg_iou_low", "bg_iou_high", "momentum", "nms_iou", "picture_threshold"]
-CLASSIFIERS = ("softmax", "svm")
-COMPUTE_TYPES = ("float32", "bfloat16")
-MOST_CANDIDATES = 512  # RoIs are padded to a multiple of this at test
-
-
-def check_config(config: Mapping[str, Any]) -> None:
-    """InputError for the first field whose value is out of its range."""
-    checks = [(name, config[name] > 0, "over 0") for name in _POSITIVE]
-    checks += [(name, config[name] >= 0, "0 or more") for name in _NOT_NEGATIVE]
-    checks += [(name, 0 <= config[name] <= 1, "from 0 to 1") for name in _FRACTIONS]
-    checks += [
-        ("learning_rate", math.isfinite(config["learning_rate"]), "finite"),
-        ("keep_best", config["eval_every"] or not config["keep_best"], "0 where eval_every is 0"),
-        ("max_size", config["max_size"] >= config["min_size"], "at least min_size"),
-        (
-            "rois_per_batch",
-            config["rois_per_batch"] % max(config["images_per_batch"], 1) == 0,
-            f"a multiple of images_per_batch, {config['images_per_batch']}",
-        ),
-        ("candidates_per_class", config["candidates_per_class"] <= MOST_CANDIDATES, f"at most {MOST_CANDIDATES}"),
-        (
-            "learning_rate_drops",
-            all(isinstance(step, int) and step >= 0 for step in config["learning_rate_drops"]),
-            "steps, whole numbers",
-        ),
-        ("bg_iou_low", config["bg_iou_low"] < config["bg_iou_high"], "below bg_iou_high"),
-        ("seed", config["seed"] < 2**32, "below 2^32"),
-        ("proposal_mode", config["proposal_mode"] in ("fast", "quality"), "one of fast, quality"),
-        ("on_error", config["on_error"] in ("stop", "skip"), "stop or skip"),
-        ("classifier", config["classifier"] in CLASSIFIERS, f"one of {', '.join(CLASSIFIERS)}"),
-        ("compute_type", config["compute_type"] in COMPUTE_TYPES, f"one of {', '.join(COMPUTE_TYPES)}"),
-        (
-            "fc_ranks",
-            len(config["fc_ranks"]) in (0, 2) and all(isinstance(r, int) and r >= 0 for r in config["fc_ranks"]),
-            "empty or two whole numbers, 0 for a full layer",
-        ),
-        (
-            "scales",
-            all(isinstance(s, int) and 0 < s <= config["max_size"] for s in config["scales"]),
-            "sides of 1 to max_size",
-        ),
-        (
-            "profile_steps",
-            len(config["profile_steps"]) in (0, 2)
-            and all(isinstance(step, int) and step > 0 for step in config["profile_steps"])
-            and list(config["profile_steps"]) == sorted(config["profile_steps"]),
-            "empty or the first and the last step",
-        ),
-        ("class_names", all(isinstance(name, str) for name in config["class_names"]), "names"),
-    ]
-    for name, holds, expected in checks:
-        if not holds:
+def check_config(config: Config) -> None:
+    """Raise InputError for the first field whose value is out of its range."""
+    for name, field in FIELDS.items():
+        if field.check and not field.check.holds(config[name], config):
+            expected = field.check.expected.format_map(config)
             raise InputError(f"--config.{name} must be {expected}, got {config[name]!r}")
 
 
-def fits_type(value: Any, default: Any) -> bool:
-    """Whether a field may take a value, by the type of its default: a whole number will do for a float, a list for a
-    tuple."""
+def _has_type(value: Any, default: Any) -> bool:
+    """Whether a value read from JSON has the type of a field's default."""
     if isinstance(default, float):
         return type(value) in (int, float)
     return type(value) is type(default) or (isinstance(value, list) and isinstance(default, tuple))
 
 
-# Fields that a trained network can be evaluated with other values of.
-TEST_FIELDS = frozenset(
-    (
-        "min_size", "max_size", "scales", "max_proposals", "nms_iou", "candidates_per_class", "test_box_regression",
-        "compute_type", "voc_dir", "data_dir", "on_error", "year", "val_split", "val_images", "proposals",
-        "proposal_cache", "workers",
-    )
-)  # fmt: skip
-
-
-def evaluation_overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """Values by field of `--config.FIELD=VALUE` arguments, for evaluation.
+def parse_config(text: str | bytes) -> dict[str, Any]:
+    """Return the config that a workdir's config.json holds, checked; missing fields take their defaults.
 
     Raises:
-        InputError: another argument, a field that is fixed once trained, or a value of another type.
+        InputError: It is not such a file, has unknown fields, or values of another type or out of their range.
     """
-    defaults, values = get_config(), {}
-    for argument in arguments:
-        match = re.fullmatch(r"--config\.([^=]*)=(.*)", argument)
-        if not match:
-            raise InputError(f"unknown argument {argument!r}; a field is set with --config.FIELD=VALUE")
-        name, text = match.groups()
-        if name not in TEST_FIELDS:
-            raise InputError(f"--config.{name}: not a field of evaluation; those are {', '.join(sorted(TEST_FIELDS))}")
-        try:
-            values[name] = text if isinstance(defaults[name], str) else ast.literal_eval(text.capitalize())
-        except (ValueError, SyntaxError):
-            values[name] = None
-        if not fits_type(values[name], defaults[name]):
-            example = ", such as (480, 576)" if isinstance(defaults[name], tuple) else ""
-            raise InputError(f"--config.{name} must be a {type(defaults[name]).__name__}{example}, got {text!r}")
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not a config that frcnn train wrote ({error})") from None
+    missing = {"network", "class_names"} - set(config) if isinstance(config, dict) else {"all fields"}
+    if missing:
+        raise InputError(f"not a config that frcnn train wrote: {', '.join(sorted(missing))} missing")
+    if unknown := sorted(set(config) - set(FIELDS)):
+        raise InputError(f"fields unknown to this version: {', '.join(unknown)}")
+    config = {name: config.get(name, field.default) for name, field in FIELDS.items()}
+    for name, field in FIELDS.items():
+        if not _has_type(config[name], field.default):
+            expected = "list" if isinstance(field.default, tuple) else type(field.default).__name__
+            raise InputError(f"{name} must be of type {expected}, got {config[name]!r}")
+    check_config(config)
+    return json.loads(json.dumps(config))
+
+
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--config NAME|FILE.py`; `--config.FIELD=VALUE` arguments are left to `load_config`."""
+    parser.add_argument("--config", metavar="RECIPE", help="a recipe of experiments/ by name, or a file FILE.py")
+
+
+def load_config(recipe: str | None, arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the config of a recipe with `--config.FIELD=VALUE` arguments applied, checked.
+
+    An exception of the recipe's own code passes through, with its traceback.
+
+    Raises:
+        InputError: There is no such recipe or field, its fields are not those of this table, an argument is of another
+            kind, or a value is of another type or out of its range.
+    """
+    config = _run_recipe(recipe_path(recipe)) if recipe else get_config()
+    values = override_config(config, arguments, FIELDS)
+    check_config(values)
     return values
 
 
-def load_config(argv: Sequence[str]) -> tuple[dict[str, Any], argparse.Namespace]:
-    """The config and the other arguments of `--workdir W [--config FILE] [--config.field=value ...]`.
+def _run_recipe(path: Path) -> ConfigDict:
+    spec = importlib.util.spec_from_file_location("recipe", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise InputError(f"{path}: a recipe must define get_config()")
+    config = module.get_config()
+    if not isinstance(config, ConfigDict) or set(config) != set(FIELDS):
+        differ = ", ".join(sorted(set(config) ^ set(FIELDS))) if isinstance(config, ConfigDict) else repr(config)
+        raise InputError(f"{path}: get_config() must return a ConfigDict with the fields of frcnn_jax.config: {differ}")
+    return config
+
+
+def override_config(config: Config, arguments: Sequence[str], allowed: Collection[str]) -> dict[str, Any]:
+    """Return a config with `--config.FIELD=VALUE` arguments applied.
+
+    Args:
+        config: All fields.
+        arguments: In any number.
+        allowed: The fields that may be set.
 
     Raises:
-        InputError: a config file that can't be loaded, an unknown field, a value of another type.
+        InputError: An argument is of another kind, a field is unknown or not allowed, or a value is of another type.
     """
-    parser = argparse.ArgumentParser(
-        description="Trains Fast R-CNN and scores it; on the same workdir it goes on from the last checkpoint.",
-        epilog="Fields and their meaning: frcnn_jax/config.py. Recipes: experiments/.",
-        usage="%(prog)s --workdir W [--config FILE.py] [--config.FIELD=VALUE ...] [--distributed | --coordinator ...]",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--workdir", type=Path, required=True, help="folder for all that training leaves")
-    many = parser.add_argument_group("several processes, one a host (docs/scaling.md)")
-    many.add_argument("--distributed", action="store_true", help="on SLURM, GKE and TPU pods, where jax finds the rest")
-    many.add_argument("--coordinator", metavar="HOST:PORT", help="elsewhere: the address of process 0")
-    many.add_argument("--num-processes", type=int, help="with --coordinator")
-    many.add_argument("--process-id", type=int, help="with --coordinator: from 0")
-    many.add_argument("--timeout", type=int, default=300, help="seconds to wait for the others; default %(default)s")
-    args, rest = parser.parse_known_args(argv)
-    of_coordinator = (args.num_processes is not None, args.process_id is not None)
-    if any(given != (args.coordinator is not None) for given in of_coordinator):
-        raise InputError("--coordinator, --num-processes and --process-id go together")
-    address = re.fullmatch(r".+:(\d{1,5})", args.coordinator or "host:1")
-    if not address or not 0 < int(address[1]) < 2**16:
-        raise InputError(f"--coordinator must be HOST:PORT, a port from 1 to 65535, got {args.coordinator!r}")
-    if args.coordinator and args.num_processes < 1:
-        raise InputError(f"--num-processes must be at least 1, got {args.num_processes}")
-    if args.coordinator and not 0 <= args.process_id < args.num_processes:
-        raise InputError(f"--process-id must be from 0 to {args.num_processes - 1}, got {args.process_id}")
-    if args.timeout < 1:
-        raise InputError(f"--timeout must be at least 1 s, got {args.timeout}")
-    return read_arguments(rest), args
-
-
-def _file_first(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with `--config FILE` before the fields that change it."""
-    for i, argument in enumerate(arguments):
-        if re.fullmatch(r"--?config(=.*)?", argument):
-            end = i + (1 if "=" in argument else 2)
-            return [*arguments[i:end], *arguments[:i], *arguments[end:]]
-    return list(arguments)
-
-
-def read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
-    """The config of `[--config FILE] [--config.field=value ...]`.
-
-    Raises:
-        InputError: a config file that can't be loaded, an unknown field, a value of another type.
-    """
-    for override in arguments:
-        if (field := re.match(r"--?config\.([^=]*)", override)) and field[1] not in get_config():
-            near = difflib.get_close_matches(field[1], get_config(), n=3)
-            near_ones = f"; near ones are {', '.join(near)}" if near else ""
-            raise InputError(f"--config.{field[1]}: no such field{near_ones}")
+    for argument in arguments:
+        field = re.fullmatch(r"--?config\.([^=]*)(=.*)?", argument, re.DOTALL)
+        if not field:
+            continue  # the value of `--config.FIELD VALUE`, or stray
+        if field[1] not in FIELDS:
+            near = difflib.get_close_matches(field[1], FIELDS, n=3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise InputError(f"--config.{field[1]}: no such field{hint}")
+        if field[1] not in allowed:
+            raise InputError(f"--config.{field[1]}: fixed once trained; evaluation takes {', '.join(sorted(allowed))}")
     values = flags.FlagValues()
-    command = ["", *_file_first(arguments)]
+    typed = {name: type(field.default)(config[name]) for name, field in FIELDS.items()}
+    command = ["", *arguments]
+    config_flags.DEFINE_config_dict("config", ConfigDict(typed).lock(), flag_values=values, sys_argv=command)
     try:
-        config_flags.DEFINE_config_file("config", __file__, flag_values=values, sys_argv=command)
         stray = values(command)[1:]
-        config = values.config.to_dict()
-    except Exception as error:  # whatever a recipe's own code raises, too
-        raise InputError(f"--config: {type(error).__name__}: {' '.join(str(error).split())}") from None
+    except flags.UnrecognizedFlagError as error:
+        raise InputError(f"unknown argument '--{error.flagname}'; a field is set with --config.FIELD=VALUE") from None
+    except (flags.Error, ValueError, TypeError, SyntaxError) as error:
+        raise InputError(f"--config: {' '.join(str(error).split())}") from None
     if stray:
         raise InputError(f"unknown argument {stray[0]!r}; a field is set with --config.FIELD=VALUE")
-    if unknown := sorted(set(config) ^ set(get_config())):
-        raise InputError(f"--config: the recipe's fields are not those of frcnn_jax/config.py: {', '.join(unknown)}")
-    return config
+    return values.config.to_dict()
+
+
+TEST_FIELDS = frozenset(name for name, field in FIELDS.items() if field.at_test)
+HOUSEKEEPING = frozenset(name for name, field in FIELDS.items() if field.housekeeping)

@@ -1,29 +1,39 @@
-"""The exceptions for a user's mistake and for a signal, and the edge where they become one clear line."""
+"""Exceptions for a user's mistake and for a signal, and `run_main`, which ends a command line with one line of text."""
 
 import atexit
 import gc
 import io
+import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-GO_ON_LATER = 75  # EX_TEMPFAIL of sysexits.h
+RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h
 
 
 class InputError(ValueError):
-    """What was given can't be used. The text says what was expected, what came, and where."""
+    """Unusable input. The text is one line: what was expected, what was given, and where."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal came; nothing is lost, and the same command goes on later."""
+    """A signal ended the work; running the same command again resumes it."""
 
 
 def run_main(main: Callable[[Sequence[str]], Any]) -> None:
-    """Runs a command line; a user's mistake, a failing disk or a jax without devices is one line and exit code 1,
-    `Interrupted` 75."""
+    """Run a command line, and turn expected failures into one line on stderr and an exit status.
+
+    It owns the process: it silences what libraries print about failures that end in such a line.
+
+    Args:
+        main: takes the arguments. InputError, OSError or a jax without devices exit with 1, `Interrupted` with 75;
+            any other exception keeps its traceback.
+    """
+    _silence_libraries()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files may be no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does; file names may not be UTF-8
     try:
         main(sys.argv[1:])
         return
@@ -31,32 +41,45 @@ def run_main(main: Callable[[Sequence[str]], Any]) -> None:
         text, code = f"error: {error}", 1
     except KeyboardInterrupt as interrupt:
         text = f"interrupted{': ' if str(interrupt) else ''}{interrupt}"
-        code = GO_ON_LATER if isinstance(interrupt, Interrupted) else 1
-        atexit.register(_end_without_teardown, code)
+        code = RESUMABLE if isinstance(interrupt, Interrupted) else 1
+        atexit.register(_exit_without_teardown, code)
     except Exception:
-        if not (reason := _no_devices()):
+        if not (reason := _missing_devices()):
             raise
         text, code = f"error: {reason}", 1
     print(text, file=sys.stderr)
     sys.exit(code)
 
 
-def _end_without_teardown(code: int) -> None:
-    """XLA's crashes while one of its threads still compiles."""
-    gc.collect()  # workers' semaphores are given back
+def _silence_libraries() -> None:
+    """Drop orbax's reports of each save, and what its threads print after a failed one, which `run_main` reports."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    sys.excepthook, sys.unraisablehook = (partial(_report, hook) for hook in (sys.excepthook, sys.unraisablehook))
+
+
+def _report(hook: Callable[..., None], *report: Any) -> None:
+    """Pass an exception to a hook unless it is one that orbax and tensorstore raise in a background thread."""
+    error = report[1] if len(report) > 1 else report[0].exc_value
+    if not isinstance(error, RuntimeError | ValueError) or threading.current_thread() is threading.main_thread():
+        hook(*report)
+
+
+def _exit_without_teardown(code: int) -> None:
+    """Skip XLA's teardown, which crashes if one of its threads is still compiling."""
+    gc.collect()  # releases the semaphores of worker processes
     sys.stdout.flush()
     os._exit(code)
 
 
-def _no_devices() -> str | None:
-    """Why jax can't be used on this machine; None where it can."""
+def _missing_devices() -> str | None:
+    """Return why jax has no devices on this machine; None if it has."""
     if "jax" not in sys.modules:
         return None
     try:
         sys.modules["jax"].devices()
-    except Exception as error:  # an assertion without text, too
-        given = [
-            f"{name}={os.environ[name]}" for name in ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES") if name in os.environ
-        ]
-        return ": ".join(filter(None, ["jax finds no device", ", ".join(given), " ".join(str(error).split())]))
+    except Exception as error:  # may be an assertion without text
+        names = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES")
+        given = ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
+        return ": ".join(filter(None, ["jax finds no device", given, " ".join(str(error).split())]))
     return None

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whether they can be written, before the work, and .npz read safely."""
+"""Atomic writes, up-front checks of output paths, and safe reading of .npz and JSON files."""
 
 import json
 import os
@@ -15,68 +15,83 @@ from frcnn_jax.errors import InputError
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """A file, whole or not at all, whatever ends this process and whoever else writes it: `write` fills a file of a
-    name of its own beside it, which then takes its name.
+    """Write a file atomically, even if this process is killed or another writes the same file.
+
+    Args:
+        path: the file to create or replace.
+        write: writes the content to a temporary file in the same folder, which is then renamed.
 
     Raises:
-        OSError: it can't be written (a full disk); the text names the file.
+        OSError: the file can't be written, as when the disk is full; the text names it.
     """
-    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with open(beside, "wb") as file:
+        with open(temporary, "wb") as file:
             write(file)
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except BaseException as error:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise OSError(f"{path}: can't be written ({error.strerror or error})") from None
         raise
 
 
 def check_file(path: Path) -> None:
-    """InputError unless `path` is, or may become, a file."""
+    """Raise InputError unless a file can be written at `path`."""
     if not path.parent.is_dir():
         raise InputError(f"{path}: its folder does not exist")
     if path.is_dir():
-        raise InputError(f"{path}: a file is to be written there, it is a folder")
+        raise InputError(f"{path}: expected a file, this is a folder")
 
 
 def check_folder(path: Path) -> None:
-    """InputError unless `path` is, or may become, a folder that can be written to."""
-    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-    if not there.is_dir():
-        raise InputError(f"{path}: a folder is expected, {there} is a file")
-    if not os.access(there, os.W_OK):
-        raise InputError(f"{path}: {there} can't be written to")
+    """Raise InputError unless `path` is a folder that can be written to, or can be created as one."""
+    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise InputError(f"{path}: expected a folder, {existing} is a file")
+    if not os.access(existing, os.W_OK):
+        raise InputError(f"{path}: no permission to write to {existing}")
 
 
 def write_text(path: Path, text: str, *, errors: str = "surrogateescape") -> None:
-    """A text file in UTF-8, whole or not at all. Names of files that are no UTF-8 keep their bytes, or become what
-    `errors` of str.encode makes of them."""
+    """Write a UTF-8 text file atomically.
+
+    Args:
+        path: the file to create or replace.
+        text: the content.
+        errors: as in `str.encode`; the default restores the bytes of file names that are not UTF-8.
+    """
     write_whole(path, lambda file: file.write(text.encode(errors=errors)))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A JSON file, whole or not at all."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a .npz file. ValueError for another file, one that is cut short, or Python objects in it, which
-    might run code; the caller knows what the file was to be."""
+    """Read the arrays of a .npz file, refusing pickled Python objects, which could run code.
+
+    Raises:
+        ValueError: the file is damaged or of another format, or holds Python objects. The text does not name it.
+    """
     try:
-        with zipfile.ZipFile(path):  # np.load takes what is none for a pickle
+        with zipfile.ZipFile(path):  # np.load takes any other format for a pickle
             pass
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
     except (zipfile.BadZipFile, EOFError, zlib.error):
         raise ValueError("cut short or not a .npz") from None
     except ValueError:
-        raise ValueError("an array in it is broken, or of Python objects, which are not read") from None
+        raise ValueError("it holds a damaged array, or Python objects, which are not read") from None
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. InputError where there is none."""
+    """Read a JSON file.
+
+    Raises:
+        InputError: the file is missing, unreadable or not JSON.
+    """
     try:
         return json.loads(Path(path).read_bytes())
     except FileNotFoundError:

@@ -1,57 +1,31 @@
-"""SVMs on fc7 in place of a trained workdir's softmax (section 5.4), in a new workdir; both compared on the val split:
+"""SVMs on fc7 in place of a trained workdir's softmax (section 5.4), in a new workdir, and a comparison of both:
 
-python scripts/train_svm.py --workdir W [--out W-svm] [--negative-images N] [--images N]
+    frcnn train-svm --workdir W [--out W-svm] [--negative-images N] [--images N]
 
-Stopped and run again, it goes on from the last 250 images; where it is done, it compares again. Scores of the new
-workdir are margins: 0 is the boundary.
+Interrupted and run again, it resumes from its last save, every 250 images; finished, it compares again. Scores of the
+new workdir are margins: 0 is the boundary.
 """
 
-import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from frcnn_jax.__main__ import run
-from frcnn_jax.detect import image_sizes, load_variables, read_config
+from frcnn_jax.build import image_sizes, load_proposals_of, read_split_of
+from frcnn_jax.cli import command_parser, run
+from frcnn_jax.config import Config
 from frcnn_jax.errors import InputError
-from frcnn_jax.evaluation.evaluate import compare_workdirs
 from frcnn_jax.files import check_folder, write_json
-from frcnn_jax.splits import read_split, with_proposals
 from frcnn_jax.training.checkpoint import save_model
 from frcnn_jax.training.svm import train_svms
-
-
-def train(
-    workdir: Path, config: Mapping[str, Any], out: Path, changed: Mapping[str, Any], negative_images: int | None
-) -> None:
-    model, variables, step = load_variables(workdir, config)
-    dataset, proposals = with_proposals(config, workdir, read_split(config, "train"))
-    (sizes,) = image_sizes(config)
-    out.mkdir(parents=True, exist_ok=True)
-    state = out / "svm.npz"
-    params = train_svms(
-        model,
-        variables,
-        dataset.records,
-        proposals,
-        sizes=sizes,
-        state=state,
-        negative_images=negative_images,
-        seed=config["seed"],
-    )
-    save_model(out, step, {**variables, "params": params})
-    write_json(out / "config.json", changed)
-    state.unlink()
+from frcnn_jax.workdir import compare_workdirs, derived_config, load_variables, read_config
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    """Run the command line."""
+    parser = command_parser(__doc__)
     parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--out", type=Path, help="the new workdir; W-svm by default")
+    parser.add_argument("--out", type=Path, help="the new workdir; default: W-svm")
     parser.add_argument("--negative-images", type=int, help="mine negatives in the first N of the train split only")
-    parser.add_argument("--images", type=int, help="compare on the first N of the val split only; 0 for no comparison")
+    parser.add_argument("--images", type=int, help="compare on the first N of the val split; 0 for no comparison")
     args = parser.parse_args(argv)
     for name in ("negative_images", "images"):
         least = 1 if name == "negative_images" else 0
@@ -64,16 +38,36 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"{args.workdir}: its classifier is an SVM already")
     if config["scales"]:
         raise InputError(f"{args.workdir}: SVMs are trained at one scale, it has {config['scales']}")
-    cache = config["proposal_cache"] or str((args.workdir / "proposals").absolute())
-    changed = {**config, "classifier": "svm", "proposal_cache": cache, "picture_threshold": 0.0}
+    changed = derived_config(config, args.workdir, classifier="svm", picture_threshold=0.0)
     if not (out / "config.json").exists():
-        train(args.workdir, config, out, changed, args.negative_images)
+        _train(args.workdir, config, out, changed, args.negative_images)
     elif read_config(out) != changed:
         raise InputError(f"{out} exists; name another folder with --out")
     if args.images != 0:
         _, results = compare_workdirs((args.workdir, out), images=args.images)
         if args.images is None:
             write_json(out / "results.json", results)
+
+
+def _train(workdir: Path, config: Config, out: Path, changed: Config, negative_images: int | None) -> None:
+    model, variables, step = load_variables(workdir, config)
+    dataset, proposals = load_proposals_of(config, workdir, read_split_of(config, "train"))
+    (size,) = image_sizes(config)
+    out.mkdir(parents=True, exist_ok=True)
+    state = out / "svm.npz"
+    params = train_svms(
+        model,
+        variables,
+        dataset.records,
+        proposals,
+        size=size,
+        state=state,
+        negative_images=negative_images,
+        seed=config["seed"],
+    )
+    save_model(out, step, {**variables, "params": params})
+    write_json(out / "config.json", changed)
+    state.unlink()
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from hypothesis import settings
 
 from frcnn_jax.config import get_config
 from frcnn_jax.data.synthetic import CLASS_NAMES
-from frcnn_jax.models.fast_rcnn import FastRCNN, get_network
-from frcnn_jax.training.checkpoint import open_checkpoints, save
+from frcnn_jax.models.networks import get_network
+from frcnn_jax.training.checkpoint import Checkpoints
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -56,7 +56,7 @@ def rng() -> np.random.Generator:
 @pytest.fixture(scope="session")
 def model_and_variables():
     """The tiny network, untrained."""
-    model = FastRCNN(get_network("tiny"), len(CLASS_NAMES))
+    model = get_network("tiny").build(len(CLASS_NAMES))
     canvas, sizes = np.zeros((1, 64, 64, 3), np.float32), np.array([[64, 64]], np.int32)
     variables = jax.jit(model.init)(jax.random.key(0), canvas, sizes, np.zeros((1, 1, 4), np.float32))
     # heads that say something, and statistics that matter
@@ -73,8 +73,8 @@ def workdir(model_and_variables, tmp_path_factory):
     """A workdir of it, at step 7; not to be written to."""
     folder = tmp_path_factory.mktemp("w")
     (folder / "config.json").write_text(json.dumps({**get_config().to_dict(), "class_names": CLASS_NAMES}))
-    with open_checkpoints(folder) as checkpoints:
-        save(checkpoints, 7, jax.tree.map(jax.numpy.asarray, model_and_variables[1]), {"m": np.zeros(1)})
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(7, model=jax.tree.map(jax.numpy.asarray, model_and_variables[1]), optimizer={"m": np.zeros(1)})
     return folder
 
 

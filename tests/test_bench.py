@@ -11,7 +11,7 @@ import pytest
 from frcnn_jax.data.batches import Sizes
 from frcnn_jax.data.synthetic import draw_scene
 from frcnn_jax.errors import InputError
-from frcnn_jax.models.fast_rcnn import get_network
+from frcnn_jax.models.networks import get_network
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "benchmarks"
 

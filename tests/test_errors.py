@@ -82,3 +82,37 @@ def test_a_bug_keeps_its_traceback():
 
     with pytest.raises(TypeError):
         run_main(main)
+
+
+def test_importing_changes_nothing():
+    """Of loggers, hooks, warning filters and signal handlers. (orbax adds a handler to the root logger.)"""
+    program = """
+import importlib, logging, pkgutil, signal, sys, threading, warnings
+import frcnn_jax, orbax.checkpoint
+
+def loggers():
+    found = {"": logging.root, **logging.root.manager.loggerDict}
+    return {
+        name: (log.level, log.disabled, log.propagate, [*log.handlers])
+        for name, log in found.items()
+        if isinstance(log, logging.Logger)
+    }
+
+def others():
+    hooks = sys.excepthook, sys.unraisablehook, threading.excepthook
+    return hooks, [*warnings.filters], [signal.getsignal(number) for number in signal.valid_signals()]
+
+before, others_before = loggers(), others()
+modules = [module.name for module in pkgutil.walk_packages(frcnn_jax.__path__, "frcnn_jax.")]
+for name in modules:
+    importlib.import_module(name)
+after = loggers()
+assert {name: after[name] for name in before} == before
+assert {after[name][0] for name in {*after} - {*before}} <= {logging.NOTSET}
+assert others() == others_before
+print(*modules)
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "frcnn_jax.training.checkpoint" in run.stdout.split()

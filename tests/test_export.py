@@ -8,23 +8,29 @@ import numpy as np
 import pytest
 from examples import ROOT
 
-from frcnn_jax.data.batches import prepare_test
+from frcnn_jax.data.batches import Sizes, prepare_test
 from frcnn_jax.data.synthetic import draw_scene
-from frcnn_jax.detect import image_sizes, load_variables, make_predict_step, read_config
 from frcnn_jax.errors import InputError
+from frcnn_jax.evaluation.predict import DetectionOptions, make_predict_step
 from frcnn_jax.export import INPUTS, OUTPUTS, export_detector, main
+from frcnn_jax.models.networks import get_network
 from frcnn_jax.models.svd import compress_head
 from frcnn_jax.training.checkpoint import save_model
+from frcnn_jax.workdir import load_variables, read_config
 
 PROGRAM = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)[1]
 
 
-def batch_of_512(workdir):
+def batch_of_512():
     """A scene and 300 of its RoIs, which `prepare_test` pads to 512."""
     corners = np.sort(np.random.default_rng(0).uniform(0, 1, (300, 2, 2)), axis=1).reshape(300, 4)
     rois = (corners * [191, 143, 191, 143]).astype(np.float32)
     return prepare_test(
-        draw_scene(0, "test", 1).image, rois, sizes=image_sizes(read_config(workdir)), spatial_scale=None
+        draw_scene(0, "test", 1).image,
+        rois,
+        sizes=[Sizes(144, 192)],
+        pixels=get_network("tiny").pixels,
+        spatial_scale=None,
     )
 
 
@@ -54,7 +60,7 @@ def factored_svm(workdir, model_and_variables, tmp_path_factory):
 def test_another_process_gives_equal_outputs(which, request, tmp_path, capsys):
     folder, program = request.getfixturevalue(which), tmp_path / "detector.bin"
     main(["--workdir", str(folder), "--out", str(program), "--rois", "512"])
-    batch = batch_of_512(folder)
+    batch = batch_of_512()
     said = capsys.readouterr().out
     assert "image          float32[1,144,192,3]" in said
     assert "-> boxes       float32[1,6,100,4]" in said
@@ -70,21 +76,16 @@ def test_another_process_gives_equal_outputs(which, request, tmp_path, capsys):
 
 def test_options(workdir):
     """Any canvas that holds the image, padding and other platforms; fields of the config."""
+    model, variables, _ = load_variables(workdir, read_config(workdir))
+    options = DetectionOptions(candidates=50)
     exported = export_detector(
-        workdir,
-        canvas=(160, 240),
-        rois=600,
-        platforms=("cpu", "cuda", "tpu"),
-        step=7,
-        overrides={"candidates_per_class": 50},
+        model, variables, canvas=(160, 240), rois=600, options=options, platforms=("cpu", "cuda", "tpu")
     )
     assert [aval.shape for aval in exported.in_avals] == [(1, 160, 240, 3), (1, 2), (1, 600, 4), (1, 600), (1,), (1, 2)]
     assert [aval.shape for aval in exported.out_avals] == [(1, 6, 50, 4), (1, 6, 50), (1, 6, 50)]
     assert exported.platforms == ("cpu", "cuda", "tpu")
-    assert export_detector(workdir).in_avals[2].shape == (1, 2048, 4)
-    batch = batch_of_512(workdir)
-    model, variables, _ = load_variables(workdir, read_config(workdir))
-    ours = make_predict_step(model, candidates=50)(variables, batch)
+    batch = batch_of_512()
+    ours = make_predict_step(model, options)(variables, batch)
     batch["image"] = np.pad(batch["image"], ((0, 0), (0, 16), (0, 48), (0, 0)))
     batch["rois"] = np.pad(batch["rois"], ((0, 0), (0, 88), (0, 0)))
     batch["roi_mask"] = np.pad(batch["roi_mask"], ((0, 0), (0, 88)))
@@ -96,14 +97,14 @@ def test_options(workdir):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--config.scales=(144, 192)"], r"detects at the scales \(144, 192\); a program of one canvas can't"),
+        (["--config.scales=(144, 192)"], r"detects at the scales \(144, 192\); a program has one canvas"),
         (["--canvas", "16", "200"], r"canvas must be 32 rows and columns or more.*, got 16 and 200"),
         (["--canvas", "10000000", "10000000"], "at most 100000000 pixels, got 10000000 and 10000000"),
-        (["--rois", "99"], r"rois must be at least the 100 candidates a class.*, got 99"),
+        (["--rois", "99"], r"rois must be at least the 100 candidates per class.*, got 99"),
         (["--rois", "1000000000000"], "at most 1000000, got 1000000000000"),
         (["--platforms", "cpu,gpu"], "platforms must be of cpu, cuda, rocm, tpu, got gpu"),
         (["--step", "9"], "no checkpoint of step 9"),
-        (["--config.network=vgg16"], "not a field of evaluation"),
+        (["--config.network=vgg16"], "fixed once trained"),
     ],
 )
 def test_what_can_not_be_exported(workdir, tmp_path, options, text):

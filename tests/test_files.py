@@ -66,8 +66,8 @@ def test_outputs_are_checked_before_the_work(tmp_path):
     check_folder(tmp_path / "a" / "b")
     with pytest.raises(InputError, match=r"nowhere.a: its folder does not exist"):
         check_file(tmp_path / "nowhere" / "a")
-    with pytest.raises(InputError, match=r"it is a folder"):
+    with pytest.raises(InputError, match=r"expected a file, this is a folder"):
         check_file(tmp_path)
-    with pytest.raises(InputError, match=r"a: a folder is expected, .*file is a file"):
+    with pytest.raises(InputError, match=r"a: expected a folder, .*file is a file"):
         check_folder(tmp_path / "file" / "a")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -13,11 +13,12 @@ from examples import ROOT, annotation, run_command, write_coco
 from PIL import Image
 
 from frcnn_jax.data.synthetic import CLASS_NAMES, draw_scene, read_synthetic
-from frcnn_jax.detect import Detector, load_variables, read_config
+from frcnn_jax.detector import Detector
 from frcnn_jax.evaluation.coco_metrics import COCO_METRICS
-from frcnn_jax.models.fast_rcnn import get_network
 from frcnn_jax.models.layers import Conv, Pool
+from frcnn_jax.models.networks import get_network
 from frcnn_jax.proposals.files import read_proposals
+from frcnn_jax.workdir import load_variables, read_config
 
 BENCHMARKS = ROOT / "benchmarks"
 
@@ -188,7 +189,7 @@ def test_check_dataset_goes_on_where_a_split_is_missing(tmp_path):
     assert count == "2 problems"
     refused = run_command("check-dataset", "--recall", second, *data)
     assert refused.returncode == 1
-    assert refused.stderr == f"error: {second}: a folder is expected, {second} is a file\n"
+    assert refused.stderr == f"error: {second}: expected a folder, {second} is a file\n"
 
 
 @pytest.mark.slow
@@ -221,7 +222,7 @@ def test_eval_coco_on_any_data_set_and_on_files(workdir, tmp_path):
     assert done.stdout.split()[:2] == ["AP", "1.0000"]
     done = run_command("eval-coco", "--detections", truth, "--annotations", truth)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: results must be image_id")
+    assert done.stderr.startswith("error: a list of results is expected")
 
 
 @pytest.mark.slow

@@ -15,15 +15,22 @@ from examples import ROOT, free_port, make_batch, read_events, run_command
 from filelock import FileLock
 from tensorboardX.proto.event_pb2 import SessionLog
 
+from frcnn_jax.build import build_model, build_network
 from frcnn_jax.config import get_config
-from frcnn_jax.detect import load_variables, make_model, read_config, workdir_arrays
 from frcnn_jax.errors import InputError
-from frcnn_jax.evaluation.evaluate import evaluate_workdir
-from frcnn_jax.train import batch_recipe, initial_variables, train_and_evaluate
-from frcnn_jax.training.checkpoint import lock_workdir, saved_steps
+from frcnn_jax.train import batch_recipe, train_and_evaluate
+from frcnn_jax.training.checkpoint import saved_steps
 from frcnn_jax.training.logs import read_metrics
 from frcnn_jax.training.solver import Recipe, caffe_sgd, step_schedule
 from frcnn_jax.training.step import create_state, make_train_step, replicate
+from frcnn_jax.workdir import (
+    evaluate_workdir,
+    initial_variables,
+    load_variables,
+    lock_workdir,
+    read_config,
+    workdir_arrays,
+)
 
 
 def test_a_recipe_follows_the_batch():
@@ -38,15 +45,16 @@ def test_a_recipe_follows_the_batch():
 def test_the_box_head_alone_is_trained(workdir):
     """Stage-wise training: all else, taken from a trained detector, stays as it is."""
     config = read_config(workdir)
-    model = make_model({**config, "train_from": "bbox_pred"}, len(config["class_names"]))
-    variables = initial_variables(model, jax.random.key(0), str(workdir))
+    frozen = build_network({**config, "train_from": "bbox_pred"}).frozen
+    model = build_model(config, len(config["class_names"]))
+    variables = initial_variables(model, jax.random.key(0), weights=str(workdir), frozen=frozen)
     _, trained, _ = load_variables(workdir, config)
     head, trained_head = jax.device_get((variables["params"]["head"], trained["params"]["head"]))
     np.testing.assert_array_equal(head["cls_score"]["kernel"], trained_head["cls_score"]["kernel"])
     assert np.abs(head["bbox_pred"]["kernel"]).max() < np.abs(trained_head["bbox_pred"]["kernel"]).max()  # afresh
 
     optimizer = caffe_sgd(step_schedule(0.05, ()))
-    before = create_state(variables, model.network.frozen, optimizer)
+    before = create_state(variables, optimizer, frozen=frozen)
     assert {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(before.params)} == {"kernel", "bias"}
     state, key = replicate((before, jax.random.key(7)))
     state, _ = make_train_step(model, optimizer)(state, make_batch(), key)
@@ -59,12 +67,12 @@ def test_the_box_head_needs_a_trained_detector(workdir, tmp_path):
     config = read_config(workdir)
     arrays = {name: array for name, array in workdir_arrays(workdir).items() if name.startswith(("conv", "fc"))}
     np.savez(tmp_path / "w.npz", **arrays)
-    alone = make_model({**config, "train_from": "bbox_pred"}, 6)
+    model, key, frozen = build_model(config, 6), jax.random.key(0), ("conv1_1", "cls_score")
     with pytest.raises(InputError, match="no cls_score in it"):
-        initial_variables(alone, jax.random.key(0), str(tmp_path / "w.npz"))
+        initial_variables(model, key, weights=str(tmp_path / "w.npz"), frozen=frozen)
     with pytest.raises(InputError, match=r"cls_score\.bias is"):
-        initial_variables(make_model({**config, "train_from": "bbox_pred"}, 5), jax.random.key(0), str(workdir))
-    whole = initial_variables(make_model(config, 5), jax.random.key(0), str(workdir))  # another set of classes
+        initial_variables(build_model(config, 5), key, weights=str(workdir), frozen=frozen)
+    whole = initial_variables(build_model(config, 5), key, weights=str(workdir))  # another set of classes
     assert whole["params"]["head"]["cls_score"]["bias"].shape == (6,)
 
 
@@ -210,7 +218,7 @@ def test_a_finished_run_says_so(finished, capsys):
 
 @pytest.mark.slow
 def test_another_config_in_the_workdir_is_an_error(finished):
-    with pytest.raises(InputError, match=r"learning_rate was 0\.01, now 0\.5"):
+    with pytest.raises(InputError, match=r"learning_rate was 0\.01, is now 0\.5"):
         train_and_evaluate(small_config(learning_rate=0.5), finished[0])
 
 
@@ -222,9 +230,9 @@ def test_an_interrupted_run_goes_on_to_the_same_parameters(finished, tmp_path):
     wait_for(first, lambda: read_metrics(workdir))
     first.send_signal(signal.SIGTERM)
     assert first.wait() == 75
-    assert "the same command goes on from there" in said(workdir).read_text()
+    assert "run the same command to resume" in said(workdir).read_text()
     assert start_training(workdir).wait() == 0
-    assert "goes on from step" in said(workdir).read_text()
+    assert "resuming from step" in said(workdir).read_text()
     assert [row["step"] for row in read_metrics(workdir)][-1] == 30
     assert_same_parameters(workdir, finished[0])
 
@@ -235,7 +243,7 @@ def test_sigterm_during_selective_search_is_no_failure(tmp_path):
     wait_for(process, lambda: list(workdir.rglob("*.npy")))
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 75
-    assert f"interrupted: the same command goes on from what {workdir} holds\n" in said(workdir).read_text()
+    assert f"interrupted: run the same command to resume from {workdir}\n" in said(workdir).read_text()
 
 
 @pytest.mark.slow
@@ -247,9 +255,9 @@ def test_a_damaged_checkpoint_is_trained_again(finished, tmp_path, capsys):
     damaged.write_bytes(damaged.read_bytes()[:-1])
     train_and_evaluate(small_config(), workdir)
     said = capsys.readouterr()
-    assert f"{workdir}/checkpoints/30: optimizer/_METADATA is not as it was written" in said.err
-    assert "checkpoints/30 is now 30.damaged" in said.err
-    assert "goes on from step 20" in said.out
+    assert f"{workdir}/checkpoints/30: optimizer/_METADATA has changed since it was written" in said.err
+    assert "checkpoints/30: renamed to 30.damaged" in said.err
+    assert "resuming from step 20" in said.out
     assert [row["step"] for row in read_metrics(workdir)] == list(range(2, 31, 2))
     starts = [e.step for e in read_events(workdir / "tensorboard") if e.session_log.status == SessionLog.START]
     assert starts == [1, 21]
@@ -267,7 +275,7 @@ def test_scores_while_training(finished, tmp_path):
     assert scores[30] == results["map"]
     best = max((step for step in scores if step < 30), key=lambda step: (scores[step], step))
     assert saved_steps(workdir) == [best, 30]
-    assert scores[best] == evaluate_workdir(workdir, step=best, images=1).results["map"]
+    assert scores[best] == evaluate_workdir(workdir, read_config(workdir), step=best, images=1).results["map"]
     curve = [event for event in read_events(workdir / "tensorboard") if event.summary.value[:1]]
     assert [e.step for e in curve if e.summary.value[0].tag == "map"] == list(scores)
     assert_same_parameters(workdir, finished[0])
@@ -285,7 +293,7 @@ def test_a_second_training_in_the_workdir_refuses(tmp_path):
     pytest.importorskip("fcntl")
     with (
         lock_workdir(tmp_path),
-        pytest.raises(InputError, match=f"{tmp_path}: another training runs in it; take another workdir, or wait"),
+        pytest.raises(InputError, match=f"{tmp_path}: in use by another training; wait for it or use another workdir"),
     ):
         train_and_evaluate(small_config(), tmp_path)
 
@@ -301,7 +309,7 @@ def test_a_full_disk_stops_the_run_with_one_line(tmp_path):
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
     assert process.wait() == 1
     errors = said(workdir).read_text()
-    failed, whole = map(int, re.search(r"checkpoints/(\d+): can't write .* step (\d+) is whole\n$", errors).groups())
+    failed, whole = map(int, re.search(r"checkpoints/(\d+): can't write .* step (\d+) is intact\n$", errors).groups())
     assert whole == failed - 10
     assert "Traceback" not in errors
     assert load_variables(workdir, read_config(workdir))[2] == whole
@@ -314,13 +322,13 @@ def test_housekeeping_may_change(finished):
 
 @pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
-    with pytest.raises(InputError, match=r"not a finite number at step \d+; there is no checkpoint yet"):
+    with pytest.raises(InputError, match=r"not finite at step \d+; there is no checkpoint yet"):
         train_and_evaluate(small_config(learning_rate=1e6, checkpoint_every=50, steps=50), tmp_path / "w")
 
 
 def test_a_workdir_that_is_a_file_is_an_error(tmp_path):
     (tmp_path / "w").write_text("")
-    with pytest.raises(InputError, match="must be a folder"):
+    with pytest.raises(InputError, match="the workdir must be a folder"):
         train_and_evaluate(small_config(), tmp_path / "w")
 
 
@@ -330,8 +338,8 @@ def test_a_bad_config_leaves_nothing(tmp_path):
         ({"dataset": "voc"}, "needs --config.voc_dir"),
         ({"network": "resnet"}, "network must be one of"),
         ({"weights": "nowhere.npz"}, r"nowhere\.npz: no such file\.$"),
-        ({"network": "vgg16", "weights": "v.pth"}, r"v\.pth: no such file\. There is VGG_ILSVRC.*convert_weights\.py"),
-        ({"network": "alexnet"}, r"keeps conv1 as they are: give their values with --config\.weights"),
+        ({"network": "vgg16", "weights": "v.pth"}, r"v\.pth: no such file\. Available: VGG_ILSVRC.*experiments/README"),
+        ({"network": "alexnet"}, r"does not train conv1: pass --config\.weights=FILE"),
         ({"proposal_mode": "best"}, "one of fast, quality"),
         ({"images_per_batch": 0}, "images_per_batch must be over 0"),
         ({"class_names": ("cat",)}, "leave class_names empty"),
@@ -343,7 +351,7 @@ def test_a_bad_config_leaves_nothing(tmp_path):
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="holds on a CPU")
 def test_a_long_profile_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"must be one or two steps on a CPU, .* got 5 to 7"):
+    with pytest.raises(InputError, match=r"must be at most two steps on a CPU, .* got 5 to 7"):
         train_and_evaluate(small_config(profile_steps=(5, 7)), tmp_path / "w")
     assert not (tmp_path / "w").exists()
 
@@ -371,4 +379,4 @@ def test_bad_weights_leave_nothing(workdir, tmp_path):
 def test_the_command_line_prints_one_line(tmp_path):
     done = run_command("train", "--workdir", tmp_path / "w", "--config.stepz=3")
     assert done.returncode == 1
-    assert done.stderr == "error: --config.stepz: no such field; near ones are steps\n"
+    assert done.stderr == "error: --config.stepz: no such field; did you mean steps?\n"

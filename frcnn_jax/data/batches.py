@@ -1,4 +1,6 @@
-"""Images resized into canvases of static shapes, batches for testing, and making them ahead of time.
+"""Images resized into canvases of static shapes, batches for testing, and loading ahead of time.
+
+A canvas has one of four shapes per `Sizes`, so that few programs are compiled. Arrays are NumPy.
 
 Shape letters: B images, R RoIs.
 """
@@ -13,35 +15,38 @@ import numpy as np
 
 from frcnn_jax.data.records import Record
 from frcnn_jax.data.workers import end_with_parent
+from frcnn_jax.models.pixels import PixelNorm
 from frcnn_jax.ops import boxes as box_ops
 
-PIXEL_MEANS = np.array([102.9801, 115.9465, 122.7717], np.float32)  # BGR
-
-
 ROI_MULTIPLE = 512  # at test, RoIs are padded to a multiple of this
-
-
 _CANVAS_MULTIPLE = 16
-
 
 Batch = dict[str, Any]  # of arrays
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The shorter side of a resized image, unless the longer one would be over `longer` (pixels)."""
+    """How images are resized: to a shorter side, unless the longer side would exceed its limit.
+
+    Attributes:
+        shorter: Pixels of the shorter side.
+        longer: The most pixels that the longer side may have.
+    """
 
     shorter: int = 600
     longer: int = 1000
 
     def scale(self, height: int, width: int) -> float:
-        """The factor for an image of this size."""
+        """Return the factor by which an image of this size is resized."""
         scale = self.shorter / min(height, width)
         return scale if round(scale * max(height, width)) <= self.longer else self.longer / max(height, width)
 
     def canvas(self, height: int, width: int) -> tuple[int, int]:
-        """The smallest of the four canvases (shorter side by 4/3 of it or by `longer`, and upright) that holds the
-        resized image."""
+        """Return the rows and columns of the smallest canvas that holds the resized image.
+
+        The four canvases are the shorter side by 4/3 of it or by `longer`, landscape and portrait, rounded up to
+        multiples of 16.
+        """
         scale = self.scale(height, width)
         rows, columns = round(scale * height), round(scale * width)
         short, middle, long = (
@@ -52,17 +57,25 @@ class Sizes:
         return min((c for c in canvases if c[0] >= rows and c[1] >= columns), key=math.prod)
 
 
-def prepare_image(image: np.ndarray, sizes: Sizes) -> Batch:
-    """`(H, W, 3)` uint8 RGB -> image (canvas, BGR float32, means subtracted before the resize), image_size, scale and
-    original_size."""
+def prepare_image(image: np.ndarray, size: Sizes, pixels: PixelNorm) -> Batch:
+    """Normalise an image, resize it bilinearly and put it at the top left of its canvas, which is zero elsewhere.
+
+    Args:
+        image: `(H, W, 3)` uint8 RGB.
+        size: How it is resized.
+        pixels: How it is normalised, before the resize as in the paper's code.
+
+    Returns:
+        "image" `(rows, columns, 3)` float32, the canvas; "image_size" `(2,)` int32, the resized image's rows and
+        columns; "scale" float32, the factor; "original_size" `(2,)` int32.
+    """
     import cv2
 
     height, width = image.shape[:2]
-    scale = sizes.scale(height, width)
+    scale = size.scale(height, width)
     rows, columns = max(round(scale * height), 1), max(round(scale * width), 1)
-    canvas = np.zeros((*sizes.canvas(height, width), 3), np.float32)
-    centred = image[..., ::-1].astype(np.float32) - PIXEL_MEANS
-    canvas[:rows, :columns] = cv2.resize(centred, (columns, rows), interpolation=cv2.INTER_LINEAR)
+    canvas = np.zeros((*size.canvas(height, width), 3), np.float32)
+    canvas[:rows, :columns] = cv2.resize(pixels(image), (columns, rows), interpolation=cv2.INTER_LINEAR)
     return {
         "image": canvas,
         "image_size": np.array([rows, columns], np.int32),
@@ -71,19 +84,24 @@ def prepare_image(image: np.ndarray, sizes: Sizes) -> Batch:
     }
 
 
-def prepare_test(image: np.ndarray, rois: np.ndarray, *, sizes: Sequence[Sizes], spatial_scale: float | None) -> Batch:
-    """A batch of one image and its RoIs, padded to a multiple of ROI_MULTIPLE.
-
-    With several sizes, "image" and "image_size" are tuples, one entry a size, and "level" `(B, R)` says to which of
-    them a RoI belongs (`boxes.pyramid_level`); "rois" are in that one's pixels and "scale" is `(B, R)`.
+def prepare_test(
+    image: np.ndarray, rois: np.ndarray, *, sizes: Sequence[Sizes], pixels: PixelNorm, spatial_scale: float | None
+) -> Batch:
+    """Return a batch of one image and its RoIs, padded to a multiple of 512.
 
     Args:
         image: `(H, W, 3)` uint8 RGB.
         rois: `(N, 4)` in the image's pixels; N may be 0.
-        sizes: how the image is resized.
-        spatial_scale: the network's; RoIs that fall in the same cells as an earlier one are left out. None keeps all.
+        sizes: How the image is resized; several make an image pyramid (section 5.2).
+        pixels: How it is normalised.
+        spatial_scale: The network's. RoIs that fall in the same cells as an earlier one are dropped; None keeps all.
+
+    Returns:
+        What `prepare_image` does with a leading axis of 1, and "rois" `(1, R, 4)` and "roi_mask" `(1, R)`. With several
+        sizes "image" and "image_size" are tuples with one entry per size, "level" `(1, R)` is the size that each RoI
+        belongs to (`boxes.pyramid_level`), "rois" are in its pixels and "scale" is `(1, R)`.
     """
-    resized = [prepare_image(image, size) for size in sizes]
+    resized = [prepare_image(image, size, pixels) for size in sizes]
     factors = np.array([at_size["scale"] for at_size in resized])
     level = box_ops.pyramid_level(rois, factors)
     scaled = rois * factors[level, None]
@@ -99,12 +117,38 @@ def prepare_test(image: np.ndarray, rois: np.ndarray, *, sizes: Sequence[Sizes],
 
 
 def pad(array: np.ndarray, count: int) -> np.ndarray:
-    """`(N, ...)` -> `(count, ...)`, zeros after the N."""
+    """Append zeros to `(N, ...)` for `(count, ...)`."""
     return np.pad(array, [(0, count - len(array))] + [(0, 0)] * (array.ndim - 1))
 
 
+@dataclass(frozen=True)
+class TestBatches:
+    """One batch per image, in the records' order; see `prepare_test`."""
+
+    __test__ = False  # not a pytest class
+
+    records: Sequence[Record]
+    proposals: Mapping[str, np.ndarray]
+    sizes: Sequence[Sizes]
+    pixels: PixelNorm
+    spatial_scale: float | None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, i: int) -> Batch:
+        record = self.records[i]
+        return prepare_test(
+            record.load(),
+            self.proposals[record.image_id],
+            sizes=self.sizes,
+            pixels=self.pixels,
+            spatial_scale=self.spatial_scale,
+        )
+
+
 class RandomAccess(Protocol):
-    """What can be read at any place."""
+    """A sequence that any place can be read of."""
 
     def __len__(self) -> int: ...
 
@@ -114,8 +158,15 @@ class RandomAccess(Protocol):
 def prefetch(
     batches: RandomAccess, start: int = 0, *, stride: int = 1, threads: int = 2, workers: int = 0
 ) -> Generator:
-    """The items `start`, `start + stride` and so on of a random-access sequence, in order, made ahead of time in
-    `threads`, of this process or of each of `workers` processes. However many there are, the items are the same."""
+    """Yield the items `start`, `start + stride`, ... in order, made ahead of time.
+
+    Args:
+        batches: A random-access sequence whose items depend on their place alone.
+        start: The first place.
+        stride: From one place to the next.
+        threads: How many make items, in this process or in each worker.
+        workers: Processes that make items; 0 for threads of this process. The items are the same however many.
+    """
     import grain
     from absl import flags
 
@@ -131,24 +182,3 @@ def prefetch(
         yield from made
     finally:
         made.close()
-
-
-@dataclass(frozen=True)
-class TestBatches:
-    """One batch an image, in the records' order: see `prepare_test`."""
-
-    __test__ = False  # not a pytest class
-
-    records: Sequence[Record]
-    proposals: Mapping[str, np.ndarray]
-    sizes: Sequence[Sizes]
-    spatial_scale: float | None
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, i: int) -> Batch:
-        record = self.records[i]
-        return prepare_test(
-            record.load(), self.proposals[record.image_id], sizes=self.sizes, spatial_scale=self.spatial_scale
-        )

@@ -1,80 +1,80 @@
-"""One record type, and the readers that give it.
+"""Records and datasets, and what annotation readers share.
 
-Boxes are `(G, 4)` float32 (x1, y1, x2, y2), 0-based and inclusive; labels are 1 to K. Every reader checks what it
-reads, and hands an InputError that names the file and the box to its `on_problem`: by default that raises it; where it
-returns, the object or the image is left out.
+Boxes are `(G, 4)` float32 (x1, y1, x2, y2), 0-based and inclusive; labels are 1 to K.
 """
 
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from frcnn_jax.data.problems import OnProblem, ReportTo
 from frcnn_jax.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-MAX_PIXELS = 100_000_000  # a larger image is refused, unread
+MAX_PIXELS = 100_000_000  # larger images are refused before they are decoded
 
 
 @dataclass(frozen=True)
 class Record:
-    """An image and its ground truth."""
+    """One image and its ground truth."""
 
     image_id: str
     height: int
     width: int
     boxes: np.ndarray  # (G, 4) float32
     labels: np.ndarray  # (G,) int32
-    difficult: np.ndarray  # (G,) bool: neither counted nor held against in evaluation
+    difficult: np.ndarray  # (G,) bool: evaluation ignores these objects and their detections
     load: Callable[[], np.ndarray]  # -> (height, width, 3) uint8 RGB; picklable
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Records and the names of labels 1 to K."""
+    """Records, and the names of labels 1 to K."""
 
     class_names: tuple[str, ...]
     records: Sequence[Record]
 
 
 def without_difficult(dataset: Dataset) -> Dataset:
-    """The set with the objects left out that are marked difficult ("07 minus difficult", section 4.3)."""
-
-    def easy(record: Record) -> Record:
-        keep = ~record.difficult
-        fields = {name: getattr(record, name)[keep] for name in ("boxes", "labels", "difficult")}
-        return replace(record, **fields)
-
-    return Dataset(dataset.class_names, [easy(record) for record in dataset.records])
-
-
-def stop(problem: InputError) -> None:
-    """The `on_problem` that raises."""
-    raise problem
+    """Return the dataset without the objects marked difficult ("07 minus difficult", section 4.3)."""
+    easy = [
+        replace(record, **{name: getattr(record, name)[~record.difficult] for name in ("boxes", "labels", "difficult")})
+        for record in dataset.records
+    ]
+    return Dataset(dataset.class_names, easy)
 
 
 def load_image(path: Path, expected_size: tuple[int, int] | None = None, *, data: bytes | None = None) -> np.ndarray:
-    """An image file as `(H, W, 3)` uint8 RGB, turned upright as its EXIF tag says, unless `expected_size` is that of
-    the pixels as they are stored. Of 16-bit grey the upper 8 bits are taken; transparency is left out. With `data`, the
-    file's content, `path` is but its name.
+    """Decode an image file.
+
+    Pixels are turned upright by the EXIF orientation, unless `expected_size` is that of the pixels as stored. 16-bit
+    grey keeps its upper 8 bits; transparency is dropped.
+
+    Args:
+        path: the file.
+        expected_size: (height, width) by the annotation; None accepts any.
+        data: the content, if already read; `path` is then used only in messages.
+
+    Returns:
+        `(H, W, 3)` uint8 RGB.
 
     Raises:
-        InputError: no such file, not an image, truncated, over MAX_PIXELS, of 32-bit pixels, or not of `expected_size`
-            (height, width).
+        InputError: the file is missing, not an image, truncated, over MAX_PIXELS, has 32-bit pixels, or differs from
+            `expected_size`.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path if data is None else io.BytesIO(data)) as file:
                 if file.width * file.height > MAX_PIXELS:
-                    raise InputError(f"{path}: {file.width} x {file.height} pixels, at most {MAX_PIXELS} are read")
+                    raise InputError(f"{path}: {file.width} x {file.height} pixels, expected at most {MAX_PIXELS}")
                 if file.mode in ("I", "F"):
-                    raise InputError(f"{path}: pixels of 32 bits; convert it to 8 bits a channel")
+                    raise InputError(f"{path}: pixels of 32 bits, expected 8 or 16 bits per channel")
                 stored = (file.height, file.width) == expected_size
                 upright = file if stored else ImageOps.exif_transpose(file)
                 if upright.mode.startswith("I;16"):
@@ -92,28 +92,42 @@ def load_image(path: Path, expected_size: tuple[int, int] | None = None, *, data
     return image
 
 
-def why_no_image(path: Path) -> str:
-    """What is wrong where no file is to be had; empty where one is."""
+def image_path(folder: Path, name: str) -> Path:
+    """Return the path of an image that an annotation names.
+
+    Raises:
+        InputError: the name points outside `folder`, or there is no such file.
+    """
+    path, relative = folder / name, PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise InputError(f"{folder}: the image {name!r} lies outside this folder")
     try:
-        return "" if path.is_file() else "no such image"
-    except OSError as error:  # a name too long, a folder that lets nobody in
-        return f"can't be read ({error.strerror})"
+        found = path.is_file()
+    except OSError as error:  # a name too long, a folder without permission
+        raise InputError(f"{path}: can't be read ({error.strerror})") from None
+    if not found:
+        raise InputError(f"{path}: no such image")
+    return path
 
 
-def leaves_folder(name: str) -> bool:
-    """Whether a relative path points outside of the folder that it starts from."""
-    path = PurePosixPath(name)
-    return path.is_absolute() or ".." in path.parts
+def collect_records(
+    images: Iterable[tuple[str, Callable[[], Record]]], source: object, on_problem: OnProblem
+) -> list[Record]:
+    """Return the records of (id, reader) pairs; a repeated id and an InputError of a reader are problems."""
+    records, seen = [], set()
+    for image_id, read in images:
+        with ReportTo(on_problem):
+            if image_id in seen:
+                raise InputError(f"{source}: image {image_id!r} is listed twice")
+            seen.add(image_id)
+            records.append(read())
+    return records
 
 
-def make_record(image_id: str, height: int, width: int, objects: Sequence[tuple], image: Path) -> Record:
-    """The record of an image file and its objects (box, label, difficult)."""
-    return Record(
-        image_id,
-        height,
-        width,
-        np.array([box for box, _, _ in objects], np.float32).reshape(-1, 4),
-        np.array([label for _, label, _ in objects], np.int32),
-        np.array([difficult for _, _, difficult in objects], bool),
-        partial(load_image, image, (height, width)),
-    )
+def make_record(
+    image_id: str, height: int, width: int, objects: Sequence[tuple], load: Callable[[], np.ndarray]
+) -> Record:
+    """Return the record of an image and its objects (box, label, difficult)."""
+    boxes, labels, difficult = ([row[i] for row in objects] for i in range(3))
+    arrays = np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int32), np.array(difficult, bool)
+    return Record(image_id, height, width, *arrays, load)

@@ -1,17 +1,16 @@
-"""The embedded data set: textured shapes over clutter, drawn when asked for. Nothing is downloaded.
+"""The synthetic dataset: textured shapes over clutter, drawn on demand.
 
-A class is a texture; shapes and colours are random, so neither colour nor size tells a class. Shapes that are plain or
-of two halves are distractors. Image i of a split is a pure function of (seed, split, i).
+The class of an object is its texture. Shapes and colours are random, so neither colour nor size predicts the class;
+plain and two-coloured shapes are distractors. Image i of a split is a pure function of (seed, split, i).
 """
 
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import numpy as np
 
-from frcnn_jax.data.records import Dataset, Record
+from frcnn_jax.data.records import Dataset, Record, make_record
 from frcnn_jax.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -21,21 +20,21 @@ _DISTRACTORS = ("plain", "halved")
 HEIGHT, WIDTH = 144, 192
 SMALLEST, LARGEST = 22, 132  # an object's extent in pixels
 
-_MOST_HIDDEN = 0.2  # of an object's pixels, by those drawn over it
+_MOST_HIDDEN = 0.2  # the largest fraction of an object that others may cover
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawn image and what is on it."""
+    """A drawn image and its objects."""
 
     image: np.ndarray  # (HEIGHT, WIDTH, 3) uint8 RGB
-    boxes: np.ndarray  # (G, 4) float32, of what is visible
+    boxes: np.ndarray  # (G, 4) float32, of the visible pixels
     labels: np.ndarray  # (G,) int32
 
 
 @lru_cache(maxsize=4096)
 def draw_scene(seed: int, split: str, i: int) -> Scene:
-    """Image i of a split: 1 to 6 objects, 1 to 3 distractors, clutter."""
+    """Draw image i of a split: 1 to 6 objects, 1 to 3 distractors, clutter."""
     rng = np.random.default_rng((seed, zlib.crc32(split.encode()), i))
     canvas = _background(rng)
     labels = [*rng.integers(1, len(CLASS_NAMES) + 1, rng.integers(1, 7)), *[0] * rng.integers(1, 4)]
@@ -44,7 +43,7 @@ def draw_scene(seed: int, split: str, i: int) -> Scene:
     for place in rng.permutation(len(labels)):
         shape = rng.choice(SHAPES)
         texture = CLASS_NAMES[labels[place] - 1] if labels[place] else rng.choice(_DISTRACTORS)
-        for _ in range(20):  # tries; in a full image the shape is left out
+        for _ in range(20):  # tries; an image may have no room for the shape
             window, inside, local = _silhouette(rng, shape)
             covered = {k: np.sum(owner[window][inside] == k) for k in np.unique(owner[window][inside]) if k >= 0}
             left = {k: np.sum(owner == k) - lost for k, lost in covered.items()}
@@ -102,41 +101,33 @@ def _silhouette(rng: np.random.Generator, shape: str) -> tuple[tuple[slice, slic
     rows, columns = np.mgrid[window]
     u, v = _rotate((columns - x) / half, (rows - y) / half, rng.uniform(-0.3, 0.3))
     v = v / rng.uniform(0.7, 1)
-    if shape == "disc":
-        inside = u**2 + v**2 < 1
-    elif shape == "square":
-        inside = np.maximum(abs(u), abs(v)) < 0.8
-    elif shape == "triangle":
-        inside = (v < 0.8) & (2 * abs(u) - 0.9 < v)
-    else:
-        inside = (np.minimum(abs(u), abs(v)) < 0.3) & (np.maximum(abs(u), abs(v)) < 0.9)
-    return window, inside, (u * half, v * half)
+    inside = {
+        "disc": u**2 + v**2 < 1,
+        "square": np.maximum(abs(u), abs(v)) < 0.8,
+        "triangle": (v < 0.8) & (2 * abs(u) - 0.9 < v),
+        "cross": (np.minimum(abs(u), abs(v)) < 0.3) & (np.maximum(abs(u), abs(v)) < 0.9),
+    }
+    return window, inside[shape], (u * half, v * half)
 
 
 def _paint(rng: np.random.Generator, texture: str, local: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Two random colours, a dark one and a light one, in a texture, `(rows, columns, 3)`."""
+    """A texture of a dark and a light random colour, `(rows, columns, 3)`."""
     dark = rng.uniform(10, 130, 3)
     light = dark + rng.uniform(80, 125, 3)
     u, v = _rotate(*local, rng.uniform(0, np.pi))
     period, phase = rng.uniform(7, 10) * (np.abs(u).max() / 30) ** 0.4, rng.uniform(0, 1, 2)
     p, q = (u / period + phase[0]) % 1 - 0.5, (v / period + phase[1]) % 1 - 0.5
-    if texture == "striped":
-        pattern = p < 0
-    elif texture == "checked":
-        pattern = (p < 0) ^ (q < 0)
-    elif texture == "dotted":
-        pattern = p**2 + q**2 < 0.1
-    elif texture == "ringed":
-        pattern = (np.hypot(u, v) / period + phase[0]) % 1 < 0.5
-    elif texture == "starred":
-        pattern = (np.arctan2(v, u) / np.pi * 5 + phase[0]) % 2 < 1
-    elif texture == "speckled":
-        pattern = rng.uniform(size=u.shape) < 0.5
-    elif texture == "halved":
-        pattern = u < 0
-    else:
-        pattern = np.zeros(u.shape, bool)
-    return np.where(pattern[..., None], *rng.permutation([dark, light]))
+    patterns = {
+        "striped": lambda: p < 0,
+        "checked": lambda: (p < 0) ^ (q < 0),
+        "dotted": lambda: p**2 + q**2 < 0.1,
+        "ringed": lambda: (np.hypot(u, v) / period + phase[0]) % 1 < 0.5,
+        "starred": lambda: (np.arctan2(v, u) / np.pi * 5 + phase[0]) % 2 < 1,
+        "speckled": lambda: rng.uniform(size=u.shape) < 0.5,
+        "halved": lambda: u < 0,
+        "plain": lambda: np.zeros(u.shape, bool),
+    }
+    return np.where(patterns[texture]()[..., None], *rng.permutation([dark, light]))
 
 
 def _load(seed: int, split: str, i: int) -> np.ndarray:
@@ -144,20 +135,24 @@ def _load(seed: int, split: str, i: int) -> np.ndarray:
 
 
 def read_synthetic(split: str, images: int, *, seed: int = 0) -> Dataset:
-    """The first `images` of a split of the embedded data set; splits share no image.
+    """Return the first images of a split of the synthetic dataset; splits share no image.
+
+    Args:
+        split: one of SPLITS.
+        images: how many, at least 1.
+        seed: other seeds give other images.
 
     Raises:
-        InputError: another split than SPLITS, or fewer than one image.
+        InputError: an unknown split, or fewer than one image.
     """
     if split not in SPLITS:
-        raise InputError(f"the synthetic set has the splits {', '.join(SPLITS)}, got {split!r}")
+        raise InputError(f"the synthetic dataset has the splits {', '.join(SPLITS)}, got {split!r}")
     if images < 1:
         raise InputError(f"the synthetic split {split!r} needs at least 1 image, got {images}")
-    records: Sequence[Record] = [_record(seed, split, i) for i in range(images)]
-    return Dataset(CLASS_NAMES, records)
+    return Dataset(CLASS_NAMES, [_record(seed, split, i) for i in range(images)])
 
 
 def _record(seed: int, split: str, i: int) -> Record:
     scene = draw_scene(seed, split, i)
-    none = np.zeros(len(scene.labels), bool)
-    return Record(f"{split}_{i:06d}", HEIGHT, WIDTH, scene.boxes, scene.labels, none, partial(_load, seed, split, i))
+    objects = [(box, label, False) for box, label in zip(scene.boxes, scene.labels, strict=True)]
+    return make_record(f"{split}_{i:06d}", HEIGHT, WIDTH, objects, partial(_load, seed, split, i))

@@ -1,13 +1,17 @@
-"""PASCAL VOC: the devkit's layout, and folders of images with an annotation in VOC's XML beside each."""
+"""PASCAL VOC: the VOCdevkit, and folders of images with one VOC-style XML file each."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from defusedxml import DefusedXmlException, ElementTree
 
-from frcnn_jax.data.records import IMAGE_SUFFIXES, Dataset, Record, leaves_folder, make_record, stop, why_no_image
+from frcnn_jax.data.problems import OnProblem, ReportTo, stop
+from frcnn_jax.data.records import IMAGE_SUFFIXES, Dataset, Record, collect_records, image_path, load_image, make_record
 from frcnn_jax.errors import InputError
 
 VOC_CLASSES = (
@@ -21,28 +25,28 @@ def read_voc(
     year: int,
     split: str,
     class_names: Sequence[str] = VOC_CLASSES,
-    on_problem: Callable[[InputError], None] = stop,
+    on_problem: OnProblem = stop,
 ) -> Dataset:
-    """Splits of a VOCdevkit folder (`VOC<year>/{Annotations,ImageSets/Main,JPEGImages}`).
+    """Read splits of a VOCdevkit (`VOC<year>/{Annotations,ImageSets/Main,JPEGImages}`).
 
     Args:
-        voc_dir: the folder.
-        year: of the splits that name none.
+        voc_dir: the VOCdevkit folder.
+        year: the year of splits that name none.
         split: the name of a split file, or several joined, such as "2007_trainval+2012_trainval".
-        class_names: of labels 1 to K.
-        on_problem: gets a missing or doubled annotation or image, a broken XML, an unknown class, a box that is
-            reversed or not within the image.
+        class_names: the names of labels 1 to K.
+        on_problem: receives missing or repeated images and annotations, malformed XML, unknown classes, and boxes that
+            are reversed or not within the image.
 
     Raises:
-        InputError: a missing split file.
+        InputError: a split file is missing or empty.
     """
     images = []
     for term in split.split("+"):
         named_year, name = re.fullmatch(r"(?:(\d{4})_)?(.*)", term).groups()  # type: ignore[union-attr]
         root = Path(voc_dir) / f"VOC{named_year or year}"
         for image_id in _split_file(root / "ImageSets" / "Main" / f"{name}.txt"):
-            images.append((image_id, root / "Annotations" / f"{image_id}.xml", root / "JPEGImages" / f"{image_id}.jpg"))
-    return Dataset(tuple(class_names), list(_xml_records(images, class_names, on_problem)))
+            images.append((image_id, root / "Annotations" / f"{image_id}.xml", root / "JPEGImages", f"{image_id}.jpg"))
+    return _read_images(images, class_names, voc_dir, on_problem)
 
 
 def _split_file(path: Path) -> list[str]:
@@ -51,117 +55,111 @@ def _split_file(path: Path) -> list[str]:
         raise InputError(f"{path}: no such split file; its folder has {', '.join(found[:9]) or 'none'}")
     image_ids = [line.split()[0] for line in path.read_text(errors="replace").splitlines() if line.strip()]
     if not image_ids:
-        raise InputError(f"{path}: names no image")
+        raise InputError(f"{path}: lists no image")
     return image_ids
 
 
-def read_xml_folder(
-    folder: Path, class_names: Sequence[str] = (), on_problem: Callable[[InputError], None] = stop
-) -> Dataset:
-    """A folder of images, each with an annotation of VOC's form beside it, `<name>.xml`.
+def read_xml_folder(folder: Path, class_names: Sequence[str] = (), on_problem: OnProblem = stop) -> Dataset:
+    """Read a folder of images, each with an annotation `<name>.xml` in VOC's format.
 
     Args:
-        folder: with the files.
-        class_names: of labels 1 to K; empty for all that occur, in alphabetical order.
-        on_problem: as in `read_voc`, an image without annotation, and two images with one.
+        folder: holds both images and annotations.
+        class_names: the names of labels 1 to K; by default every class found, in alphabetical order.
+        on_problem: receives what `read_voc` reports, images without an annotation, and annotations that fit two images.
 
     Raises:
-        InputError: no such folder, or no annotation in it.
+        InputError: the folder is missing or holds no annotation.
     """
-    if not Path(folder).is_dir():
+    folder = Path(folder)
+    if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    found: dict[str, list[Path]] = {}
-    for path in sorted(Path(folder).iterdir()):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            found.setdefault(path.stem, []).append(path)
-    annotations = sorted(Path(folder).glob("*.xml"))
+    annotations = sorted(folder.glob("*.xml"))
     if not annotations:
-        raise InputError(f"{folder}: no annotation (*.xml) in it")
-    for name in sorted(found.keys() - {path.stem for path in annotations}):
-        for path in found[name]:
-            on_problem(InputError(f"{path}: has no annotation {name}.xml beside it"))
+        raise InputError(f"{folder}: no annotations (*.xml) in this folder")
+    names = defaultdict(list)
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            names[path.stem].append(path.name)
     images = []
     for path in annotations:
-        first, *others = found.get(path.stem, [path.with_suffix(".jpg")])
+        first, *others = names.pop(path.stem, [f"{path.stem}.jpg"])
         if others:
-            on_problem(InputError(f"{path}: of {first.name} or of {others[0].name}? An image needs a name of its own"))
+            on_problem(InputError(f"{path}: does it annotate {first} or {others[0]}? Image names must differ"))
         else:
-            images.append((path.stem, path, first))
-    class_names = class_names or _xml_classes(annotations)
-    return Dataset(tuple(class_names), list(_xml_records(images, class_names, on_problem)))
+            images.append((path.stem, path, folder, first))
+    for stem, unannotated in names.items():
+        for name in unannotated:
+            on_problem(InputError(f"{folder / name}: its annotation {stem}.xml is missing"))
+    return _read_images(images, class_names or _classes_in(annotations), folder, on_problem)
 
 
-def _xml_classes(annotations: Iterable[Path]) -> list[str]:
+def _classes_in(annotations: Iterable[Path]) -> list[str]:
     names: set[str] = set()
     for path in annotations:
-        try:
-            tree = ElementTree.fromstring(path.read_bytes())
-        except (OSError, ElementTree.ParseError, DefusedXmlException, ValueError):
-            continue  # named when the record is read
-        names.update(node.findtext("name", "").strip() for node in tree.iter("object"))
+        with suppress(InputError):  # reported when the record is read
+            names.update(node.findtext("name", "").strip() for node in _parse(path).iter("object"))
     return sorted(names - {""})
 
 
-def _xml_records(
-    images: Iterable[tuple[str, Path, Path]], class_names: Sequence[str], on_problem: Callable[[InputError], None]
-) -> Iterator[Record]:
-    """Records of (id, annotation, image)."""
-    labels = {name: label for label, name in enumerate(class_names, 1)}
-    seen = set()
-    for image_id, path, image in images:
-        try:
-            if leaves_folder(image_id):
-                raise InputError(f"{path}: the image id {image_id!r} leaves the folder")
-            if image_id in seen:
-                raise InputError(f"{path}: the image {image_id!r} is named twice")
-            seen.add(image_id)
-            if reason := why_no_image(image):
-                raise InputError(f"{image}: {reason}")
-            yield _xml_record(image_id, path, image, labels, on_problem)
-        except InputError as problem:
-            on_problem(problem)
-
-
-def _xml_record(
-    image_id: str, path: Path, image: Path, labels: dict[str, int], on_problem: Callable[[InputError], None]
-) -> Record:
+def _parse(path: Path) -> Any:
     try:
-        tree = ElementTree.fromstring(path.read_bytes())
-        width, height = (_whole_number(tree, f"size/{side}") for side in ("width", "height"))
+        return ElementTree.fromstring(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path}: no such annotation") from None
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror})") from None
     except (ElementTree.ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def _read_images(
+    images: Iterable[tuple[str, Path, Path, str]], class_names: Sequence[str], source: Path, on_problem: OnProblem
+) -> Dataset:
+    """Read images given as (id, annotation, image folder, image name)."""
+    labels = {name: label for label, name in enumerate(class_names, 1)}
+    readers = ((image[0], partial(_read_image, *image, labels, on_problem)) for image in images)
+    return Dataset(tuple(class_names), collect_records(readers, source, on_problem))
+
+
+def _read_image(
+    image_id: str, path: Path, folder: Path, name: str, labels: dict[str, int], on_problem: OnProblem
+) -> Record:
+    image = image_path(folder, name)
+    tree = _parse(path)
+    width, height = (_positive_integer(tree, f"size/{side}", path) for side in ("width", "height"))
     objects = []
     for node in tree.iter("object"):
-        try:
-            objects.append(_xml_object(node, labels, width, height))
-        except InputError as problem:
-            on_problem(InputError(f"{path}: {problem}"))
-    return make_record(image_id, height, width, objects, image)
+        with ReportTo(on_problem, path):
+            objects.append(_read_object(node, labels, height, width))
+    return make_record(image_id, height, width, objects, partial(load_image, image, (height, width)))
 
 
-def _whole_number(tree: Any, path: str) -> int:
-    text = tree.findtext(path, "").strip()
-    if not (text.isascii() and text.isdecimal() and int(text[:9]) > 0 and len(text) < 9):
-        raise InputError(f"{path}: a whole number over 0 expected, got {text!r}")
+def _positive_integer(tree: Any, tag: str, path: Path) -> int:
+    text = tree.findtext(tag, "").strip()
+    if not (text.isascii() and text.isdecimal() and len(text) < 9 and int(text) > 0):
+        raise InputError(f"{path}: {tag} must be a positive integer, got {text!r}")
     return int(text)
 
 
-def _xml_object(node: Any, labels: dict[str, int], width: int, height: int) -> tuple[list[float], int, bool]:
+def _read_object(node: Any, labels: dict[str, int], height: int, width: int) -> tuple[list[float], int, bool]:
     name = node.findtext("name", "").strip()
     if name not in labels:
         raise InputError(f"unknown class {name!r}; the classes are {', '.join(labels)}")
-    sides = [node.findtext(f"bndbox/{side}", "") for side in ("xmin", "ymin", "xmax", "ymax")]
+    corners = [node.findtext(f"bndbox/{side}", "") for side in ("xmin", "ymin", "xmax", "ymax")]
+    return voc_box(name, corners, height, width), labels[name], node.findtext("difficult", "0").strip() == "1"
+
+
+def voc_box(name: str, corners: Sequence[Any], height: int, width: int) -> list[float]:
+    """Return a 0-based box from VOC's 1-based (xmin, ymin, xmax, ymax), numbers or text.
+
+    Raises:
+        InputError: not four numbers, reversed, or not within the image; the text names the class and the corners.
+    """
     try:
-        x1, y1, x2, y2 = (float(side) - 1 for side in sides)  # 1-based in the file
+        x1, y1, x2, y2 = (float(corner) - 1 for corner in corners)
     except ValueError:
-        raise InputError(f"box of {name!r}: four numbers expected, got {', '.join(map(repr, sides))}") from None
+        raise InputError(f"box of {name!r}: expected four numbers, got {', '.join(map(repr, corners))}") from None
     if not (0 <= x1 < x2 < width and 0 <= y1 < y2 < height):
-        raise InputError(
-            f"box of {name!r} ({', '.join(sides)}): 1 <= xmin < xmax <= {width} and 1 <= ymin < ymax <= {height} "
-            "expected"
-        )
-    return [x1, y1, x2, y2], labels[name], node.findtext("difficult", "0").strip() == "1"
+        expected = f"1 <= xmin < xmax <= {width} and 1 <= ymin < ymax <= {height}"
+        raise InputError(f"box of {name!r} ({', '.join(map(str, corners))}): expected {expected}")
+    return [x1, y1, x2, y2]

@@ -1,4 +1,4 @@
-"""Worker processes that end with the process that began them."""
+"""Worker processes that end with the process that started them."""
 
 import multiprocessing
 import os
@@ -8,8 +8,11 @@ from typing import Any
 
 
 def end_with_parent() -> None:
-    """Called in a worker. It does not notice by itself that its parent was killed; Ctrl-C and a scheduler's SIGTERM,
-    which come to it as well, are for the parent to act on first."""
+    """Make this worker process exit when its parent does, even if the parent is killed.
+
+    Ctrl-C and a scheduler's SIGTERM also reach the worker, but the parent is to act on them first: SIGINT is ignored,
+    SIGTERM ends the worker after 5 seconds.
+    """
 
     def watch() -> None:
         if parent := multiprocessing.parent_process():
@@ -18,11 +21,10 @@ def end_with_parent() -> None:
 
     threading.Thread(target=watch, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end_later)
+    signal.signal(signal.SIGTERM, _exit_later)
 
 
-def _end_later(*_: Any) -> None:
-    """By itself, if the parent has not ended it before."""
+def _exit_later(*_: Any) -> None:
     timer = threading.Timer(5, os._exit, [1])
     timer.daemon = True
     timer.start()

@@ -1,11 +1,11 @@
-"""COCO's result files, and its metrics through pycocotools.
+"""COCO result files, and COCO metrics by pycocotools.
 
-Boxes there are (x, y, width, height), 0-based, width = x2 - x1 + 1.
+COCO boxes are (x, y, width, height), 0-based, with width = x2 - x1 + 1 and height = y2 - y1 + 1.
 """
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,11 @@ def _coco_box(box: np.ndarray) -> list[float]:
 
 
 def coco_ground_truth(dataset: Dataset) -> dict[str, Any]:
-    """The set as the content of an instances file: images are numbered from 1, categories are our labels, difficult
-    objects are crowds, which COCO neither counts nor holds against."""
+    """Return a data set as the content of a COCO instances file.
+
+    Images are numbered from 1, category ids are the labels. Difficult objects become crowds: pycocotools ignores them
+    and the detections on them.
+    """
     annotations: list[dict[str, Any]] = []
     for i, record in enumerate(dataset.records, 1):
         for box, label, difficult in zip(record.boxes, record.labels, record.difficult, strict=True):
@@ -44,7 +47,13 @@ def coco_ground_truth(dataset: Dataset) -> dict[str, Any]:
 def coco_results(
     detections: Sequence[ClassDetections], image_ids: Sequence[int], category_ids: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """The detections by class as the content of a result file, for images and classes of these ids, in their order."""
+    """Return detections as the content of a COCO result file.
+
+    Args:
+        detections: per class.
+        image_ids: per image of the split.
+        category_ids: per class.
+    """
     return [
         {"image_id": image_ids[image], "category_id": category, "bbox": _coco_box(box), "score": float(score)}
         for category, found in zip(category_ids, detections, strict=True)
@@ -52,70 +61,71 @@ def coco_results(
     ]
 
 
+def _checked(
+    kind: str, entries: Sequence[dict[str, Any]], images: Collection[Any], categories: Collection[Any]
+) -> Iterator[dict[str, Any]]:
+    """The entries with the fields that pycocotools wants; only a "result" needs a score."""
+    if not isinstance(entries, Sequence):
+        raise InputError(f"a list of {kind}s is expected, got {entries!r:.60}")
+    for i, entry in enumerate(entries):
+        try:
+            x, y, width, height = bbox = [float(side) for side in entry["bbox"]]
+            score = float(entry["score"]) if kind == "result" else 0.0
+            known = entry["image_id"] in images and entry["category_id"] in categories
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
+            fields = "image_id, category_id, bbox" + (" and score" if kind == "result" else "")
+            raise InputError(f"{kind} {i}: {fields} are expected ({error!r})") from None
+        if not known:
+            raise InputError(f"{kind} {i}: no image {entry['image_id']!r} or category {entry['category_id']!r}")
+        if not np.isfinite([x, y, width, height, score]).all():
+            raise InputError(f"{kind} {i}: bbox {entry['bbox']} or score {entry.get('score')} is not finite")
+        added = {"bbox": bbox, "area": width * height, "id": i + 1, "iscrowd": 0}
+        yield {**entry, **added, "score": score} if kind == "result" else {**added, **entry}
+
+
 def coco_metrics(
     truth: dict[str, Any], results: Sequence[dict[str, Any]]
 ) -> tuple[dict[str, float | None], dict[str, float | None]]:
-    """COCO's metrics, by pycocotools.
+    """Compute the COCO metrics of a result file by pycocotools.
+
+    AP is the mean precision at 101 recalls. The IoU is that of (x, y, width, height), without the +1 of VOC.
 
     Args:
         truth: the content of an instances file.
-        results: that of a result file.
+        results: the content of a result file.
 
     Returns:
-        the twelve of COCO_METRICS, and by category its AP at IoU 0.5; None where nothing is counted. AP is the mean
-        precision at 101 recalls; boxes are (x, y, width, height), without the +1 of VOC.
+        The twelve values of COCO_METRICS, in [0, 1], and by category name its AP at IoU 0.5; None if no object is
+        counted.
 
     Raises:
-        InputError: pycocotools is missing, or a result is not of an image and a category of `truth`.
+        InputError: pycocotools is missing, or the content is not that of such files.
     """
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
     except ImportError:
-        raise InputError("COCO's metrics need the package pycocotools: pip install 'frcnn_jax[coco]'") from None
+        raise InputError("COCO metrics need the package pycocotools: pip install 'frcnn_jax[coco]'") from None
     try:
-        images, categories = ({entry["id"] for entry in truth[name]} for name in ("images", "categories"))
-        truth["annotations"]
+        images = {image["id"] for image in truth["images"]}
+        names = {category["id"]: str(category["name"]) for category in truth["categories"]}
+        annotations = truth["annotations"]
     except (TypeError, KeyError) as error:
         raise InputError(f"the annotations are not those of a COCO instances file ({error!r})") from None
-    try:
-        for i, entry in enumerate(results):
-            if entry["image_id"] not in images or entry["category_id"] not in categories:
-                raise InputError(f"result {i}: no image {entry['image_id']!r} or category {entry['category_id']!r}")
-        found = []
-        for i, entry in enumerate(results, 1):
-            x, y, width, height = map(float, entry["bbox"])
-            score = float(entry["score"])
-            if not np.isfinite([x, y, width, height, score]).all():
-                raise InputError(f"result {i - 1}: bbox {entry['bbox']} or score {entry['score']} is not finite")
-            box = {"bbox": [x, y, width, height], "area": width * height, "score": score}
-            found.append({**entry, **box, "id": i, "iscrowd": 0})
-        names = {entry["id"]: str(entry["name"]) for entry in truth["categories"]}
-        objects = []
-        for i, entry in enumerate(truth["annotations"], 1):
-            area = float(entry["bbox"][2]) * float(entry["bbox"][3])
-            objects.append({"iscrowd": 0, "area": area, "id": i, **entry})
-            if entry["image_id"] not in images or entry["category_id"] not in categories:
-                raise InputError(
-                    f"annotation {i - 1}: no image {entry['image_id']!r} or category {entry['category_id']!r}"
-                )
-    except (TypeError, KeyError, ValueError, IndexError, OverflowError) as error:
-        if isinstance(error, InputError):
-            raise
-        expected = (
-            "results must be image_id, category_id, bbox and score each, annotations image_id, category_id and bbox"
-        )
-        raise InputError(f"{expected} ({error!r})") from None
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-        ours, theirs = COCO(), COCO()
-        ours.dataset, theirs.dataset = {**truth, "annotations": found}, {**truth, "annotations": objects}
-        ours.createIndex()
-        theirs.createIndex()
-        evaluation = COCOeval(theirs, ours, "bbox")
+    objects, found = COCO(), COCO()
+    objects.dataset = {**truth, "annotations": list(_checked("annotation", annotations, images, names))}
+    found.dataset = {**truth, "annotations": list(_checked("result", results, images, names))}
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        objects.createIndex()
+        found.createIndex()
+        evaluation = COCOeval(objects, found, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    stats = {name: None if v < 0 else float(v) for name, v in zip(COCO_METRICS, evaluation.stats, strict=True)}
     precision = evaluation.eval["precision"][0, :, :, 0, 2]  # IoU 0.5, all areas, 100 detections: (recalls, categories)
-    means = {names[number]: precision[:, k].mean() for k, number in enumerate(evaluation.params.catIds)}
-    return stats, {name: None if mean < 0 else float(mean) for name, mean in means.items()}
+    aps = {names[category]: precision[:, k].mean() for k, category in enumerate(evaluation.params.catIds)}
+    return _none_below_0(dict(zip(COCO_METRICS, evaluation.stats, strict=True))), _none_below_0(aps)
+
+
+def _none_below_0(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: None if value < 0 else float(value) for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""VOC's result files, comp4: one a class, by the protocol of the devkit."""
+"""Result files of the VOC devkit ("comp4"), one per class."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,30 +15,43 @@ def _result_file(folder: Path, split: str, class_name: str) -> Path:
     return folder / f"comp4_det_{split}_{class_name}.txt"
 
 
+def _devkit_folder(folder: Path, year: int) -> Path:
+    return folder / "results" / f"VOC{year}" / "Main"
+
+
 def check_comp4(dataset: Dataset, split: str) -> None:
-    """InputError where the split or a class holds a "/", or the id of an image white space."""
+    """Check that the detections of a split can be written to result files.
+
+    Raises:
+        InputError: the split or a class has a "/" in its name, or an image id has white space.
+    """
     for name in (split, *dataset.class_names):
         if "/" in name:
-            raise InputError(f"{name!r} can't be part of the name of a result file: it holds a '/'")
+            raise InputError(f"{name!r} can't be part of the name of a result file: it contains '/'")
     for record in dataset.records:
         if record.image_id.split() != [record.image_id]:
-            raise InputError(f"the image id {record.image_id!r} can't stand in a result file: it holds white space")
+            raise InputError(f"the image id {record.image_id!r} can't be used in a result file: it has white space")
 
 
 def write_comp4(
     folder: Path, detections: Sequence[ClassDetections], dataset: Dataset, *, year: int, split: str
 ) -> None:
-    """VOC's result files, one a class, into results/VOC<year>/Main of `folder`: lines `id score x1 y1 x2 y2`, best
-    first, boxes 1-based and with one decimal.
+    """Write result files to `folder`/results/VOC<year>/Main/comp4_det_<split>_<class>.txt.
 
-    Scores have six decimals; the paper's code writes three, which makes ties of the low ones. `read_comp4` keeps the
-    order of ties, so the ranking survives.
+    Lines are `id score x1 y1 x2 y2`, best first, boxes 1-based with one decimal. Scores have six decimals (the paper's
+    code writes three, which makes ties of low scores). `read_comp4` keeps the order of ties, so ranks survive.
+
+    Args:
+        folder: created if it does not exist.
+        detections: per class.
+        dataset: the split.
+        year, split: for the names of folder and files.
 
     Raises:
-        InputError: as `check_comp4`.
+        InputError: see `check_comp4`.
     """
     check_comp4(dataset, split)
-    inner = folder / "results" / f"VOC{year}" / "Main"
+    inner = _devkit_folder(folder, year)
     inner.mkdir(parents=True, exist_ok=True)
     for name, found in zip(dataset.class_names, detections, strict=True):
         lines = []
@@ -49,35 +62,41 @@ def write_comp4(
 
 
 def read_comp4(folder: Path, dataset: Dataset, *, year: int, split: str) -> list[ClassDetections]:
-    """Detections from VOC's result files `comp4_det_<split>_<class>.txt`, in `folder` or its results/VOC<year>/Main.
+    """Read result files from `folder`/results/VOC<year>/Main or, if that does not exist, from `folder` itself.
+
+    Args:
+        folder: with a file comp4_det_<split>_<class>.txt per class.
+        dataset: the split.
+        year, split: for the names of folder and files.
+
+    Returns:
+        The detections per class, in the order of the lines, boxes 0-based.
 
     Raises:
         InputError: a file is missing, or a line is not `id score x1 y1 x2 y2` for an image of the split.
     """
-    for inner in (folder / "results" / f"VOC{year}" / "Main", folder):
-        if inner.is_dir():
-            break
-    place = {record.image_id: i for i, record in enumerate(dataset.records)}
+    inner = _devkit_folder(folder, year)
+    index = {record.image_id: i for i, record in enumerate(dataset.records)}
     detections = []
     for name in dataset.class_names:
-        path = _result_file(inner, split, name)
+        path = _result_file(inner if inner.is_dir() else folder, split, name)
         try:
             lines = path.read_text("utf-8", "surrogateescape").splitlines()  # as `write_text`
         except (FileNotFoundError, NotADirectoryError):
-            raise InputError(f"{path}: no such result file (one for each class is expected)") from None
+            raise InputError(f"{path}: no such result file (one per class is expected)") from None
         image, numbers = [], []
         for number, line in enumerate(lines, 1):
             try:
                 image_id, *values = line.split()
                 score, x1, y1, x2, y2 = map(float, values)
-                image.append(place[image_id])
+                image.append(index[image_id])
             except ValueError:
                 raise InputError(f"{path}:{number}: expected 'id score x1 y1 x2 y2', got {line!r}") from None
             except KeyError:
                 raise InputError(f"{path}:{number}: image {image_id!r} is not in the split {split!r}") from None
             numbers.append((score, x1 - 1, y1 - 1, x2 - 1, y2 - 1))  # 1-based in the file
         array = np.array(numbers).reshape(-1, 5)
-        if not np.isfinite(array).all():
-            raise InputError(f"{path}: holds numbers that are not finite")
+        if len(bad := np.flatnonzero(~np.isfinite(array).all(axis=1))):
+            raise InputError(f"{path}:{bad[0] + 1}: a number is not finite: {lines[bad[0]]!r}")
         detections.append(ClassDetections(np.array(image, int), array[:, 0], array[:, 1:]))
     return detections

@@ -1,10 +1,15 @@
-"""PASCAL VOC average precision, by the 11-point rule (VOC07) and as the area under the curve (VOC10 on), and the recall
-of proposals. Pure NumPy.
+"""PASCAL VOC average precision, by the 11-point rule (VOC2007) or as the area under the curve (VOC2010 on).
 
-Shape letters: D detections of a class, G ground-truth boxes and N proposals of an image, S numbers, T thresholds.
+Difficult objects are excluded here: `match` marks detections on them as ignored, and `precision_recall` drops those
+detections and counts only the other objects as positives. Finding or missing a difficult object changes no score.
+
+Ties: of detections with equal scores, the one given first ranks first. Of ground-truth boxes with equal IoU (identical
+boxes, say), a detection is always compared with the one given first, so only that one can be hit.
+
+Shape letters: D detections of one class, O its objects over the split, G ground-truth boxes of one image.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,37 +19,53 @@ from frcnn_jax.ops import boxes as box_ops
 METRICS = ("voc07_11point", "area")
 
 
-class ClassDetections(NamedTuple):
-    """Detections of one class over a split, in any order; equal scores keep it."""
+class Detections(NamedTuple):
+    """Detections of all classes in one image, best first."""
 
-    image: np.ndarray  # (D,) integers: the place in the split
+    boxes: np.ndarray  # (D, 4) float32, in the image's pixels
+    labels: np.ndarray  # (D,) int32, 1 to K
+    scores: np.ndarray  # (D,) float32, in [0, 1]
+
+
+class ClassDetections(NamedTuple):
+    """Detections of one class over a split, in any order; equal scores rank in the order given."""
+
+    image: np.ndarray  # (D,) integers: index of the image in the split
     scores: np.ndarray  # (D,)
     boxes: np.ndarray  # (D, 4)
 
 
 class Curve(NamedTuple):
-    """Precision and recall down the ranking; without counted objects both are empty."""
+    """Precision and recall at each rank; both empty if no object is counted."""
 
-    recall: np.ndarray  # (D,) in [0, 1]
-    precision: np.ndarray  # (D,) in [0, 1]
-    positives: int  # objects counted
+    recall: np.ndarray  # (D - ignored,) in [0, 1]
+    precision: np.ndarray  # (D - ignored,) in [0, 1]
+    positives: int  # objects that are not difficult
 
 
 class Matches(NamedTuple):
-    """The detections of a class by falling score, and the objects, numbered over the split, that they were given."""
+    """Outcome of matching one class's detections with its objects; objects are numbered over the split."""
 
-    ranked: ClassDetections  # (D,)
-    overlap: np.ndarray  # (D,) the IoU with the object of its image that it overlaps most; 0 without one
-    nearest: np.ndarray  # (D,) that object; -1 without one
-    hit: np.ndarray  # (D,) bool
-    ignored: np.ndarray  # (D,) bool: on a difficult object, neither a hit nor a false positive
-    difficult: np.ndarray  # (objects,) bool
-    missed: np.ndarray  # (objects,) bool: counted, and hit by none
+    ranked: ClassDetections  # (D,) by descending score, as are the next four fields
+    overlap: np.ndarray  # (D,) greatest IoU with an object of the same image, 0 if none overlaps
+    nearest: np.ndarray  # (D,) number of that object, -1 if none overlaps
+    hit: np.ndarray  # (D,) bool: a true positive
+    ignored: np.ndarray  # (D,) bool: on a difficult object, neither a true nor a false positive
+    difficult: np.ndarray  # (O,) bool
+    missed: np.ndarray  # (O,) bool: not difficult and without a hit
 
 
 def nearest_objects(detections: ClassDetections, gt_boxes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """For each detection the IoU with the box of its image that it overlaps most, in [0, 1], and that box's number over
-    the split, the first of equals; 0 and -1 where it overlaps none. `gt_boxes` are `(G, 4)` by place in the split."""
+    """Find the box in the same image that each detection overlaps most.
+
+    Args:
+        detections: D detections.
+        gt_boxes: `(G, 4)` boxes per image of the split.
+
+    Returns:
+        `(D,)` IoU with that box, in [0, 1], and `(D,)` its number over the split, the first of equals; 0 and -1 if the
+        detection overlaps no box.
+    """
     overlap, nearest = np.zeros(len(detections.image)), np.full(len(detections.image), -1)
     first_object = np.cumsum([0, *map(len, gt_boxes)])
     by_image = np.argsort(detections.image, kind="stable")
@@ -65,17 +86,20 @@ def match(
     *,
     iou_threshold: float = 0.5,
 ) -> Matches:
-    """The VOC rule for one class.
+    """Match the detections of one class with its objects by the rule of the VOC devkit (VOCevaldet.m).
 
-    By falling score, a detection is compared with the ground truth of its image that it overlaps most. IoU over the
-    threshold is a hit the first time and a false positive from then on; a difficult object is neither counted nor held
-    against; all else is a false positive.
+    By descending score, each detection is compared with the one object of its image that it overlaps most. If their IoU
+    exceeds the threshold, the detection is ignored if the object is difficult; otherwise it is a hit if it is the first
+    one of that object, and a false positive (a duplicate) if not. All other detections are false positives.
 
     Args:
-        detections: of the class.
-        gt_boxes: by place in the split, the class's `(G, 4)` boxes.
-        gt_difficult: likewise `(G,)` bool.
-        iou_threshold: IoU must be over this; in [0, 1].
+        detections: D detections of the class.
+        gt_boxes: the class's `(G, 4)` boxes per image of the split.
+        gt_difficult: `(G,)` bool per image of the split.
+        iou_threshold: exclusive, in [0, 1].
+
+    Returns:
+        The ranked detections and what each of them, and each object, is.
     """
     order = np.argsort(-detections.scores, kind="stable")
     ranked = ClassDetections(*(field[order] for field in detections))
@@ -84,7 +108,7 @@ def match(
     matched = np.where(overlap > iou_threshold, nearest, -1)
     ignored = (matched >= 0) & np.append(difficult, False)[matched]
     hit = np.zeros(len(order), bool)
-    hit[np.unique(matched, return_index=True)[1]] = True  # the best ranked of each object
+    hit[np.unique(matched, return_index=True)[1]] = True  # the best ranked detection of each object
     hit &= (matched >= 0) & ~ignored
     missed = ~difficult
     missed[matched[hit]] = False
@@ -98,7 +122,17 @@ def precision_recall(
     *,
     iou_threshold: float = 0.5,
 ) -> Curve:
-    """The curve of one class by the rule of `match`, which has the arguments."""
+    """Compute the precision-recall curve of one class; difficult objects do not count.
+
+    Args:
+        detections: D detections of the class.
+        gt_boxes: the class's `(G, 4)` boxes per image of the split.
+        gt_difficult: `(G,)` bool per image of the split.
+        iou_threshold: exclusive, in [0, 1].
+
+    Returns:
+        Recall and precision after each detection that `match` does not ignore.
+    """
     matches = match(detections, gt_boxes, gt_difficult, iou_threshold=iou_threshold)
     hits = np.cumsum(matches.hit[~matches.ignored])
     positives = int(np.sum(~matches.difficult))
@@ -108,19 +142,21 @@ def precision_recall(
 
 
 def error_kinds(matches: Matches, other_overlap: np.ndarray) -> np.ndarray:
-    """What each detection of a class is, after Hoiem, Chodpathumwan and Dai, "Diagnosing error in object detectors"
-    (2012): the first that holds of
+    """Classify each detection of one class after Hoiem et al., "Diagnosing error in object detectors" (2012).
 
-    - "ignored" and "correct": as in `match`;
-    - "localisation": IoU of at least 0.1 with an object of the class: too little for a hit, or a duplicate of one;
+    The first of these that applies:
+
+    - "ignored" and "correct": ignored and a hit in `match`;
+    - "localisation": IoU of at least 0.1 with an object of the class, so too little for a hit, or a duplicate;
     - "confusion": IoU of at least 0.1 with an object of another class;
-    - "background": all else.
+    - "background": anything else.
 
-    Difficult objects stand like others in the last three. The paper's similar and other classes are one here.
+    Difficult objects count like any other in "localisation" and "confusion". The paper tells similar classes from other
+    ones; here both are "confusion".
 
     Args:
-        matches: of the class.
-        other_overlap: `(D,)`, by rank, the greatest IoU with an object of another class.
+        matches: the matched detections of the class.
+        other_overlap: `(D,)`, by rank, greatest IoU with an object of another class, in [0, 1].
 
     Returns:
         `(D,)` strings, by rank.
@@ -130,8 +166,15 @@ def error_kinds(matches: Matches, other_overlap: np.ndarray) -> np.ndarray:
 
 
 def average_precision(curve: Curve, *, metric: str = "voc07_11point") -> float | None:
-    """AP of a curve: the mean over recalls 0, 0.1 .. 1 of the best precision at that recall or more, or the area under
-    the precision made monotone. None where no object was counted.
+    """Compute the average precision of a curve.
+
+    Args:
+        curve: of one class.
+        metric: "voc07_11point", the mean over recalls 0, 0.1, ..., 1 of the best precision at that recall or more
+            (VOC2007), or "area", the area under the precision made monotone (VOC2010 on).
+
+    Returns:
+        AP in [0, 1]; None if no object is counted.
 
     Raises:
         ValueError: an unknown metric.
@@ -147,44 +190,6 @@ def average_precision(curve: Curve, *, metric: str = "voc07_11point") -> float |
 
 
 def mean_average_precision(aps: Sequence[float | None]) -> float | None:
-    """The mean over the classes that have objects; None where none has."""
+    """Return the mean AP of the classes that have one; None if none has."""
     counted = [ap for ap in aps if ap is not None]
     return float(np.mean(counted)) if counted else None
-
-
-class ProposalRecall(NamedTuple):
-    """How much of the ground truth the proposals find; NaN where there is no object."""
-
-    recall: np.ndarray  # (S, T) in [0, 1]: by number of proposals and by IoU
-    average: np.ndarray  # (S,) in [0, 1]: by number
-
-
-def proposal_recall(
-    proposals: Iterable[np.ndarray],
-    gt_boxes: Iterable[np.ndarray],
-    *,
-    iou_thresholds: Sequence[float],
-    numbers: Sequence[int],
-) -> ProposalRecall:
-    """Recall and average recall of the first proposals of each image (Hosang et al. 2015).
-
-    An object's overlap o is its IoU with the best of an image's proposals, which may be the best of other objects too.
-    Recall at an IoU is the part of the objects whose o is **at least** that; average recall is its mean over the IoUs
-    from 0.5 to 1, 2 * integral of recall = mean of max(2 o - 1, 0).
-
-    Args:
-        proposals: by image, `(N, 4)`, best ranked first; N may differ and be 0.
-        gt_boxes: by image, `(G, 4)`, of the objects that count (VOC's protocol leaves difficult ones out).
-        iou_thresholds: T, in [0, 1].
-        numbers: S, each at least 1: the first that many proposals of an image.
-    """
-    overlaps = [np.zeros((len(numbers), 0))]
-    for boxes, truth in zip(proposals, gt_boxes, strict=True):
-        best = np.zeros((len(boxes) + 1, len(truth)))  # of the first 0, 1 .. N
-        best[1:] = np.maximum.accumulate(box_ops.iou(boxes.astype(np.float64), truth.astype(np.float64)), axis=0)
-        overlaps.append(best[np.minimum(numbers, len(boxes))])
-    found = np.concatenate(overlaps, axis=1)
-    if not found.shape[1]:
-        return ProposalRecall(np.full((len(numbers), len(iou_thresholds)), np.nan), np.full(len(numbers), np.nan))
-    recall = (found[:, None] >= np.asarray(iou_thresholds)[:, None]).mean(axis=2)
-    return ProposalRecall(recall, np.maximum(2 * found - 1, 0).mean(axis=1))

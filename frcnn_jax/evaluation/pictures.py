@@ -1,33 +1,36 @@
-"""Pictures: boxes on images, ground truth beside detections, loss, precision-recall and proposal recall."""
+"""Pictures: boxes on images, ground truth next to detections, plots of losses, precision-recall and proposal recall.
+
+Shape letters: H, W rows and columns of an image, N boxes.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from frcnn_jax.evaluation.metrics import Curve, ProposalRecall
+from frcnn_jax.evaluation.metrics import Curve
+from frcnn_jax.evaluation.recall import ProposalRecall
 from frcnn_jax.ops import boxes as box_ops
 
 _COLOURS = (
-    "#e6194b",
-    "#3cb44b",
-    "#4363d8",
-    "#f58231",
-    "#911eb4",
-    "#008080",
-    "#f032e6",
-    "#9a6324",
-    "#800000",
-    "#000075",
-)
+    "#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#f032e6", "#9a6324", "#800000", "#000075",
+)  # fmt: skip
 
 
 def draw_boxes(
     image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, captions: Sequence[str], *, min_side: int = 400
 ) -> Image.Image:
-    """`(H, W, 3)` uint8 RGB with `(N, 4)` boxes, each with a caption, in the colour of its `(N,)` label; small images
-    are enlarged to `min_side`."""
+    """Draw boxes with captions on an image, one colour per label.
+
+    Args:
+        image: `(H, W, 3)` uint8 RGB; a small one is enlarged by a whole factor, to about `min_side` pixels.
+        boxes: `(N, 4)` in pixels.
+        labels: `(N,)` integers.
+        captions: N texts.
+        min_side: of the picture, for small images.
+    """
     factor = max(1, round(min_side / min(image.shape[:2])))
     picture = Image.fromarray(image).resize(
         (image.shape[1] * factor, image.shape[0] * factor), Image.Resampling.NEAREST
@@ -49,8 +52,14 @@ def draw_boxes(
 def crop_boxes(
     image: np.ndarray, boxes: np.ndarray, colours: Sequence[str], *, width: int = 320, height: int = 240
 ) -> Image.Image:
-    """The part of `(H, W, 3)` uint8 RGB about `(N, 4)` boxes, N > 0, resized into `width` and `height`, with each box
-    in its colour. What lies outside the image is drawn at its edge."""
+    """Crop an image to some boxes and their surroundings, and draw the boxes.
+
+    Args:
+        image: `(H, W, 3)` uint8 RGB.
+        boxes: `(N, 4)` in pixels, N > 0; parts outside the image are moved to its edge.
+        colours: N names or "#rrggbb".
+        width, height: the picture fits into these, in pixels.
+    """
     rows, columns = image.shape[:2]
     boxes = box_ops.clip(boxes.astype(np.float64), rows, columns)
     boxes[:, 2:] = np.maximum(boxes[:, :2], boxes[:, 2:])
@@ -70,7 +79,7 @@ def crop_boxes(
 
 
 def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Two pictures of the same height: ground truth on the left, detections on the right."""
+    """Join two pictures of the same height, titled "ground truth" on the left and "detections" on the right."""
     titles, gap = 22, 6
     picture = Image.new("RGB", (left.width + gap + right.width, left.height + titles), "white")
     draw = ImageDraw.Draw(picture)
@@ -81,8 +90,13 @@ def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
 
 
 def plot_losses(rows: Sequence[Mapping[str, float]], path: Path) -> None:
-    """The losses over the steps, from the rows of metrics.jsonl."""
-    axes, figure = _figure("Training loss", "step", "loss")
+    """Plot the losses over the training steps.
+
+    Args:
+        rows: of metrics.jsonl, with "step", "loss", "loss_cls" and "loss_box".
+        path: of the plot, see `plot_suffixes`.
+    """
+    figure, (axes,) = _plot(7, ("Training loss", "step", "loss"))
     steps = [row["step"] for row in rows]
     for name in ("loss", "loss_cls", "loss_box"):
         axes.plot(steps, [row[name] for row in rows], label=name, linewidth=1)
@@ -92,8 +106,13 @@ def plot_losses(rows: Sequence[Mapping[str, float]], path: Path) -> None:
 
 
 def plot_precision_recall(curves: Mapping[str, tuple[Curve, float | None]], path: Path) -> None:
-    """Every class's precision over its recall, with its AP."""
-    axes, figure = _figure("Precision-recall", "recall", "precision")
+    """Plot the precision-recall curve of each class.
+
+    Args:
+        curves: by class name its curve and AP (see `scores.score`); a class without AP is skipped.
+        path: of the plot, see `plot_suffixes`.
+    """
+    figure, (axes,) = _plot(7, ("Precision-recall", "recall", "precision"))
     for name, (curve, ap) in curves.items():
         if ap is not None:
             axes.plot(curve.recall, curve.precision, label=f"{name} {ap:.3f}", linewidth=1)
@@ -106,11 +125,16 @@ def plot_precision_recall(curves: Mapping[str, tuple[Curve, float | None]], path
 def plot_proposal_recall(
     numbers: Sequence[int], iou_thresholds: Sequence[float], recall: ProposalRecall, path: Path
 ) -> None:
-    """Recall by IoU, a curve for each number of proposals, beside recall and its average by number."""
-    figure = _blank(width=12)
-    by_iou, by_number = figure.subplots(1, 2)
-    _label(by_iou, "Recall of the first N proposals", "IoU", "recall")
-    _label(by_number, "Recall by number", "proposals an image", "recall")
+    """Plot recall by IoU, and next to it recall and its average by number of proposals.
+
+    Args:
+        numbers: S proposal counts.
+        iou_thresholds: T.
+        recall: for these.
+        path: of the plot, see `plot_suffixes`.
+    """
+    by_iou_labels = ("Recall of the first N proposals", "IoU", "recall")
+    figure, (by_iou, by_number) = _plot(12, by_iou_labels, ("Recall by number", "proposals per image", "recall"))
     for number, row, average in zip(numbers, recall.recall, recall.average, strict=True):
         by_iou.plot(iou_thresholds, row, label=f"N = {number}, average {average:.3f}", linewidth=1)
     for iou, column in list(zip(iou_thresholds, recall.recall.T, strict=True))[:-1:4]:
@@ -123,24 +147,20 @@ def plot_proposal_recall(
     figure.savefig(path)
 
 
-def plot_endings() -> list[str]:
-    """Of the files that plots are written to."""
-    return [f".{ending}" for ending in _blank(width=1).canvas.get_supported_filetypes()]
+def plot_suffixes() -> list[str]:
+    """Return the suffixes of the files that plots can be written to, such as ".png"."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    return [f".{suffix}" for suffix in FigureCanvasBase.get_supported_filetypes()]
 
 
-def _figure(title, xlabel, ylabel):
-    figure = _blank(width=7)
-    axes = figure.subplots()
-    _label(axes, title, xlabel, ylabel)
-    return axes, figure
-
-
-def _blank(*, width):
+def _plot(width: float, *labels: tuple[str, str, str]) -> tuple[Any, Sequence[Any]]:
+    """A figure with axes side by side, each with its title and the labels of x and y."""
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
-    return Figure(figsize=(width, 5), dpi=120, layout="constrained")
-
-
-def _label(axes, title, xlabel, ylabel):
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    axes.grid(alpha=0.3)
+    figure = Figure(figsize=(width, 5), dpi=120, layout="constrained")
+    (row,) = figure.subplots(1, len(labels), squeeze=False)
+    for axes, (title, xlabel, ylabel) in zip(row, labels, strict=True):
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        axes.grid(alpha=0.3)
+    return figure, row

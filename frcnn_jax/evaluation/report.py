@@ -1,8 +1,8 @@
 """A page on what a detector finds and gets wrong: scores, curves, kinds of error, pictures.
 
-It is one HTML file with its pictures inside, without scripts, and loads nothing: no server or network is needed.
+It is one self-contained HTML file without scripts: pictures are inside, and it needs no server or network.
 
-Shape letters: D detections of a class.
+Shape letters: D detections of one class, O its objects over the split.
 """
 
 import base64
@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from frcnn_jax.data.records import Dataset, Record
-from frcnn_jax.evaluation.evaluate import class_objects
 from frcnn_jax.evaluation.metrics import ClassDetections, Curve, Matches, error_kinds, match, nearest_objects
 from frcnn_jax.evaluation.pictures import crop_boxes
+from frcnn_jax.evaluation.scores import class_objects
 from frcnn_jax.files import write_text
 from frcnn_jax.ops import boxes as box_ops
 
@@ -26,19 +26,26 @@ KINDS = {"correct": "#2fb367", "localisation": "#f0a818", "confusion": "#5a8cf5"
 
 
 class Diagnosis(NamedTuple):
-    """A class's detections by rank, what each of them is, and the class's objects over the split."""
+    """The ranked detections of one class with their kinds, and the class's objects over the split."""
 
     label: int
     matches: Matches
-    kinds: np.ndarray  # (D,) of `error_kinds`
-    duplicate: np.ndarray  # (D,) bool: of a localisation error, that its object was hit before
-    other_label: np.ndarray  # (D,) of the object of another class that it overlaps most; 0 without one
-    object_image: np.ndarray  # (objects,) place in the split
-    object_boxes: np.ndarray  # (objects, 4)
+    kinds: np.ndarray  # (D,) from `error_kinds`
+    duplicate: np.ndarray  # (D,) bool: a localisation error on an object that has a better ranked hit
+    other_label: np.ndarray  # (D,) label of the object of another class that it overlaps most, 0 if none overlaps
+    object_image: np.ndarray  # (O,) index of the image in the split
+    object_boxes: np.ndarray  # (O, 4)
 
 
 def diagnose(detections: ClassDetections, dataset: Dataset, label: int, *, iou_threshold: float) -> Diagnosis:
-    """The kinds of error among the detections of the class `label`."""
+    """Classify the detections of one class by kind of error.
+
+    Args:
+        detections: of the class.
+        dataset: the split.
+        label: of the class, 1 to K.
+        iou_threshold: a hit exceeds it; in [0, 1].
+    """
     boxes, difficult = class_objects(dataset, label)
     matches = match(detections, boxes, difficult, iou_threshold=iou_threshold)
     others = [(record, record.labels != label) for record in dataset.records]
@@ -57,13 +64,15 @@ def diagnose(detections: ClassDetections, dataset: Dataset, label: int, *, iou_t
 
 
 def count_kinds(found: Diagnosis) -> Counter[str]:
-    """How many "objects" are counted, N; how many of the N best detections, without the ignored, are of each kind
-    (Hoiem et al.); how many objects are hit only further down ("later") or by no detection ("missed")."""
-    objects = int(np.sum(~found.matches.difficult))
-    top = _top(found, objects)
-    counts = Counter({"objects": objects, **{kind: int(np.sum(found.kinds[top] == kind)) for kind in KINDS}})
-    missed = int(found.matches.missed.sum())
-    return counts + Counter({"later": objects - counts["correct"] - missed, "missed": missed})
+    """Count objects and the kinds of the best detections, after Hoiem et al. (2012).
+
+    Returns:
+        "objects": N, those that are not difficult; each of KINDS: the number among the N best detections that are not
+        ignored; "later": objects hit only by a lower ranked detection; "missed": objects hit by none.
+    """
+    objects, missed = int(np.sum(~found.matches.difficult)), int(found.matches.missed.sum())
+    kinds = Counter(found.kinds[_top(found, objects)].tolist())
+    return kinds + Counter(objects=objects, later=objects - kinds["correct"] - missed, missed=missed)
 
 
 def _top(found: Diagnosis, count: int) -> np.ndarray:
@@ -80,33 +89,35 @@ def write_report(
     *,
     pictures: int = 4,
 ) -> None:
-    """Writes `folder`/index.html.
+    """Write the page to `folder`/index.html.
 
     Args:
-        folder: made where it does not exist.
+        folder: created if it does not exist.
         dataset: the split.
-        detections: by class.
-        results, curves: of `evaluate.score`; results may have "step".
-        pictures: how many at most of a class's best hits, worst false positives and largest missed objects, each.
+        detections: per class.
+        results, curves: from `scores.score`; results may have "step", the checkpoint's.
+        pictures: per class, the number of best hits, worst false positives and largest missed objects shown, each.
 
     Raises:
         InputError: an image can't be loaded.
     """
-    found = [
-        diagnose(of_class, dataset, label, iou_threshold=results["iou_threshold"])
-        for label, of_class in enumerate(detections, 1)
-    ]
-    counts = [count_kinds(of_class) for of_class in found]
-    sections = [
-        _section(of_class, count, dataset, curves[name], pictures)
-        for of_class, count, name in zip(found, counts, dataset.class_names, strict=True)
-    ]
-    page = [_header(results, counts), _table(dataset.class_names, counts, results), *sections]
+    page, counts = [], []
+    for label, (name, of_class) in enumerate(zip(dataset.class_names, detections, strict=True), 1):
+        found = diagnose(of_class, dataset, label, iou_threshold=results["iou_threshold"])
+        counts.append(count_kinds(found))
+        page.append(_section(found, counts[-1], dataset, curves[name], pictures))
+    page = [_HEAD, _header(results, counts), _table(dataset.class_names, counts, results), *page, "</body>\n</html>\n"]
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "index.html", _PAGE.replace("BODY", "\n".join(page)), errors="backslashreplace")
+    write_text(folder / "index.html", "\n".join(page), errors="backslashreplace")
 
 
-_STYLE = """
+_HEAD = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Detection report</title>
+<style>
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --link: #1a5fb4 }
 @media (prefers-color-scheme: dark) { :root { --link: #8ab4f8 } }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1120px; margin: 0 auto; padding: 1rem }
@@ -124,71 +135,57 @@ dt { font-weight: 600; margin-top: .4rem } dd { margin-left: 0; max-width: 90ch 
 .pictures { display: flex; flex-wrap: wrap; gap: .8rem; align-items: flex-end }
 figure { margin: 0; width: 256px } figcaption { font-size: .8rem; line-height: 1.35; overflow-wrap: anywhere }
 img { display: block; max-width: 100%; height: auto } svg { width: 240px; height: 180px }
-"""
-
-_PAGE = f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Detection report</title>
-<style>{_STYLE}</style>
+</style>
 </head>
-<body>
-BODY
-</body>
-</html>
-"""
+<body>"""
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
+def _heading(kind: str) -> str:
+    """A kind's name after a square of its colour."""
+    return f'<span class="key" style="background:{KINDS[kind]}"></span>{kind.capitalize()}'
+
+
 def _header(results: Mapping[str, Any], counts: Iterable[Counter[str]]) -> str:
-    threshold = results["iou_threshold"]
-    facts = [
-        {"voc07_11point": "11-point rule of VOC 2007", "area": "area under the curve"}[results["protocol"]],
-        f"a hit is IoU over {threshold}",
+    threshold, step, seconds = results["iou_threshold"], results.get("step"), results["seconds_per_image"]
+    facts = (
+        {"voc07_11point": "11-point rule of VOC2007", "area": "area under the curve"}[results["protocol"]],
+        f"a hit is IoU > {threshold}",
         f"{results['images']} images",
         f"{sum(count['objects'] for count in counts)} objects",
-    ]
-    if results.get("step") is not None:
-        facts.append(f"step {results['step']}")
-    if results["seconds_per_image"] is not None:
-        facts.append(f"{results['seconds_per_image']:.2f} s an image")
-    kinds = {
-        "correct": f"IoU over {threshold} with an object of the class, the first time.",
-        "localisation": f"IoU from 0.1 to {threshold} with an object of the class, or a duplicate of a hit.",
-        "confusion": "IoU of at least 0.1 with an object of another class.",
-        "background": "All else.",
+        "" if step is None else f"step {step}",
+        "" if seconds is None else f"{seconds:.2f} s per image",
+    )
+    meanings = {
+        _heading("correct"): f"The first detection with IoU > {threshold} with an object of the class.",
+        _heading("localisation"): f"IoU from 0.1 to {threshold} with an object of the class, or a duplicate of a hit.",
+        _heading("confusion"): "IoU of at least 0.1 with an object of another class.",
+        _heading("background"): "Anything else.",
+        "Found later": "Objects hit only by a detection ranked below the N best.",
+        "Missed": "Objects hit by no detection, however low its score.",
     }
-    keys = "".join(f"<dt>{_key(kind)}{kind.capitalize()}</dt><dd>{escape(text)}</dd>" for kind, text in kinds.items())
+    terms = "\n".join(f"<dt>{term}</dt><dd>{escape(meaning)}</dd>" for term, meaning in meanings.items())
     return f"""<h1>Detection report: mAP {_number(results["map"])}</h1>
-<p>{escape(", ".join(facts))}</p>
+<p>{escape(", ".join(filter(None, facts)))}</p>
 <details><summary>How to read this</summary>
-<p>Each detection is of the first kind that holds (Hoiem, Chodpathumwan and Dai, “Diagnosing error in object detectors”,
-2012). Of a class with N objects the N best scored detections are counted: a perfect detector's would all be
-correct. Difficult objects are neither counted nor held against.</p>
-<dl>{keys}
-<dt>Found later</dt><dd>Objects hit only by a detection ranked below the N best.</dd>
-<dt>Missed</dt><dd>Objects that no detection hits, however low its score.</dd></dl>
-<p>In pictures, ground truth is white and a detection has the colour of its kind.</p></details>"""
-
-
-def _key(kind: str) -> str:
-    return f'<span class="key" style="background:{KINDS[kind]}"></span>'
+<p>Each detection is of the first kind that applies (Hoiem, Chodpathumwan and Dai, “Diagnosing error in object
+detectors”, 2012). For a class with N objects, the N detections with the highest scores are counted: those of a perfect
+detector would all be correct. Difficult objects, and detections on them, do not count.</p>
+<dl>{terms}</dl>
+<p>In pictures, ground truth is white, and a detection has the colour of its kind.</p></details>"""
 
 
 def _table(class_names: Sequence[str], counts: Sequence[Counter[str]], results: Mapping[str, Any]) -> str:
-    heads = "".join(f"<th>{_key(kind)}{kind.capitalize()}</th>" for kind in KINDS)
     rows = [
         _row(f'<a href="#class{label}">{escape(name)}</a>', results["aps"][name], count)
         for label, (name, count) in enumerate(zip(class_names, counts, strict=True), 1)
     ]
     return f"""<div class="wide"><table>
-<thead><tr><th>Class</th><th>AP</th><th>Objects N</th><th>N best detections</th>{heads}<th>Found later</th>
-<th>Missed</th></tr></thead>
+<thead><tr><th>Class</th><th>AP</th><th>Objects N</th><th>N best detections</th>
+{"".join(f"<th>{_heading(kind)}</th>" for kind in KINDS)}<th>Found later</th><th>Missed</th></tr></thead>
 <tbody>{"".join(rows)}</tbody>
 <tfoot>{_row("All", results["map"], sum(counts, Counter()))}</tfoot>
 </table></div>"""
@@ -209,31 +206,29 @@ def _section(
     found: Diagnosis, count: Counter[str], dataset: Dataset, curve: tuple[Curve, float | None], pictures: int
 ) -> str:
     names, matches = dataset.class_names, found.matches
-    (rejected,) = np.nonzero(~matches.hit & ~matches.ignored)
-    (missed,) = np.nonzero(matches.missed)
+    rejected, missed = np.flatnonzero(~matches.hit & ~matches.ignored), np.flatnonzero(matches.missed)
     missed = missed[np.argsort(-box_ops.area(found.object_boxes[missed]), kind="stable")]
-    hits = [_detection(found, rank, dataset) for rank in np.flatnonzero(matches.hit)[:pictures]]
-    wrong = [_detection(found, rank, dataset) for rank in rejected[:pictures]]
-    unseen = [_missed(found, number, dataset) for number in missed[:pictures]]
     text = f"Objects: {count['objects']}. Detections: {len(found.kinds)}, false positives: {len(rejected)}."
     top = _top(found, count["objects"])
     confused = Counter(found.other_label[top[found.kinds[top] == "confusion"]].tolist()).most_common(5)
     if confused:
         with_names = ", ".join(f"{names[other - 1]} ({times})" for other, times in confused)
-        text += f" Of the N best, confused with: {with_names}."
+        text += f" Among the N best, confused with: {with_names}."
+    gallery = ""
+    for title, figure, indices in (
+        ("Best hits", _detection, np.flatnonzero(matches.hit)),
+        ("Worst false positives, by score", _detection, rejected),
+        ("Missed, by size", _missed, missed),
+    ):
+        if figures := "".join(figure(found, i, dataset) for i in indices[:pictures]):
+            gallery += f'<h3>{title}</h3><div class="pictures">{figures}</div>\n'
     return f"""<section id="class{found.label}"><h2>{escape(names[found.label - 1])}</h2>
 <div class="class">{_curve(*curve)}<p>{escape(text)}</p></div>
-{_pictures("Best hits", hits)}{_pictures("Worst false positives, by score", wrong)}
-{_pictures("Missed, by size", unseen)}
-</section>"""
-
-
-def _pictures(title: str, figures: Sequence[str]) -> str:
-    return f'<h3>{title}</h3><div class="pictures">{"".join(figures)}</div>\n' if figures else ""
+{gallery}</section>"""
 
 
 def _detection(found: Diagnosis, rank: int, dataset: Dataset) -> str:
-    """The figure of a detection and the object that it is held against."""
+    """The figure of a detection, and the objects that decided its kind."""
     ranked, kind = found.matches.ranked, str(found.kinds[rank])
     record, box, confused = dataset.records[ranked.image[rank]], ranked.boxes[[rank]], kind == "confusion"
     truth = record.boxes[record.labels == (found.other_label[rank] if confused else found.label)]
@@ -245,7 +240,7 @@ def _detection(found: Diagnosis, rank: int, dataset: Dataset) -> str:
 
 
 def _missed(found: Diagnosis, number: int, dataset: Dataset) -> str:
-    """The figure of an object and the detection of its class that overlaps it most."""
+    """The figure of an object, and the detection of its class that overlaps it most."""
     truth, image, ranked = found.object_boxes[[number]], found.object_image[number], found.matches.ranked
     (ranks,) = np.nonzero(ranked.image == image)
     overlaps = box_ops.iou(truth, ranked.boxes[ranks].astype(np.float64))[0]
@@ -257,7 +252,7 @@ def _missed(found: Diagnosis, number: int, dataset: Dataset) -> str:
 
 
 def _figure(record: Record, truth: np.ndarray, detection: np.ndarray, kind: str, caption: str) -> str:
-    """HTML of the part of an image about ground truth and a detection of a kind, each `(0 or more, 4)`."""
+    """The part of an image around ground truth and a detection of some kind, each `(0 or more, 4)`."""
     colours = [*["white"] * len(truth), *[KINDS.get(kind, "grey")] * len(detection)]
     file = io.BytesIO()
     picture = crop_boxes(record.load(), np.concatenate([truth, detection]), colours, width=256, height=192)

@@ -1,6 +1,6 @@
 """Convolution, max pooling and local response normalisation as Caffe has them, with derivatives that are fast on CPU.
 
-XLA's own derivatives of these are exact but slow there; `scripts/bench_layers.py` measures both. Reverse mode only.
+XLA's own derivatives of these are exact but slow there; `benchmarks/bench_layers.py` measures both. Reverse mode only.
 
 Shape letters: B images, H rows, W columns, C channels.
 """

@@ -1,4 +1,11 @@
-"""Canonical arrays (`weight_files`) to a network's variables and back: checked by name, shape and value."""
+"""Canonical arrays to and from the parameters of a network.
+
+The way of pretrained weights: a file, `weight_files.read_weights`, canonical arrays, `merge_weights`, parameters. And
+back: `canonical_arrays`, then `weight_files.write_weights`.
+
+Canonical arrays have Caffe's names and layouts: `<layer>.weight`, OIHW for convolutions and (outputs, inputs) for fc
+layers, the inputs of fc6 in C, H, W order; `<layer>.bias`. Flax has HWIO, (inputs, outputs) and H, W, C order.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,97 +16,147 @@ import numpy as np
 
 from frcnn_jax.errors import InputError
 
+Arrays = dict[str, np.ndarray]
 Key = tuple[str, str, str]  # ("backbone" or "head", layer, "kernel" or "bias")
 
+HIDDEN = ("fc6_reduce", "fc6", "fc7_reduce", "fc7")
 OUTPUTS = ("cls_score", "bbox_pred")
+
+
+def to_canonical(array: np.ndarray, pooled: tuple[int, int, int] | None = None) -> np.ndarray:
+    """Change a parameter from Flax's layout to Caffe's.
+
+    Args:
+        array: kernel or bias.
+        pooled: rows, columns and channels of the pooled features, if the kernel's inputs are these.
+    """
+    if array.ndim == 4:
+        return array.transpose(3, 2, 0, 1)
+    array = array.T
+    if pooled:
+        array = array.reshape(-1, *pooled).transpose(0, 3, 1, 2).reshape(len(array), -1)
+    return array
+
+
+def from_canonical(array: np.ndarray, pooled: tuple[int, int, int] | None = None) -> np.ndarray:
+    """Change a parameter from Caffe's layout to Flax's: the inverse of `to_canonical`."""
+    if array.ndim == 4:
+        return array.transpose(2, 3, 1, 0)
+    if pooled:
+        rows, columns, channels = pooled
+        array = array.reshape(-1, channels, rows, columns).transpose(0, 2, 3, 1).reshape(len(array), -1)
+    return array.T
 
 
 def _canonical_name(key: Key) -> str:
     return f"{key[1]}.{'weight' if key[2] == 'kernel' else 'bias'}"
 
 
-def _entry(params: Mapping[str, Any]) -> tuple[str, int]:
-    """The fc layer that takes pooled features, and their channels: those of the last convolution."""
-    *_, last = (layer["bias"].shape[0] for _, layer in sorted(params["backbone"].items()))
-    return "fc6_reduce" if "fc6_reduce" in params["head"] else "fc6", last
-
-
-def _canonical_shape(key: Key, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _canonical_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
 
 
-def _from_canonical(key: Key, array: np.ndarray, roi_size: tuple[int, int], entry: tuple[str, int]) -> np.ndarray:
-    if array.ndim == 4:
-        return array.transpose(2, 3, 1, 0)  # OIHW -> HWIO
-    if key[1:] == (entry[0], "kernel"):  # its inputs C, H, W -> H, W, C
-        array = array.reshape(-1, entry[1], *roi_size).transpose(0, 2, 3, 1).reshape(len(array), -1)
-    return array.T
-
-
-def _to_canonical(key: Key, array: np.ndarray, roi_size: tuple[int, int], entry: tuple[str, int]) -> np.ndarray:
-    if array.ndim == 4:
-        return array.transpose(3, 2, 0, 1)
-    array = array.T
-    if key[1:] == (entry[0], "kernel"):
-        array = array.reshape(-1, *roi_size, entry[1]).transpose(0, 3, 1, 2).reshape(len(array), -1)
-    return array
+def _pooled_inputs(params: Mapping[str, Any], roi_size: tuple[int, int]) -> dict[Key, tuple[int, int, int]]:
+    """The kernel that takes the pooled features, and their shape; its channels are those of the last convolution."""
+    *_, channels = (layer["bias"].shape[0] for _, layer in sorted(params["backbone"].items()))
+    first = "fc6_reduce" if "fc6_reduce" in params["head"] else "fc6"
+    return {("head", first, "kernel"): (*roi_size, channels)}
 
 
 def merge_weights(
     params: Mapping[str, Any], arrays: Mapping[str, np.ndarray], *, roi_size: tuple[int, int], source: str
 ) -> dict[str, Any]:
-    """The parameters of `FastRCNN` with those of its layers replaced that `arrays` holds.
+    """Replace parameters of `FastRCNN` with pretrained ones.
 
-    All convolutions have to be there; fc6 and fc7 may be left out together, and so may cls_score and bbox_pred.
+    All convolutions are required; fc6 and fc7 may be missing together, and so may cls_score and bbox_pred.
 
     Args:
-        params: freshly initialised, or their shapes.
-        arrays: by canonical name.
-        roi_size: the network's, by which fc6's inputs are ordered.
+        params: of `FastRCNN`, initialised, or their shapes.
+        arrays: canonical arrays.
+        roi_size: rows and columns of the network's pooled features.
         source: where the arrays come from, for messages.
 
+    Returns:
+        The parameters; layers without an array are those of `params`.
+
     Raises:
-        InputError: lists every missing, extra, misshapen or not finite tensor by name.
+        InputError: lists by name every tensor that is missing, unknown, of another shape or not finite.
     """
     flat: dict[Key, Any] = flax.traverse_util.flatten_dict(params)
     layers = {name.rpartition(".")[0] for name in arrays}
-    absent = {
-        name
-        for group in (("fc6_reduce", "fc6", "fc7_reduce", "fc7"), OUTPUTS)
-        if not layers & set(group)
-        for name in group
-    }
+    absent = {layer for group in (HIDDEN, OUTPUTS) if layers.isdisjoint(group) for layer in group}
     wanted = {_canonical_name(key): key for key in flat if key[1] not in absent}
     problems = [f"missing {name}" for name in sorted(wanted.keys() - arrays.keys())]
     problems += [f"extra {name}" for name in sorted(arrays.keys() - wanted.keys())]
     for name in sorted(wanted.keys() & arrays.keys()):
-        expected = _canonical_shape(wanted[name], flat[wanted[name]].shape)
+        expected = _canonical_shape(flat[wanted[name]].shape)
         if arrays[name].shape != expected:
             problems.append(f"{name} is {arrays[name].shape}, not {expected}")
         elif not np.isfinite(arrays[name]).all():
             problems.append(f"{name} has values that are not finite")
     if problems:
         raise InputError(f"{source}: does not fit the network: {'; '.join(problems)}")
-    entry = _entry(params)
+    pooled = _pooled_inputs(params, roi_size)
     for name, key in wanted.items():
-        flat[key] = jax.numpy.asarray(_from_canonical(key, arrays[name], roi_size, entry), flat[key].dtype)
+        flat[key] = jax.numpy.asarray(from_canonical(arrays[name], pooled.get(key)), flat[key].dtype)
     return flax.traverse_util.unflatten_dict(flat)
 
 
-def canonical_arrays(params: Mapping[str, Any], *, roi_size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """The inverse of `merge_weights`: all parameters by canonical name, to the bit."""
-    flat: dict[Key, Any] = flax.traverse_util.flatten_dict(params)
-    entry = _entry(params)
-    return {_canonical_name(key): _to_canonical(key, np.asarray(leaf), roi_size, entry) for key, leaf in flat.items()}
-
-
-def fold_box_stats(arrays: Mapping[str, np.ndarray], mean: np.ndarray, std: np.ndarray) -> dict[str, np.ndarray]:
-    """Canonical arrays whose bbox_pred gives targets that are not normalised, as the paper's code saves it.
+def canonical_arrays(params: Mapping[str, Any], *, roi_size: tuple[int, int]) -> Arrays:
+    """Return all parameters as canonical arrays: the exact inverse of `merge_weights`.
 
     Args:
-        arrays: by canonical name.
-        mean, std: `(K + 1, 4)`, by which the targets were normalised.
+        params: of `FastRCNN`.
+        roi_size: rows and columns of the network's pooled features.
+    """
+    flat: dict[Key, Any] = flax.traverse_util.flatten_dict(params)
+    pooled = _pooled_inputs(params, roi_size)
+    return {_canonical_name(key): to_canonical(np.asarray(leaf), pooled.get(key)) for key, leaf in flat.items()}
+
+
+def fold_box_stats(arrays: Mapping[str, np.ndarray], mean: np.ndarray, std: np.ndarray) -> Arrays:
+    """Fold the statistics of the box targets into bbox_pred, which then predicts unnormalised targets.
+
+    The paper's code saves its models so (`snapshot` in lib/fast_rcnn/train.py).
+
+    Args:
+        arrays: canonical arrays.
+        mean, std: `(K + 1, 4)`, the statistics that the targets were normalised by.
+
+    Returns:
+        The arrays with another bbox_pred.
     """
     mean, std = np.asarray(mean).reshape(-1), np.asarray(std).reshape(-1)
     weight, bias = arrays["bbox_pred.weight"] * std[:, None], arrays["bbox_pred.bias"] * std + mean
     return {**arrays, "bbox_pred.weight": weight, "bbox_pred.bias": bias}
+
+
+def load_pretrained(
+    params: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    *,
+    roi_size: tuple[int, int],
+    keep_classifier: bool = False,
+    source: str,
+) -> dict[str, Any]:
+    """Return fresh parameters with the pretrained layers that training starts from.
+
+    The output layers start afresh, unless `keep_classifier`: then only the box layer does, for stage-wise training.
+
+    Args:
+        params: Freshly initialised.
+        arrays: By canonical name.
+        roi_size: See `merge_weights`.
+        keep_classifier: Whether cls_score is taken from the arrays, too.
+        source: Where the arrays come from, for messages.
+
+    Raises:
+        InputError: The arrays do not fit, or have no cls_score where it is to be kept.
+    """
+    outputs = {name for name in arrays if name.split(".")[0] in OUTPUTS}
+    if keep_classifier and not outputs:
+        raise InputError(f"{source}: no cls_score in it; the box head alone is trained on a trained detector")
+    if not keep_classifier:
+        arrays = {name: array for name, array in arrays.items() if name not in outputs}
+    merged = merge_weights(params, arrays, roi_size=roi_size, source=source)
+    return {**merged, "head": {**merged["head"], "bbox_pred": params["head"]["bbox_pred"]}}

@@ -2,31 +2,52 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from frcnn_jax.ops.boxes import iou
+from frcnn_jax.ops.boxes import Array, as_float, iou
 
 
-def nms(boxes: jax.Array, scores: jax.Array, *, iou_threshold: float, max_outputs: int) -> tuple[jax.Array, jax.Array]:
-    """Exact greedy non-maximum suppression with static shapes; equal scores keep their order.
+def nms(boxes: Array, scores: Array, *, iou_threshold: float, max_outputs: int) -> tuple[jax.Array, jax.Array]:
+    """Select boxes by greedy non-maximum suppression.
+
+    Exact, with static shapes; runs under `jit` and `vmap`. Equal scores keep their order. IoU is that of inclusive
+    boxes, as `iou` gives it. Everything is computed in float32, but float64 under `jax_enable_x64`.
 
     Args:
-        boxes: `(N, 4)`.
-        scores: `(N,)`; -inf leaves a box out.
-        iou_threshold: a box is dropped where its IoU with a better kept one is **over** this; in [0, 1].
-        max_outputs: M, the number of places in the result.
+        boxes: `(N, 4)`; N may be 0. A box with a NaN is never selected.
+        scores: `(N,)`. A box with a score of -inf or NaN is never selected.
+        iou_threshold: a box is dropped if its IoU with a selected box of higher score exceeds this; in [0, 1].
+        max_outputs: M, the number of entries in the result, at least 0.
 
     Returns:
-        indices `(M,)` int32 of the boxes kept, best first, 0 in empty places, and valid `(M,)` bool.
-    """
-    count = scores.shape[0]
-    order = jnp.argsort(-scores, stable=True)
-    allowed = scores[order] > -jnp.inf
-    better = jnp.arange(count)[:, None] < jnp.arange(count)
-    drops = better & (iou(boxes[order], boxes[order]) > iou_threshold)
+        indices: `(M,)` int32, the boxes selected in order of falling score; 0 where not valid.
+        valid: `(M,)` bool.
 
-    # Whether a box is kept hangs on better ones alone: each round settles at least the best that is not settled yet, in
-    # practice most of them, and a round that changes nothing is the last.
+    Raises:
+        ValueError: an array has another shape or is not numeric, or a number is out of its range.
+    """
+    boxes, scores = as_float(boxes, "boxes"), as_float(scores, "scores")
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"boxes must be (N, 4), got {boxes.shape}")
+    count = len(boxes)
+    if scores.shape != (count,):
+        raise ValueError(f"scores must be ({count},), one per box, got {scores.shape}")
+    if not isinstance(iou_threshold, jax.Array) and not 0 <= iou_threshold <= 1:
+        raise ValueError(f"iou_threshold must be in [0, 1], got {iou_threshold!r}")
+    if not isinstance(max_outputs, int | np.integer) or max_outputs < 0:
+        raise ValueError(f"max_outputs must be an integer of at least 0, got {max_outputs!r}")
+    if not count:
+        return jnp.zeros(max_outputs, jnp.int32), jnp.zeros(max_outputs, bool)
+
+    order = jnp.argsort(-scores, stable=True)
+    boxes, scores = jnp.asarray(boxes)[order], jnp.asarray(scores)[order]
+    allowed = (scores > -jnp.inf) & ~jnp.isnan(boxes).any(axis=1)
+    better = jnp.arange(count)[:, None] < jnp.arange(count)
+    drops = better & (iou(boxes, boxes) > iou_threshold)
+
+    # A box's fate depends only on higher-scoring boxes. Each round settles at least the best box that is not settled
+    # yet, in practice most of them; the first round that changes nothing is the last.
     def settle(state):
         _, keep = state
         return keep, allowed & ~(drops & keep[:, None]).any(axis=0)

@@ -1,10 +1,11 @@
-"""RoIAlign (He et al. 2017, Mask R-CNN, section 3) as torchvision and Detectron2 compute it: `roi_pool`'s sibling.
+"""RoIAlign (He et al. 2017, Mask R-CNN, section 3), as torchvision and Detectron2 compute it.
 
-A bin gives the mean of bilinear samples at regular places inside it, nothing is rounded, and the gradient goes to the
-four cells around each sample. It is linear in the features. Reverse mode only.
+A bin is the mean of bilinear samples at regular points inside it. Nothing is rounded, and the gradient goes to the four
+cells around each sample: it is the transpose of a linear map, defined by `_align_backward` and `_spread` below. Reverse
+mode only.
 
-This file and roi_pool.py need jax and numpy alone. Shape letters: B maps, H rows and W columns of a map, C channels,
-K RoIs in a flat list, R RoIs a map, P bins along an axis.
+This file and _roi_pool.py depend on jax and numpy alone. Shape letters: B maps, H rows and W columns of a map,
+C channels, K RoIs in a flat list, R RoIs per map, P bins along an axis.
 """
 
 import math
@@ -29,27 +30,27 @@ def roi_align(
     sampling_ratio: int = 2,
     aligned: bool = True,
 ) -> jax.Array:
-    """RoIAlign of every map's own RoIs.
+    """Sample the features inside each RoI into a grid of means (RoIAlign; Mask R-CNN, section 3).
 
     Args:
-        features: `(..., H, W, C)` float32, bfloat16, float16 or float64.
-        rois: `(..., R, 4)` (x1, y1, x2, y2) in image pixels, a continuous plane in which pixel i spans [i, i + 1): an
-            inclusive box, as in the rest of this package, ends at x2 + 1 and y2 + 1. The leading axes are those of
-            `features`. Samples more than a cell outside the map count as 0. Corners further than 2^23 cells away are
-            taken as there. A RoI with a NaN gives 0. No gradient flows to RoIs.
+        features: `(..., H, W, C)` float32, bfloat16, float16 or float64. Channels are last.
+        rois: `(..., R, 4)` (x1, y1, x2, y2) in image pixels, floating point or integers, taken in float32. Coordinates
+            are continuous, pixel i spans [i, i + 1): add 1 to x2 and y2 of this package's inclusive boxes. The leading
+            axes are those of `features`. Samples more than one cell outside the map count as 0. Corners more than 2^23
+            cells away are clipped to that distance. A RoI with a NaN yields 0. RoIs get no gradient.
         output_size: (rows, columns) of bins, each 1 to 255; one number for both.
-        spatial_scale: map cells per image pixel, over 0.
-        sampling_ratio: samples a bin along each axis; 0: as many as the bin has cells, rounded up, but at most twice
-            the map's (torchvision has no such limit); one RoI after another then, which is slow on accelerators.
-        aligned: cell centres lie at half pixels, as they should. False: the older form, up to half a cell off, in which
-            a RoI has at least one cell each way.
+        spatial_scale: map cells per image pixel, greater than 0.
+        sampling_ratio: samples per bin along each axis. 0 takes as many as the bin has cells, rounded up, but at most
+            twice those of the map (torchvision has no limit); RoIs then run one by one, which is slow on accelerators.
+        aligned: whether cell centres lie at half pixels, as is correct. False is the older form, up to half a cell off,
+            in which a RoI measures at least one cell each way.
 
     Returns:
         `(..., R, rows, columns, C)` of the features' type.
 
     Raises:
-        ValueError: shapes that do not fit, or a number out of its range.
-        TypeError: an argument of another type.
+        ValueError: shapes do not match, or a number is out of its range.
+        TypeError: an argument has the wrong type.
     """
     flat = partial(
         roi_align_flat,
@@ -71,12 +72,12 @@ def roi_align_flat(
     sampling_ratio: int = 2,
     aligned: bool = True,
 ) -> jax.Array:
-    """RoIAlign of a flat list of RoIs.
+    """Align a flat list of RoIs: `roi_align` for any number of RoIs per map, without padding.
 
     Args:
         features: `(B, H, W, C)`.
         rois: `(K, 4)`.
-        batch_index: `(K,)` integers, the map of each RoI; one outside [0, B) gives 0.
+        batch_index: `(K,)` integers, the map of each RoI; a RoI whose index is outside [0, B) yields 0.
         output_size, spatial_scale, sampling_ratio, aligned: as in `roi_align`.
 
     Returns:
@@ -90,9 +91,9 @@ def roi_align_flat(
     try:
         ratio = operator.index(sampling_ratio)
     except TypeError:
-        raise TypeError(f"sampling_ratio must be a whole number, got {sampling_ratio!r}") from None
+        raise TypeError(f"sampling_ratio must be an integer, got {sampling_ratio!r}") from None
     if ratio < 0:
-        raise ValueError(f"sampling_ratio must be 0 or more, got {sampling_ratio}")
+        raise ValueError(f"sampling_ratio must be at least 0, got {sampling_ratio}")
     return _align_rois(features, rois, batch_index, size, scale, ratio, bool(aligned))
 
 
@@ -113,13 +114,13 @@ def _align_rois(features, rois, batch_index, output_size, spatial_scale, ratio, 
 
 
 def _grid(start, end, bins, cells, ratio, aligned):
-    """Along an axis, `(K,)` each: where RoIs start, the size of a bin (float32, in cells), its number of samples."""
+    """Return RoIs' starts and bin sizes along an axis, in cells, and samples per bin, `(K,)` each."""
     size = (end - start if aligned else jnp.maximum(end - start, 1)) / np.float32(bins)
     samples = jnp.ceil(jnp.clip(size, 0, 2 * cells)).astype(jnp.int32) if ratio == 0 else jnp.full(len(size), ratio)
     return start, size, samples.astype(jnp.int32)
 
 
-# The grids of K RoIs are (batch_index, valid, y, x), y and x as from `_grid`; all of them `(K, ...)`.
+# The grids of K RoIs are (batch_index, valid, y, x), with y and x from `_grid`; all are `(K, ...)`.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -144,7 +145,7 @@ def _align(features, grids, output_size, ratio):
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _spread(gradient, grids, shape, output_size, ratio):
-    """The transpose of `_align`: gradients of the bins to features of a shape."""
+    """Add the bins' gradients up in features of a shape: the transpose of `_align`."""
     exact = widened(gradient)
 
     def add_sample(total, grids, i, j, gradient):
@@ -165,7 +166,7 @@ def _spread(gradient, grids, shape, output_size, ratio):
         return lax.scan(add_roi, total, (grids, exact))[0]
 
     total = _zeros((math.prod(shape[:3]), shape[3]), exact)
-    # together means 4 ratio^2 arrays of the result's size, which CPUs would write and read
+    # `together` makes 4 ratio^2 arrays of the result's size, which CPUs would write and read
     total = lax.platform_dependent(total, cpu=one_by_one, default=together) if ratio else one_by_one(total)
     return total.reshape(shape).astype(gradient.dtype)
 
@@ -193,12 +194,12 @@ _spread.defvjp(_spread_forward, _spread_backward)
 
 
 def _zeros(shape, like):
-    """They vary over the mesh axes that `like` varies over: `shard_map` wants that of what a loop begins with."""
+    """Return zeros that vary over the mesh axes of `like`, as `shard_map` requires of a loop's initial values."""
     return jnp.zeros(shape, like.dtype) + like.reshape(-1)[:0].sum()
 
 
 def _add_own_samples(add_sample, total, grid):
-    """Adds all samples of one RoI, whose number is its own."""
+    """Add all samples of one RoI, whose number depends on the RoI."""
     grids = jax.tree.map(lambda part: part[None], grid)
     (*_, along_y), (*_, along_x) = grid[2:]
     return lax.fori_loop(
@@ -207,8 +208,8 @@ def _add_own_samples(add_sample, total, grid):
 
 
 def _cells(grids, shape, output_size, i, j):
-    """The four cells around the sample (i, j) of every bin, as rows of the flattened features
-    `(K, rows, columns)`, with their weights in the bin's mean `(K, rows, columns, 1)`."""
+    """Yield the four cells around sample (i, j) of every bin, as rows of the flattened features
+    `(K, rows, columns)`, and their weights in the bin's mean `(K, rows, columns, 1)`."""
     batch_index, valid, y_grid, x_grid = grids
     _, height, width, _ = shape
     start = batch_index[:, None, None] * (height * width)
@@ -219,7 +220,7 @@ def _cells(grids, shape, output_size, i, j):
 
 
 def _two_cells(grid, bins, cells, i):
-    """The i-th sample of each bin along an axis: the cell before it and the one after, with weights, `(K, P)` each."""
+    """Return the cells before and after the i-th sample of each bin along an axis, with weights, `(K, P)` each."""
     start, size, samples = (part[:, None] for part in grid)
     count = jnp.maximum(samples, 1).astype(jnp.float32)
     at = start + np.arange(bins, dtype=np.float32)[None] * size + (jnp.float32(i) + jnp.float32(0.5)) * size / count

@@ -1,12 +1,15 @@
-r"""RoI max pooling (Fast R-CNN, section 2.1), equal to the bit to Caffe's and torchvision's.
+r"""RoI max pooling (Fast R-CNN, section 2.1), bit-identical to Caffe's and torchvision's.
 
-A RoI (x1, y1, x2, y2) in image pixels is scaled to map cells and rounded half away from zero, both ends inclusive;
-its height and width, at least one cell, are divided into `rows` by `columns` bins, bin p covering
-[floor(p * bin), ceil((p + 1) * bin)) in float32, clipped to the map. Each bin gives its maximum, an empty one 0.
-The gradient goes to the maximum's first cell in row-major order, and to nothing else. Reverse mode only.
+A RoI (x1, y1, x2, y2) in image pixels is scaled to map cells and rounded half away from zero, both ends inclusive. Its
+height and width, at least one cell, are divided into `rows` by `columns` bins: bin p covers
+[floor(p * bin), ceil((p + 1) * bin)) in float32, clipped to the map. Each bin yields its maximum, an empty one 0.
 
-This file needs jax and numpy alone and can be lifted out. Shape letters: B maps, H rows and W columns of a map,
-C channels, K RoIs in a flat list, R RoIs a map, P bins along an axis.
+Gradient: it flows to the first cell, in row-major order, that holds a bin's maximum, and to nothing else. It is defined
+under "The gradient" below: `_pool_forward` records these cells (the argmax), `_pool_backward` adds the incoming
+gradients up there. Reverse mode only.
+
+The file depends on jax and numpy alone and can be copied into another project. Shape letters: B maps, H rows and
+W columns of a map, C channels, K RoIs in a flat list, R RoIs per map, P bins along an axis.
 """
 
 import itertools
@@ -25,6 +28,7 @@ from jax.typing import ArrayLike
 Array = Any  # numpy.ndarray or jax.Array
 
 METHODS = ("auto", "segment", "table", "loop")
+_REAL = (jnp.floating, jnp.integer)
 
 
 def roi_pool(
@@ -35,24 +39,26 @@ def roi_pool(
     spatial_scale: float = 1 / 16,
     method: str = "auto",
 ) -> jax.Array:
-    """RoI max pooling of every map's own RoIs.
+    """Pool the features inside each RoI into a grid of maxima (Fast R-CNN, section 2.1).
 
     Args:
-        features: `(..., H, W, C)` float32, bfloat16, float16 or float64, finite; not Caffe's C, H, W order.
-        rois: `(..., R, 4)` (x1, y1, x2, y2) in image pixels, inclusive; the leading axes are those of `features`. They
-            may lie outside the image: cells beyond the map do not count. Corners further than 2^23 cells away are taken
-            as there. A RoI with a NaN pools nothing. No gradient flows to RoIs.
+        features: `(..., H, W, C)` float32, bfloat16, float16 or float64, finite. Channels are last, unlike in Caffe.
+        rois: `(..., R, 4)` (x1, y1, x2, y2) in image pixels, inclusive, floating point or integers, taken in float32;
+            the leading axes are those of `features`. RoIs may lie outside the image: cells beyond the map do not count.
+            Corners more than 2^23 cells away are clipped to that distance. A RoI with a NaN pools nothing. RoIs get no
+            gradient.
         output_size: (rows, columns) of bins, each 1 to 255; one number for both.
-        spatial_scale: map cells per image pixel, over 0.
-        method: "segment" (on `jax.ops.segment_max`), "table" (of maxima over windows, four look-ups a bin), "loop"
-            (over the cells of each bin) or "auto": the fastest for backend and size. All agree to the bit.
+        spatial_scale: map cells per image pixel, greater than 0.
+        method: the algorithm: "segment" (`jax.ops.segment_max`), "table" (maxima over windows, four look-ups per bin),
+            "loop" (over the cells of each bin) or "auto", the fastest for the backend and the size. All give the same
+            bits.
 
     Returns:
         `(..., R, rows, columns, C)` of the features' type; 0 in a bin without cells of the map.
 
     Raises:
-        ValueError: shapes that do not fit, a number out of its range, or an unknown method.
-        TypeError: an argument of another type.
+        ValueError: shapes do not match, a number is out of its range, or the method is unknown.
+        TypeError: an argument has the wrong type.
     """
     return over_leading_axes(
         partial(roi_pool_flat, output_size=output_size, spatial_scale=spatial_scale, method=method), features, rois
@@ -68,12 +74,12 @@ def roi_pool_flat(
     spatial_scale: float = 1 / 16,
     method: str = "auto",
 ) -> jax.Array:
-    """RoI max pooling of a flat list of RoIs: `roi_pool` without padding for ragged numbers of RoIs.
+    """Pool a flat list of RoIs: `roi_pool` for any number of RoIs per map, without padding.
 
     Args:
         features: `(B, H, W, C)`.
         rois: `(K, 4)`.
-        batch_index: `(K,)` integers, the map of each RoI; one outside [0, B) pools nothing.
+        batch_index: `(K,)` integers, the map of each RoI; a RoI whose index is outside [0, B) pools nothing.
         output_size, spatial_scale, method: as in `roi_pool`.
 
     Returns:
@@ -90,30 +96,54 @@ def roi_pool_flat(
 
 
 def rois_from_torchvision(rois: Any) -> tuple[Array, Array]:
-    """torchvision's `(K, 5)` (batch index, x1, y1, x2, y2) -> the `rois` and `batch_index` of the flat functions."""
-    rois, xp = _array_and_namespace(rois)
+    """Split RoIs in torchvision's format into the `rois` and `batch_index` of the flat functions.
+
+    Args:
+        rois: `(K, 5)` (batch index, x1, y1, x2, y2), floating point or integers.
+
+    Returns:
+        rois: `(K, 4)` float32 (float64 stays), of NumPy or JAX as the input.
+        batch_index: `(K,)` int32, -1 for NaN.
+
+    Raises:
+        ValueError: `rois` has another shape.
+        TypeError: `rois` is not an array of real numbers.
+    """
+    rois, xp = _as_float(rois, "rois")
     if rois.ndim != 2 or rois.shape[1] != 5:
         raise ValueError(f"rois must be (K, 5): batch index, x1, y1, x2, y2; got {rois.shape}")
-    return rois[:, 1:], xp.where(xp.isnan(rois[:, 0]), -1, xp.trunc(rois[:, 0])).astype(np.int32)
+    return rois[:, 1:], xp.clip(xp.nan_to_num(rois[:, 0], nan=-1), -1, 2**30).astype(np.int32)
 
 
 def rois_from_cells(cells: Any) -> Array:
-    """`(..., 4)` (row, column, height, width) in map cells, as textbooks have it -> RoIs for `spatial_scale=1`."""
-    cells, xp = _array_and_namespace(cells)
+    """Convert boxes of map cells, as textbooks describe them, into RoIs for `spatial_scale=1`.
+
+    Args:
+        cells: `(..., 4)` (row, column, height, width), floating point or integers.
+
+    Returns:
+        `(..., 4)` float32 (float64 stays), of NumPy or JAX as the input.
+
+    Raises:
+        ValueError: `cells` has another shape.
+        TypeError: `cells` is not an array of real numbers.
+    """
+    cells, xp = _as_float(cells, "cells")
     if cells.shape[-1:] != (4,):
         raise ValueError(f"cells must be (..., 4): row, column, height, width; got {cells.shape}")
     row, column, height, width = (cells[..., i] for i in range(4))
     return xp.stack([column, row, column + width - 1, row + height - 1], axis=-1)
 
 
-def _array_and_namespace(array: Any) -> tuple[Array, Any]:
-    array = array if isinstance(array, jax.Array) else np.asarray(array)
-    return array, array.__array_namespace__()
+def _as_float(value: Any, name: str) -> tuple[Array, Any]:
+    """Return an array in float32, or float64 if it is, and its namespace: numpy or jax.numpy."""
+    array = _as_array(value if isinstance(value, jax.Array) else np.asarray(value), name, *_REAL)
+    return array if array.dtype == np.float64 else array.astype(np.float32), array.__array_namespace__()
 
 
 def over_leading_axes(flat: Callable[..., jax.Array], features: Any, rois: Any) -> jax.Array:
-    """Calls a function of `(B, H, W, C)`, `(K, 4)` and `(K,)` for `(..., H, W, C)` and `(..., R, 4)`."""
-    features, rois = _as_array(features, "features"), _as_array(rois, "rois")
+    """Call a function of `(B, H, W, C)`, `(K, 4)` and `(K,)` on `(..., H, W, C)` and `(..., R, 4)`."""
+    features, rois = _as_array(features, "features", jnp.floating), _as_array(rois, "rois", *_REAL)
     lead = features.shape[:-3]
     if features.ndim < 3:
         raise ValueError(f"features must be (..., H, W, C), got {features.shape}")
@@ -121,67 +151,68 @@ def over_leading_axes(flat: Callable[..., jax.Array], features: Any, rois: Any) 
         raise ValueError(f"rois must be (..., R, 4), got {rois.shape}")
     if rois.shape[:-2] != lead:
         expected = ", ".join(map(str, (*lead, "R", 4)))
-        raise ValueError(f"rois must be ({expected}), as features are {features.shape}, got {rois.shape}")
+        raise ValueError(f"rois must be ({expected}) for features {features.shape}, got {rois.shape}")
     maps, count = math.prod(lead), rois.shape[-2]
     batch_index = np.repeat(np.arange(maps, dtype=np.int32), count)
     out = flat(features.reshape(maps, *features.shape[-3:]), rois.reshape(maps * count, 4), batch_index)
     return out.reshape(*lead, count, *out.shape[1:])
 
 
-def _as_array(value: Any, name: str) -> jax.Array:
-    try:
-        if getattr(value, "dtype", None) in (np.int64, np.uint64):  # what becomes int32 must not wrap around
-            value = value.clip(-1 if value.dtype == np.int64 else 0, 2**31 - 1)
-        return jnp.asarray(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be an array, got {value!r:.60}") from None
-
-
-def check_flat(features: Any, rois: Any, batch_index: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`(B, H, W, C)`, `(K, 4)` float32 and `(K,)` int32 as arrays; ValueError or TypeError for what is not."""
-    features, rois = _as_array(features, "features"), _as_array(rois, "rois")
-    batch_index = _as_array(batch_index, "batch_index")
+def check_flat(features: Any, rois: Any, batch_index: Any) -> tuple[Array, jax.Array, jax.Array]:
+    """Return features `(B, H, W, C)`, RoIs `(K, 4)` float32 and indices `(K,)` int32; ValueError or TypeError."""
+    features, rois = _as_array(features, "features", jnp.floating), _as_array(rois, "rois", *_REAL)
+    batch_index = _as_array(batch_index, "batch_index", jnp.integer)
     if features.ndim != 4:
         raise ValueError(f"features must be (B, H, W, C), got {features.shape}")
     if rois.ndim != 2 or rois.shape[1] != 4:
         raise ValueError(f"rois must be (K, 4), got {rois.shape}")
     if batch_index.shape != rois.shape[:1]:
-        raise ValueError(f"batch_index must be ({len(rois)},), one for each of the rois, got {batch_index.shape}")
-    if not jnp.issubdtype(features.dtype, jnp.floating):
-        raise TypeError(f"features must be floating point, got {features.dtype}")
-    if not (jnp.issubdtype(rois.dtype, jnp.floating) or jnp.issubdtype(rois.dtype, jnp.integer)):
-        raise TypeError(f"rois must be floating point or integers, got {rois.dtype}")
-    if not jnp.issubdtype(batch_index.dtype, jnp.integer):
-        raise TypeError(f"batch_index must be integers, got {batch_index.dtype}")
-    return features, lax.stop_gradient(rois).astype(jnp.float32), batch_index.astype(jnp.int32)
+        raise ValueError(f"batch_index must be ({len(rois)},), one per RoI, got {batch_index.shape}")
+    if batch_index.dtype in (np.int64, np.uint64):  # must not wrap around in int32
+        batch_index = batch_index.clip(max(np.iinfo(batch_index.dtype).min, -1), 2**31 - 1)
+    return features, lax.stop_gradient(jnp.asarray(rois.astype(np.float32))), jnp.asarray(batch_index.astype(np.int32))
+
+
+def _as_array(value: Any, name: str, *kinds: Any) -> Array:
+    """Return a NumPy or JAX array; TypeError unless it holds one of the kinds of numbers."""
+    try:
+        array = value if isinstance(value, jax.Array | np.ndarray) else jnp.asarray(value)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{name} must be an array of numbers, got {type(value).__name__}") from None
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
+        expected = " or ".join({jnp.floating: "floating point", jnp.integer: "integers"}[kind] for kind in kinds)
+        raise TypeError(f"{name} must be {expected}, got {array.dtype}")
+    return array
 
 
 def varying_alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """The arrays, varying over the same axes of a mesh, which `shard_map` asks of loops and derivatives: each plus a
-    zero, made of all of them, that compilers drop."""
+    """Make arrays vary over the same mesh axes, as `shard_map` requires in loops and derivatives.
+
+    Each gets a zero added that depends on all of them and that compilers drop.
+    """
     zeros = [lax.stop_gradient(array[..., :0]).sum().astype(jnp.float32) for array in arrays]
     zero = reduce(operator.add, zeros)
     return tuple(array + zero.astype(array.dtype) for array in arrays)
 
 
 def check_output(output_size: Any, spatial_scale: Any) -> tuple[tuple[int, int], float]:
-    """(rows, columns) and the scale; ValueError or TypeError for what is not."""
+    """Return (rows, columns) and the scale; ValueError or TypeError if they are invalid."""
     try:
         size = tuple(map(operator.index, output_size if np.ndim(output_size) else (output_size,) * 2))
     except (TypeError, ValueError):
-        raise TypeError(f"output_size must be whole numbers (rows, columns), got {output_size!r}") from None
+        raise TypeError(f"output_size must be integers (rows, columns), got {output_size!r}") from None
     if len(size) != 2 or not all(1 <= bins <= 255 for bins in size):
         raise ValueError(f"output_size must be (rows, columns), each 1 to 255, got {output_size!r}")
     try:
         if isinstance(spatial_scale, str):
             raise TypeError
         scale = float(np.float32(spatial_scale))
-    except (TypeError, ValueError):  # a traced value too: it has to be known when the program is traced
+    except (TypeError, ValueError):  # a traced value too: the scale is static
         raise TypeError(f"spatial_scale must be a number, got {spatial_scale!r}") from None
     except OverflowError:
         scale = math.inf
     if not 0 < scale < math.inf:
-        raise ValueError(f"spatial_scale must be over 0 and finite in float32, got {spatial_scale!r}")
+        raise ValueError(f"spatial_scale must be greater than 0 and finite in float32, got {spatial_scale!r}")
     return (size[0], size[1]), scale
 
 
@@ -201,12 +232,21 @@ def _pool_rois(features, rois, batch_index, output_size, spatial_scale, method):
 def bin_edges(
     start: jax.Array, end: jax.Array, bins: int, cells: int, spatial_scale: float
 ) -> tuple[jax.Array, jax.Array]:
-    """The half-open ranges of cells, `(K, bins)` int32 twice, of the bins of `(K,)` float32 starts and ends in pixels.
+    """Return the half-open cell ranges of bins along an axis.
 
     Compilers may divide by a constant through its reciprocal, which moves some edges by a cell; the quotient is
-    therefore corrected to the one that IEEE division gives.
+    therefore corrected to that of IEEE division.
+
+    Args:
+        start, end: `(K,)` float32, the RoIs' first and last pixels.
+        bins: P.
+        cells: the map's size.
+        spatial_scale: map cells per image pixel.
+
+    Returns:
+        Low and high edges, `(K, P)` int32 each, within [0, cells].
     """
-    limit = np.float32(2**23 - 1)  # sizes up to 2^24 are whole numbers in float32
+    limit = np.float32(2**23 - 1)  # sizes up to 2^24 are exact in float32
     first, last = (
         lax.round(jnp.clip(edge * np.float32(spatial_scale), -limit, limit), lax.RoundingMethod.AWAY_FROM_ZERO)
         .astype(jnp.int32)[:, None]
@@ -220,18 +260,20 @@ def bin_edges(
 
 
 def _divide_exactly(n: jax.Array, divisor: int) -> jax.Array:
-    """The float32 nearest to n / divisor for int32 n in [1, 2^24), whatever the compiler makes of a division."""
+    """Return the float32 nearest to n / divisor for int32 n in [1, 2^24), however the compiler divides."""
     bits = lax.bitcast_convert_type(n.astype(jnp.float32) * np.float32(1 / divisor), jnp.int32)
     mantissa, exponent = (bits & 0x7FFFFF) | 0x800000, (bits >> 23) - 150
-    # n - quotient * divisor in units of the last place; both terms may wrap around, the difference is small and exact
+    # n - quotient * divisor in units of the last place: both terms may wrap around, their difference is small and exact
     remainder = (n << -exponent) - mantissa * divisor
     bits += (2 * remainder > divisor).astype(jnp.int32) - (2 * remainder < -divisor).astype(jnp.int32)
     return lax.bitcast_convert_type(bits, jnp.float32)
 
 
-# The regions of K RoIs are (batch_index (K,), y_low, y_high (K, rows), x_low, x_high (K, columns)), all int32. A form
-# turns features (B, H, W, C) and regions into (maxima,), (K, rows, columns, C), or with argmax into (maxima, argmax):
-# the place in the flattened features of each maximum's first cell. In an empty bin they are 0 and -1.
+# The gradient
+#
+# The regions of K RoIs are (batch_index (K,), y_low, y_high (K, rows), x_low, x_high (K, columns)), all int32. A method
+# maps features (B, H, W, C) and regions to (maxima,), (K, rows, columns, C), or with argmax to (maxima, argmax), where
+# argmax is the index into the flattened features of each maximum's first cell. In an empty bin they are 0 and -1.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -241,16 +283,17 @@ def _pool(features, regions, method):
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _pool_and_argmax(features, regions, method):
-    """What the forward pass of a derivative runs; it has one of its own, for derivatives of derivatives."""
+    """Run the forward pass of the derivative; it has its own derivative, for second derivatives."""
     return _by_method(method, with_argmax=True)(features, regions)
 
 
 def _pool_forward(features, regions, method):
     maxima, argmax = _pool_and_argmax(features, regions, method)
-    return maxima, (argmax, jnp.zeros((0, *features.shape), features.dtype))  # the latter for its shape and type
+    return maxima, (argmax, jnp.zeros((0, *features.shape), features.dtype))  # the latter carries shape and type
 
 
 def _pool_backward(method, residuals, gradient):
+    """Add each bin's gradient to the first cell that holds its maximum."""
     argmax, like = residuals
     size = math.prod(like.shape[1:])
     summed = jax.ops.segment_sum(widened(gradient).reshape(-1), argmax.reshape(-1), num_segments=size)  # drops -1
@@ -270,8 +313,11 @@ _pool.defvjp(_pool_forward, _pool_backward)
 _pool_and_argmax.defvjp(_pool_and_argmax_forward, _pool_and_argmax_backward)
 
 
+# The methods
+
+
 def _by_method(method, with_argmax):
-    """The form of a method; under `vmap` more maps and more RoIs, as loops would else run masked."""
+    """Return a method's function. Under `vmap` it takes more maps and more RoIs: mapped loops would run masked."""
     segment, table, loop = (partial(form, with_argmax=with_argmax) for form in (_by_segments, _by_table, _by_loop))
 
     @jax.custom_batching.custom_vmap
@@ -280,7 +326,7 @@ def _by_method(method, with_argmax):
             raise ValueError(f"the derivative needs features of fewer than 2^31 elements, got {features.shape}")
         if method != "auto":
             return {"segment": segment, "table": table, "loop": loop}[method](features, regions)
-        # on CPU a table pays where it has at most three cells a bin, and no argmax: scripts/bench_roi_pool.py
+        # on CPU the table is faster only with at most three cells per bin and no argmax: benchmarks/bench_roi_pool.py
         _, y_low, _, x_low, _ = regions
         few = 3 * y_low.size * x_low.shape[1] < _table_cells(features.shape, y_low.shape[1], x_low.shape[1])
         return lax.platform_dependent(features, regions, cpu=loop if few or with_argmax else table, default=table)
@@ -306,20 +352,20 @@ def _by_method(method, with_argmax):
 
 
 def widened(array):
-    """float32 where the type is shorter: to add up in, and as CPUs compare nothing shorter (they would convert a whole
-    map again and again)."""
+    """Return shorter types as float32: for exact sums, and because CPUs compare in float32 (they would convert the map
+    again for each RoI)."""
     return array if jnp.finfo(array.dtype).bits > 32 else array.astype(jnp.float32)
 
 
 def _by_segments(features, regions, with_argmax):
-    """One RoI after another, each by segment maxima."""
+    """Pool one RoI after another by segment maxima."""
     exact = widened(features)
     maxima, *argmax = lax.map(lambda region: _segment_maxima(exact, region, with_argmax), regions)
     return maxima.astype(features.dtype), *argmax
 
 
 def _segment_maxima(features, region, with_argmax):
-    """One RoI: a segment maximum over the rows of each bin, then one over its columns."""
+    """Pool one RoI: a segment maximum over the rows of each bin, then one over its columns."""
     height, width, channels = features.shape[1:]
     none = height * width
     index, y_low, y_high, x_low, x_high = region
@@ -337,7 +383,7 @@ def _segment_maxima(features, region, with_argmax):
     maxima = jnp.where(empty, 0, pooled[:-1, :-1].swapaxes(0, 1))
     if not with_argmax:
         return (maxima,)
-    # the first cell: the least y * W + x among those that equal the maximum, as the largest of its negative
+    # the first cell: the least y * W + x of those that equal the maximum, found as the maximum of its negative
     cell = row[:, None] * width + jnp.arange(width, dtype=jnp.int32)[None]
     first = by_row(jnp.where(lines == line_max[y_segment], -cell[..., None], -none)).swapaxes(0, 1)[column]
     first = -by_column(jnp.where(strips == pooled[x_segment], first, -none))[:-1, :-1].swapaxes(0, 1)
@@ -346,9 +392,9 @@ def _segment_maxima(features, region, with_argmax):
 
 
 def _members(low, high, cells):
-    """The cells of every bin one bin after another, and the bin each belongs to; unused places are in bin P.
+    """List the cells of all bins in order of bins, and each cell's bin; unused entries are in bin P.
 
-    Neighbours overlap by a cell at most, so a RoI's bins hold at most cells + 2 P members.
+    Neighbouring bins overlap by at most one cell, so a RoI's bins have at most cells + 2 P members.
     """
     ends = jnp.cumsum(jnp.maximum(high - low, 0))
     place = jnp.arange(cells + 2 * len(low), dtype=jnp.int32)
@@ -358,8 +404,10 @@ def _members(low, high, cells):
 
 
 def _by_table(features, regions, with_argmax):
-    """The maxima of windows of a few sizes from every cell on; a bin is the union of four such windows that overlap.
-    RoIs that reach beyond the map may have bins too large for that: those go to segments, one after another."""
+    """Tabulate maxima over windows of a few sizes at every cell; each bin is the union of four overlapping windows.
+
+    RoIs that reach beyond the map may have bins too large for the table: these are pooled by segments one by one.
+    """
     maps, height, width, channels = features.shape
     batch_index, y_low, y_high, x_low, x_high = regions
     table = (features,)
@@ -384,20 +432,20 @@ def _by_table(features, regions, with_argmax):
     pooled = tuple(jnp.where(empty, nothing, part) for part, nothing in zip(pooled, (0, -1), strict=False))
 
     too_large = ((y_high - y_low) > 2 * y_sizes[-1]).any(1) | ((x_high - x_low) > 2 * x_sizes[-1]).any(1)
-    (those,) = jnp.nonzero(too_large, size=len(too_large))
+    (large,) = jnp.nonzero(too_large, size=len(too_large))
 
     exact = widened(features)
 
     def by_segments(i, pooled):
-        region = jax.tree.map(lambda part: part[those[i]], regions)
+        region = jax.tree.map(lambda part: part[large[i]], regions)
         one = _segment_maxima(exact, region, with_argmax)
-        return tuple(part.at[those[i]].set(new.astype(part.dtype)) for part, new in zip(pooled, one, strict=True))
+        return tuple(part.at[large[i]].set(new.astype(part.dtype)) for part, new in zip(pooled, one, strict=True))
 
     return lax.fori_loop(0, too_large.sum(), by_segments, pooled)
 
 
 def window_sizes(cells, bins):
-    """Window sizes, rising from 1, so that any bin of a RoI within the map is two windows of one size."""
+    """Return increasing window sizes, from 1, so that two windows of one size cover any bin of a RoI within the map."""
     largest, sizes = min(-(-cells // bins) + 1, cells), []
     while largest > 0:
         sizes.append(-(-largest // 2))
@@ -411,8 +459,10 @@ def _table_cells(shape, rows, columns):
 
 
 def _window_maxima(parts, sizes, axis):
-    """Along an axis, the maxima of the windows of each size from each cell on; stacked in front. Those that would reach
-    beyond the end hold other cells; no bin looks at them."""
+    """Return maxima over the windows of each size that start at each cell along an axis, stacked in front.
+
+    Windows that would reach beyond the end wrap around; no bin uses them.
+    """
     levels = [parts]
     for former, size in itertools.pairwise(sizes):
         starts = sorted({*range(former, size - former, former), size - former})
@@ -422,14 +472,14 @@ def _window_maxima(parts, sizes, axis):
 
 
 def _two_windows(low, high, sizes):
-    """The number of the largest window size that fits, and where its first and its last window within a bin start."""
+    """Return the index of the largest window size that fits into a bin, and the starts of its first and last window."""
     fits = [(high - low >= size).astype(jnp.int32) for size in sizes[1:]]
     level = sum(fits, jnp.zeros_like(low))
     return level, low, jnp.maximum(high - jnp.asarray(sizes, jnp.int32)[level], low)
 
 
 def _larger(one, other):
-    """Of two maxima the larger and, with argmax, the first place that holds it."""
+    """Return the larger of two maxima and, with argmax, the first index that holds it."""
     if len(one) == 1:
         return (jnp.maximum(one[0], other[0]),)
     (value, place), (other_value, other_place) = one, other
@@ -438,7 +488,7 @@ def _larger(one, other):
 
 
 def _by_loop(features, regions, with_argmax):
-    """Bin after bin, cell after cell, all channels at once."""
+    """Pool bin after bin, cell after cell, all channels at once."""
     height, width, channels = features.shape[1:]
     batch_index, y_low, y_high, x_low, x_high = regions
     flat = widened(features).reshape(-1, channels)

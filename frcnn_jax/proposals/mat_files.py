@@ -1,7 +1,7 @@
-"""MATLAB files of level 5, as `save` writes them with -v6 and -v7: arrays of numbers, texts and cells.
+"""Proposals in MATLAB files of level 5, which `save` writes with -v6 and -v7.
 
-A reader of our own, because SciPy's (1.17) ends the process on some damaged files. Every length is checked by slicing,
-and what does not fit raises. Format: MathWorks, "MAT-File Level 5 File Format".
+SciPy's reader (1.17) crashes the process on some damaged files. This one reads numeric, text and cell arrays, and
+checks every length by slicing. Format: MathWorks, "MAT-File Level 5 File Format".
 """
 
 import struct
@@ -23,17 +23,40 @@ _CELL, _CHAR, _NUMERIC = 1, 4, range(6, 16)
 _COMPLEX = 0x800  # a flag
 
 
+def read_mat_boxes(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the image ids and boxes of a file of `read_proposals`; malformed ones raise errors of many kinds."""
+    content = read_mat(path)
+    if "boxes" not in content:
+        raise InputError("no variable 'boxes'")
+    boxes = np.asarray(content["boxes"])
+    if "images" in content:
+        images = np.asarray(content["images"]).ravel()
+        if boxes.dtype.kind != "O" or images.dtype.kind != "O" or len(images) != boxes.size:
+            raise InputError("'images' and 'boxes' must be cell arrays of the same length")
+        for name, array in zip(images, boxes.ravel(), strict=True):
+            yield str(name), _zero_based(np.asarray(array), [1, 0, 3, 2])
+    elif path.stem.endswith("_boxes"):
+        yield path.stem.removesuffix("_boxes"), boxes
+    else:
+        yield path.stem, _zero_based(boxes, [0, 1, 2, 3])
+
+
+def _zero_based(boxes: np.ndarray, order: list[int]) -> np.ndarray:
+    if boxes.dtype.kind not in "fiu" or boxes.ndim != 2 or boxes.shape[1] != 4:
+        return boxes  # rejected later, with the name of its image
+    return boxes[:, order].astype(np.float64) - 1
+
+
 def read_mat(path: Path) -> dict[str, Any]:
-    """By name its variables: an array of numbers; a str; of a cell array, an object array of such; else None.
+    """Return the variables by name: a numeric array, a str, an object array of these for a cell array, else None.
 
     Raises:
-        InputError, ValueError, struct.error, zlib.error: it is not such a file, or broken.
-        OSError: it can't be read.
+        Exception: of many kinds, if the file is malformed.
     """
     data = path.read_bytes()
     order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
     if order is None or struct.unpack_from(f"{order}H", data, 124) != (0x100,):
-        raise InputError("it is not of level 5, which MATLAB's save writes with -v7 or -v6")
+        raise InputError("expected level 5, which MATLAB's save writes with -v7 or -v6")
     variables = {}
     for kind, body in _elements(memoryview(data)[128:], order):
         for inner, content in (
@@ -46,12 +69,12 @@ def read_mat(path: Path) -> dict[str, Any]:
 
 
 def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
-    """The types and contents of the elements that follow each other."""
+    """Yield the types and contents of consecutive elements."""
     place = 0
     while place < len(data):
         kind, size = struct.unpack_from(f"{order}II", data, place)
         begin, end = place + 8, place + 8 + size
-        if kind >> 16:  # a small one: both in the first word, up to four bytes in the second
+        if kind >> 16:  # small: type and size in the first word, up to four bytes in the second
             kind, size = kind & 0xFFFF, kind >> 16
             begin, end = place + 4, place + 4 + size
             place += 8
@@ -63,7 +86,7 @@ def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
 
 
 def _array(body: memoryview, order: str) -> tuple[str, Any]:
-    """The name and the value of an array."""
+    """Return the name and the value of an array."""
     if not body:
         return "", np.zeros((0, 0))
     (_, flags), (_, dims), (_, name), *parts = _elements(body, order)

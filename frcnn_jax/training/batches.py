@@ -1,10 +1,9 @@
-"""From records and proposals to batches of static shapes.
+"""Batches of a training run, each a pure function of the seed and the step, so that a checkpoint needs only the step.
 
-The plan of an epoch (which images, mirrored or not, in which order and canvas) is a pure function of the seed and the
-epoch, and a step's batch of the plan, so a checkpoint needs only the step. A batch holds images of one canvas; the
-paper pads to the larger of two random images instead. Arrays are NumPy.
+An epoch's plan says which images, mirrored or not, in which order and at which size. A batch holds images of one
+canvas; the paper's code pads to the larger of two random images instead. Arrays are NumPy.
 
-Shape letters: B images, R RoIs.
+Shape letters: B images, R RoIs, K foreground classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 
 from frcnn_jax.data.batches import Batch, Sizes, pad, prepare_image
 from frcnn_jax.data.records import Record
+from frcnn_jax.models.pixels import PixelNorm
 from frcnn_jax.ops import boxes as box_ops
 from frcnn_jax.training.sampling import assign, sample
 
@@ -30,24 +30,30 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TrainingBatches:
-    """The batches of a training run by step: a random-access sequence, each a pure function of the seed and the step.
+    """The batches of a training run by step: a random-access sequence.
 
-    Args:
-        records, proposals: the split, and by image id its `(N, 4)` boxes.
-        box_stats: "mean" and "std" `(K + 1, 4)` by which targets are normalised.
-        sizes: how images are resized; of several, one is drawn for each image and epoch.
-        steps: the length of the sequence.
-        images_per_batch, rois_per_image: B and R.
-        fg_fraction, fg_iou, bg_iou: as `sampling.sample`.
-        flip: mirrored images double the set.
-        seed: of everything drawn.
-        process: which of how many processes this is; each makes its share of every batch.
+    Attributes:
+        records: The split.
+        proposals: `(N, 4)` boxes by image id.
+        box_stats: "mean" and "std", `(K + 1, 4)` each, that normalise regression targets; see `target_statistics`.
+        sizes: How images are resized; of several, one is drawn per image and epoch.
+        pixels: How images are normalised.
+        steps: The length of the sequence.
+        images_per_batch: B, over all processes.
+        rois_per_image: R.
+        fg_fraction: The most foreground among the RoIs; see `sample`.
+        fg_iou: The least IoU of foreground.
+        bg_iou: The range [low, high) of background's IoU.
+        flip: Whether mirrored images double the set.
+        seed: Of all random draws.
+        process: This process's number and how many there are; each makes its share of every batch.
     """
 
     records: Sequence[Record]
     proposals: Mapping[str, np.ndarray]
     box_stats: Mapping[str, np.ndarray]
     sizes: Sequence[Sizes]
+    pixels: PixelNorm
     steps: int
     images_per_batch: int = 2
     rois_per_image: int = 64
@@ -63,8 +69,10 @@ class TrainingBatches:
 
     @lru_cache(maxsize=4)  # noqa: B019 - a run has one of these
     def plan(self, epoch: int) -> list[list[Entry]]:
-        """The epoch's batches, every image once each way. Where a canvas's images are no multiple of B, its first ones
-        fill the last batch."""
+        """Return the batches of an epoch: every image once per orientation.
+
+        A canvas whose images do not fill its last batch repeats its first ones.
+        """
         by_canvas: dict[tuple[int, int], list[Entry]] = {}
         ways = (False, True) if self.flip else (False,)
         draws = np.random.default_rng((self.seed, epoch, 2)).integers(
@@ -84,8 +92,14 @@ class TrainingBatches:
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def __getitem__(self, step: int) -> Batch:
-        """The process's share of a step's batch (design: a dict of static shapes); "index" `(B,)` numbers the images of
-        the run."""
+        """Return the process's share of a step's batch.
+
+        Returns:
+            A dict of arrays: "image" `(B, rows, columns, 3)`, "image_size" `(B, 2)`, "scale" `(B,)`, "original_size"
+            `(B, 2)` (see `prepare_image`); "rois" `(B, R, 4)` in canvas pixels, "roi_mask" `(B, R)`, "labels" `(B, R)`
+            int32, "box_targets" `(B, R, 4)`, normalised, 0 for background; "index" `(B,)`, the image's number in the
+            run.
+        """
         per_epoch = len(self.plan(0))
         entries = self.plan(step // per_epoch)[step % per_epoch]
         process, processes = self.process
@@ -107,7 +121,7 @@ class TrainingBatches:
             fg_iou=self.fg_iou,
             bg_iou=self.bg_iou,
         )
-        batch = prepare_image(image, entry.size)
+        batch = prepare_image(image, entry.size, self.pixels)
         foreground = drawn.labels[:, None] > 0
         normalised = (drawn.deltas - self.box_stats["mean"][drawn.labels]) / self.box_stats["std"][drawn.labels]
         batch["rois"] = pad(box_ops.scale(drawn.rois, batch["scale"]), self.rois_per_image)

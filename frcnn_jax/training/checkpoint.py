@@ -1,51 +1,48 @@
-"""Checkpoints, through orbax: W/checkpoints/<step>/{model,optimizer}, whole or not at all, while training goes on.
+"""Atomic, asynchronous checkpoints in `<workdir>/checkpoints/<step>/{model,optimizer}`, written and read by orbax.
 
-Beside each, <step>.json holds the SHA-256 of its files, so that one that was altered later is found out; then the one
-before it is taken. A step without that file (killed just before it was written) is taken if orbax can restore it, and
-gets it when training goes on.
+The file `<step>.json` beside each step holds the SHA-256 of its files, so that later damage is found and an earlier
+step is used. A step without it (the process was killed just before writing it) is used if orbax can restore it.
+
+This is orbax's v0 API, which leaves its top level with 1.0. In 0.12, v1 can't save from one process of several:
+`training.Checkpointer` refuses `active_processes`, and `save_checkpointables` waits for all processes.
 """
 
 import contextlib
 import hashlib
-import json
-import logging
-import os
 import re
 import shutil
 import sys
-import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from frcnn_jax.errors import InputError
-
-logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax reports each save at length, and what it raises as well
+from frcnn_jax.files import read_json, write_json
 
 
 def _folder(workdir: Path) -> Path:
     return (Path(workdir) / "checkpoints").absolute()
 
 
+def _manifest(path: Path) -> Path:
+    """Return the file of digests that belongs to the step in the folder `path`."""
+    return path.with_name(f"{path.name}.json")
+
+
 def saved_steps(workdir: Path) -> list[int]:
-    """The steps of a workdir's checkpoints, ascending."""
+    """Return the steps of a workdir's checkpoints, ascending."""
     folder = _folder(workdir)
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9]\d*", name))
 
 
 def _this_process() -> ocp.options.MultiprocessingOptions:
-    """For orbax: of several processes each reads for itself, and the first one alone writes."""
-    if jax.process_count() == 1:
-        return ocp.options.MultiprocessingOptions()
+    """Return orbax's options for a process that reads and writes without the others."""
     own = jax.process_index()
     return ocp.options.MultiprocessingOptions(own, {own}, barrier_sync_key_prefix=f"process{own}")
 
@@ -54,15 +51,15 @@ def _this_process() -> ocp.options.MultiprocessingOptions:
 
 
 @dataclass(frozen=True)
-class KeepPolicy(PreservationPolicy):
-    """The `newest` steps and the `best` ones by their score, the later of equal ones."""
+class NewestAndBest:
+    """An orbax preservation policy: the `newest` steps and the `best` ones by score, of equal scores the later."""
 
     newest: int
     best: int
-    scores: Mapping[int, float]  # by step; those that are not in it have none
+    scores: Mapping[int, float]  # by step; may change between saves, and lack steps
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """For each of `checkpoints`, which ascend."""
+        """Return a flag for each checkpoint, which come in ascending order of `.step`."""
         steps = [checkpoint.step for checkpoint in checkpoints]
         by_score = sorted((step for step in steps if step in self.scores), key=lambda s: (-self.scores[s], -s))
         kept = {*steps[-self.newest :], *by_score[: self.best]}
@@ -70,145 +67,122 @@ class KeepPolicy(PreservationPolicy):
 
 
 class Checkpoints:
-    """The checkpoints of a workdir, to write to; see `open_checkpoints`. `scores` are read at the next save."""
+    """Writer of a workdir's checkpoints, one at a time in the background; a context manager.
 
-    def __init__(self, workdir: Path, *, keep: int, keep_best: int) -> None:
+    Args:
+        workdir: the folder whose `checkpoints` are written; created if missing.
+        keep: number of newest steps to keep.
+        keep_best: number of steps with the highest `scores` to keep as well.
+
+    Attributes:
+        scores: score by step, higher is better; read at the next save.
+    """
+
+    def __init__(self, workdir: Path, *, keep: int = 2, keep_best: int = 0) -> None:
         self.scores: dict[int, float] = {}
         self._folder = _folder(workdir)
-        self._whole = max(saved_steps(workdir), default=None)
+        self._last = max(saved_steps(workdir), default=None)
+        self._pending: Future[None] | None = None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=KeepPolicy(keep, keep_best, self.scores),
-            cleanup_tmp_directories=True,  # what a kill left
+            preservation_policy=NewestAndBest(keep, keep_best, self.scores),
+            cleanup_tmp_directories=True,  # left by a killed process
             create=False,
             lightweight_initialize=True,
             multiprocessing_options=_this_process(),
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
-        self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self.whole = True  # all that was saved is
-        self._writing: tuple[int, Future[None]] | None = None
 
     def save(self, step: int, **items: Any) -> None:
-        """Begins to write a checkpoint of pytrees; a former one that is still being written is waited for.
+        """Start writing a checkpoint of named pytrees, after waiting for the previous one.
 
         Raises:
-            InputError: this one or the former can't be written.
+            InputError: this checkpoint or the previous one can't be written.
         """
         self.wait()
-        with self._failure(step):
-            _manifest(self._folder / str(step)).unlink(missing_ok=True)  # of one that was moved away
-            if jax.process_count() > 1:  # orbax takes local arrays as NumPy's alone
+        with self._failure_named(step):
+            _manifest(self._folder / str(step)).unlink(missing_ok=True)  # of a step that was set aside
+            if jax.process_count() > 1:  # orbax takes process-local arrays only as NumPy's
                 items = jax.device_get(items)
             args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
             self._manager.save(step, args=ocp.args.Composite(**args))
-        self._writing = step, self._thread.submit(self._finish, step)
+        self._pending = self._thread.submit(self._finish, step)
 
     def wait(self) -> None:
-        """Until the last save is on disk. InputError if it can't be written."""
-        if self._writing:
-            (step, done), self._writing = self._writing, None
-            with self._failure(step):
-                done.result()
-            self._whole = step
+        """Wait until the last checkpoint is on disk. Raises InputError if it can't be written."""
+        pending, self._pending = self._pending, None
+        if pending:
+            pending.result()
 
-    def close(self) -> None:
-        """Waits, and ends orbax's threads."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         try:
             self.wait()
         finally:
             self._thread.shutdown()
-            with contextlib.suppress(Exception):  # an error of the last save once more
+            with contextlib.suppress(Exception):  # repeats the error of the last save
                 self._manager.close()
 
     def _finish(self, step: int) -> None:
-        self._manager.wait_until_finished()
-        write_manifest(self._folder / str(step))
+        with self._failure_named(step):
+            self._manager.wait_until_finished()
+            write_json(_manifest(path := self._folder / str(step)), _digests(path))
+        self._last = step
         for path in self._folder.glob("*.json"):
             if not path.with_suffix("").exists():
                 path.unlink()
 
     @contextlib.contextmanager
-    def _failure(self, step: int) -> Iterator[None]:
+    def _failure_named(self, step: int) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # orbax and tensorstore raise many kinds
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0].rsplit(": ", 1)[-1]
-            former = "there is none before it" if self._whole is None else f"step {self._whole} is whole"
-            self.whole = False
-            raise InputError(f"{self._folder}/{step}: can't write this checkpoint: {reason}; {former}") from error
-
-
-@contextlib.contextmanager
-def open_checkpoints(workdir: Path, *, keep: int = 2, keep_best: int = 0) -> Iterator[Checkpoints]:
-    """The checkpoints of a workdir; the newest `keep` and the `keep_best` of the best scores are kept. Leaving it ends
-    what is being written."""
-    checkpoints = Checkpoints(workdir, keep=keep, keep_best=keep_best)
-    hooks = sys.excepthook, sys.unraisablehook
-    sys.excepthook, sys.unraisablehook = (partial(_say_unless_of_writing, hook) for hook in hooks)
-    try:
-        yield checkpoints
-    finally:
-        checkpoints.close()
-        if checkpoints.whole:
-            sys.excepthook, sys.unraisablehook = hooks
-
-
-def _say_unless_of_writing(hook: Callable[..., None], *report: Any) -> None:
-    """Leaves out what orbax's threads print of the other files after one could not be written: that is said once."""
-    error = report[1] if len(report) > 1 else report[0].exc_value
-    if not isinstance(error, RuntimeError | ValueError) or threading.current_thread() is threading.main_thread():
-        hook(*report)
-
-
-def save(checkpoints: Checkpoints, step: int, model: Any, optimizer: Any) -> None:
-    """Begins to write a checkpoint of training."""
-    checkpoints.save(step, model=model, optimizer=optimizer)
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0].rsplit(": ", 1)[-1].split(" [")[0]
+            earlier = "there is no earlier one" if self._last is None else f"step {self._last} is intact"
+            raise InputError(f"{self._folder}/{step}: can't write this checkpoint: {reason}; {earlier}") from error
 
 
 def save_model(workdir: Path, step: int, model: Any) -> None:
-    """A checkpoint to detect with, not to train on from: no optimizer in it."""
-    with open_checkpoints(workdir) as checkpoints:
+    """Write a checkpoint for detection: without an optimizer, so training can't resume from it."""
+    with Checkpoints(workdir) as checkpoints:
         checkpoints.save(step, model=model)
 
 
 # Digests
 
 
-def _manifest(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
+def _digests(path: Path, items: Collection[str] = (".",)) -> dict[str, str]:
+    """Return the SHA-256 by name of the files of a step, or of some of its items."""
+    digests = {}
+    for file in sorted(file for item in items for file in (path / item).rglob("*") if file.is_file()):
+        with open(file, "rb") as content:
+            digests[file.relative_to(path).as_posix()] = hashlib.file_digest(content, "sha256").hexdigest()
+    return digests
 
 
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_manifest(path: Path) -> None:
-    """Writes the digests of a step's files beside its folder `path`, whole or not at all."""
-    digests = {file.relative_to(path).as_posix(): _digest(file) for file in sorted(path.rglob("*")) if file.is_file()}
-    beside = _manifest(path).with_suffix(".tmp")
-    beside.write_text(json.dumps(digests, indent=1) + "\n")
-    os.replace(beside, _manifest(path))
-
-
-def find_damage(path: Path, items: Collection[str]) -> str | None:
-    """What differs between those items of a step's folder `path` and its manifest; None where nothing does or there is
-    no manifest."""
-    try:
-        digests = json.loads(_manifest(path).read_text())
-        by_item = {item: [name for name in digests if name.startswith(f"{item}/")] for item in items}
-        if not all(by_item.values()):
-            raise ValueError("an item without digests")
-        for name in (name for names in by_item.values() for name in names):
-            if not (path / name).is_file():
-                return f"{name} is missing"
-            if _digest(path / name) != digests[name]:
-                return f"{name} is not as it was written"
-    except FileNotFoundError:
+def _find_damage(path: Path, items: Collection[str]) -> str | None:
+    """Describe the first difference between items of a step and its digests; None if it has no digests."""
+    if not _manifest(path).exists():
         return None
-    except (OSError, ValueError, AttributeError, TypeError):
-        return f"its digests in {_manifest(path).name} are not readable"
+    try:
+        digests = read_json(_manifest(path)).items()
+        expected = {name: digest for name, digest in digests if name.split("/")[0] in items}
+        if {name.split("/")[0] for name in expected} != {*items}:
+            raise ValueError
+    except (ValueError, AttributeError):
+        return f"its digests in {_manifest(path).name} are unreadable"
+    try:
+        found = _digests(path, items)
+    except OSError as error:
+        return f"unreadable: {error}"
+    for name, digest in expected.items():
+        if name not in found:
+            return f"{name} is missing"
+        if found[name] != digest:
+            return f"{name} has changed since it was written"
     return None
 
 
@@ -216,82 +190,74 @@ def find_damage(path: Path, items: Collection[str]) -> str | None:
 
 
 class DamagedError(InputError):
-    """A checkpoint is not as it was written."""
+    """A checkpoint differs from what was written."""
 
 
-def _misfit(metadata: Any, target: Any) -> str | None:
-    """The first array that orbax's metadata of an item and a pytree do not have alike; None where there is none."""
-    if metadata.item_metadata is None:
-        raise ValueError("it has no metadata")
-    stored = {leaf.name: leaf.shape for leaf in jax.tree.leaves(metadata.item_metadata.tree)}
-    asked = {name: leaf.shape for name, leaf in ocp.tree.to_flat_dict(target, sep=".").items()}
-    for name in sorted(stored | asked):
-        if name not in stored:
-            return f"{name} is not in it"
-        if name not in asked:
-            return f"{name} is in it"
-        if stored[name] != asked[name]:
-            return f"{name} is {stored[name]} and not {asked[name]}"
-    return None
+def _shapes(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}
 
 
 def _restore_step(path: Path, targets: Mapping[str, Any]) -> dict[str, Any]:
-    if damage := find_damage(path, targets):
+    if damage := _find_damage(path, targets):
         raise DamagedError(f"{path}: {damage}")
     try:
-        with ocp.StandardCheckpointer(multiprocessing_options=_this_process()) as checkpointer:
+        with contextlib.closing(ocp.StandardCheckpointHandler(multiprocessing_options=_this_process())) as handler:
             for name, target in targets.items():
-                if differs := _misfit(checkpointer.metadata(path / name), target):
-                    raise InputError(f"{path}: of another network or number of classes: {differs}")
-            return {name: checkpointer.restore(path / name, target) for name, target in targets.items()}
+                stored, expected = _shapes(handler.metadata(path / name).tree), _shapes(target)
+                if stored != expected:
+                    array = min(dict(stored.items() ^ expected.items()))
+                    shapes = f"{stored.get(array, 'absent')}, expected {expected.get(array, 'absent')}"
+                    raise InputError(f"{path}: of another network or number of classes: {array} is {shapes}")
+            args = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
+            return {name: handler.restore(path / name, args=arg) for name, arg in args.items()}
     except InputError:
         raise
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         kind = InputError if _manifest(path).exists() else DamagedError
-        raise kind(f"{path}: not a whole checkpoint of this network ({reason})") from None
+        raise kind(f"{path}: not a complete checkpoint of this network ({reason})") from None
 
 
 def restore(workdir: Path, step: int | None = None, **targets: Any) -> tuple[dict[str, Any], int]:
-    """Pytrees of a workdir's newest whole checkpoint, or of `step`, shaped and placed like those given, and its step.
-    What is wrong with a newer one goes to stderr.
+    """Restore named pytrees from a workdir's checkpoint.
+
+    Args:
+        workdir: the folder that `Checkpoints` wrote to.
+        step: the step to restore; None for the newest intact one. Damaged ones are reported on stderr.
+        **targets: pytrees of arrays or ShapeDtypeStructs, whose structure, shapes and sharding the result takes.
+
+    Returns:
+        the pytrees by name, and their step.
 
     Raises:
-        InputError: there is no such checkpoint, or it is damaged, or of another network.
+        InputError: there is no such checkpoint, it is damaged, or another network wrote it.
     """
     folder, steps = _folder(workdir), saved_steps(workdir)
-    if not folder.is_dir():
-        raise InputError(f"{workdir}: no checkpoints here; train first: python -m frcnn_jax.train --workdir {workdir}")
     if not steps:
-        raise InputError(f"{folder}: no checkpoint yet; train first")
+        raise InputError(f"{folder}: no checkpoint; train first: python -m frcnn_jax.train --workdir {workdir}")
     if step is not None:
         if step not in steps:
-            raise InputError(f"{folder}: no checkpoint of step {step}; there are {steps}")
+            raise InputError(f"{folder}: no checkpoint of step {step}; available: {steps}")
         return _restore_step(folder / str(step), targets), step
     for newest in reversed(steps):
         try:
             return _restore_step(folder / str(newest), targets), newest
         except DamagedError as damage:
-            print(f"{damage}; this checkpoint is left out", file=sys.stderr)
-    raise InputError(f"{folder}: none of the checkpoints {steps} is whole")
-
-
-def go_on_from(workdir: Path, step: int) -> None:
-    """Renames the checkpoints after a step to <step>.damaged, so that these steps can be saved again, and writes the
-    step's digests where a kill came before them."""
-    for newer in (s for s in saved_steps(workdir) if s > step):
-        path = _folder(workdir) / str(newer)
-        shutil.rmtree(aside := path.with_name(f"{newer}.damaged"), ignore_errors=True)
-        path.rename(aside)
-        _manifest(path).unlink(missing_ok=True)
-        print(f"{path} is now {aside.name}", file=sys.stderr)
-    if not _manifest(path := _folder(workdir) / str(step)).exists():
-        write_manifest(path)
+            print(f"{damage}; skipping this checkpoint", file=sys.stderr)
+    raise InputError(f"{folder}: none of the checkpoints {steps} is intact")
 
 
 def load_model(workdir: Path, model: Any, step: int | None = None) -> tuple[Any, int]:
-    """The model of a workdir's newest whole checkpoint, or of `step`, shaped like `model` (arrays or
-    ShapeDtypeStructs).
+    """Load the variables of a workdir's checkpoint onto the first local device.
+
+    Args:
+        workdir: the folder that `Checkpoints` wrote to.
+        model: pytree of arrays or ShapeDtypeStructs that the variables must match.
+        step: the step to load; None for the newest intact one.
+
+    Returns:
+        the variables, and their step.
 
     Raises:
         InputError: as `restore`.
@@ -302,27 +268,17 @@ def load_model(workdir: Path, model: Any, step: int | None = None) -> tuple[Any,
     return restored["model"], step
 
 
-# One training at a time
+def resume_from(workdir: Path, step: int) -> None:
+    """Prepare a workdir for training on from `step`.
 
-
-@contextlib.contextmanager
-def lock_workdir(workdir: Path) -> Iterator[None]:
-    """Keeps a second training out of a workdir. The kernel ends it with the process, however that dies. Of several
-    processes of one training the first locks. Nothing on Windows.
-
-    Raises:
-        InputError: another process holds it.
+    Later (damaged) steps are renamed to `<step>.damaged`, so that they can be saved again; digests of `step` are
+    written if it has none.
     """
-    if sys.platform == "win32" or jax.process_index():
-        yield
-        return
-    import fcntl
-
-    with open(Path(workdir) / "lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{workdir}: another training runs in it; take another workdir, or wait for it") from None
-        except OSError as error:  # some network file systems
-            print(f"{workdir}: can't be locked ({error.strerror}); let no second training run in it", file=sys.stderr)
-        yield
+    for newer in (s for s in saved_steps(workdir) if s > step):
+        path = _folder(workdir) / str(newer)
+        shutil.rmtree(aside := path.with_name(f"{newer}.damaged"), ignore_errors=True)
+        path.rename(aside)
+        _manifest(path).unlink(missing_ok=True)
+        print(f"{path}: renamed to {aside.name}", file=sys.stderr)
+    if not _manifest(path := _folder(workdir) / str(step)).exists():
+        write_json(_manifest(path), _digests(path))

@@ -1,9 +1,10 @@
-"""Several processes of one training, joined by `jax.distributed`: what they must have alike, and how they end together.
-With one process all of it is nothing."""
+"""Training in several processes, joined by `jax.distributed`: consistency checks, and an end for all of them at once.
+
+With a single process these functions do nothing.
+"""
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import socket
@@ -11,42 +12,48 @@ import sys
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
+from jax.typing import ArrayLike
 
 from frcnn_jax.errors import InputError, Interrupted
 
-PATIENCE = 10  # seconds
+EXIT_TIMEOUT = 10  # seconds to wait for the other processes
 
 
-def join_processes(coordinator: str | None, count: int | None, own: int | None, *, timeout: int) -> None:
-    """`jax.distributed.initialize`. Where not all come within `timeout` seconds, one line and exit code 1: jax would
-    abort.
+def join_processes(coordinator: str | None, count: int | None, index: int | None, *, timeout: int) -> None:
+    """Call `jax.distributed.initialize`, but exit with one line and status 1 where jax would abort.
+
+    Args:
+        coordinator: address and port of process 0; None for what jax finds in the cluster's environment, as in the
+            next two.
+        count: number of processes.
+        index: index of this process.
+        timeout: seconds within which all processes must join.
 
     Raises:
         InputError: jax finds no cluster, or the coordinator's port is in use.
     """
-    if coordinator and own == 0:  # a port in use crashes jax
+    if coordinator and index == 0:  # jax crashes on a port in use
         try:
             socket.create_server(("", int(coordinator.rsplit(":", 1)[1]))).close()
         except OSError as error:
-            raise InputError(f"--coordinator {coordinator}: its port can't be used ({error})") from None
-    where = f"at {coordinator}" if coordinator else "at the coordinator that jax found"
+            raise InputError(f"--coordinator {coordinator}: can't use this port ({error})") from None
 
     def give_up() -> None:
-        print(f"error: not all processes have met {where} within {timeout} s", file=sys.stderr, flush=True)
+        address = coordinator or "the coordinator that jax found"
+        print(f"error: not all processes joined at {address} within {timeout} s", file=sys.stderr, flush=True)
         os._exit(1)
 
     timer = threading.Timer(timeout, give_up)
     timer.daemon = True
     timer.start()
     try:
-        jax.distributed.initialize(coordinator, count, own, initialization_timeout=timeout + 60)
+        jax.distributed.initialize(coordinator, count, index, initialization_timeout=timeout + 60)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"jax can't join the processes: {error}") from None
     finally:
@@ -54,9 +61,11 @@ def join_processes(coordinator: str | None, count: int | None, own: int | None, 
 
 
 @contextlib.contextmanager
-def leave_together() -> Iterator[None]:
-    """An exit inside waits for the other processes to leave, too, but only some seconds: jax would wait for minutes
-    and then abort."""
+def exit_together() -> Iterator[None]:
+    """Give the other processes EXIT_TIMEOUT seconds to exit, too, when this one does.
+
+    Without it jax waits for minutes and then aborts.
+    """
     try:
         yield
     except BaseException as end:
@@ -65,84 +74,96 @@ def leave_together() -> Iterator[None]:
         if not isinstance(end, SystemExit):
             sys.excepthook(type(end), end, end.__traceback__)
         sys.stdout.flush()
-        leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
-        leaving.start()
-        leaving.join(PATIENCE)
+        shutdown = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+        shutdown.start()
+        shutdown.join(EXIT_TIMEOUT)
         os._exit(end.code if isinstance(end, SystemExit) and isinstance(end.code, int) else 1)
 
 
-def from_all(value: Any) -> np.ndarray:
-    """What each of the P processes gives, a number or an array: `(P, ...)`."""
+def all_gather(value: ArrayLike) -> np.ndarray:
+    """Stack a value of the same shape from each of the P processes: `(P, ...)`."""
     own = np.asarray(value)
     return own[None] if jax.process_count() == 1 else np.reshape(process_allgather(own), (-1, *own.shape))
 
 
 @contextlib.contextmanager
-def all_or_none() -> Iterator[None]:
-    """Inside, what is wrong in one process ends all of them."""
+def fail_together() -> Iterator[None]:
+    """Raise InputError in every process if the body raises InputError or OSError in one of them."""
     failure = None
     try:
         yield
     except (InputError, OSError) as error:
         failure = error
-    failed = from_all(failure is not None)
+    failed = all_gather(failure is not None)
     if failure:
         raise failure
     if failed.any():
-        raise InputError(f"process {failed.argmax()} can't go on; it says why")
+        raise InputError(f"process {failed.argmax()} failed; see its output")
 
 
-def check_alike(config: Mapping[str, Any], workdir: Path) -> None:
-    """InputError, in all processes, unless all have the same config, as many devices and the same results in the
-    workdir, if any: they would train apart."""
+def check_consistent(settings: str, workdir: Path) -> None:
+    """Check that all processes have the same config, number of devices and results, or lack of results.
+
+    Args:
+        settings: the config as text.
+        workdir: the folder that may hold results.json.
+
+    Raises:
+        InputError: they differ; raised in every process.
+    """
     devices = Counter(device.process_index for device in jax.devices())
     for process, count in devices.items():
         if count != devices[0]:
-            raise InputError(f"process {process} has {count} devices, process 0 has {devices[0]}; all need as many")
-    digests = from_all(np.frombuffer(hashlib.sha256(json.dumps(config, sort_keys=True).encode()).digest(), np.uint8))
-    if (differ := (digests != digests[0]).any(axis=1)).any():
-        raise InputError(f"process {differ.argmax()} was given another config than process 0")
-    finished = from_all((workdir / "results.json").exists())
-    if (differ := finished != finished[0]).any():
-        raise InputError(_not_shared(workdir, differ))
+            raise InputError(
+                f"process {process} has {count} devices, process 0 has {devices[0]}; expected equal numbers"
+            )
+    digests = all_gather(np.frombuffer(hashlib.sha256(settings.encode()).digest(), np.uint8))
+    if (differs := (digests != digests[0]).any(axis=1)).any():
+        raise InputError(f"the configs of process {differs.argmax()} and process 0 differ")
+    finished = all_gather((workdir / "results.json").exists())
+    _require_shared(workdir, finished == finished[0])
 
 
 def check_shared(workdir: Path) -> None:
-    """InputError, in all processes, unless they see the same folder: process 0 leaves a file there for a moment."""
+    """Check that all processes see the same folder, by a temporary file of process 0.
+
+    Raises:
+        InputError: they don't; raised in every process.
+    """
     if jax.process_count() == 1:
         return
     token = np.frombuffer(uuid.uuid4().bytes, np.uint8)
     path = workdir / f"shared-{bytes(broadcast_one_to_all(token)).hex()}"
-    with all_or_none():
+    with fail_together():
         if jax.process_index() == 0:
             path.touch()
-    seen = from_all(path.exists())
+    seen = all_gather(path.exists())
     if jax.process_index() == 0:
         path.unlink()
-    if not seen.all():
-        raise InputError(_not_shared(workdir, ~seen))
+    _require_shared(workdir, seen)
 
 
-def _not_shared(workdir: Path, differ: np.ndarray) -> str:
-    return f"{workdir}: process {differ.argmax()} sees another folder than process 0; they have to share it"
+def _require_shared(workdir: Path, same: np.ndarray) -> None:
+    if not same.all():
+        raise InputError(f"{workdir}: not shared: process {same.argmin()} and process 0 see different folders")
 
 
 @contextlib.contextmanager
-def losses_said() -> Iterator[None]:
-    """Inside, the loss of another process is an interruption."""
+def interrupt_on_peer_loss() -> Iterator[None]:
+    """Raise `Interrupted` if another process ends or becomes unreachable."""
     try:
         yield
     except InputError:
         raise
-    except (ValueError, RuntimeError) as error:  # both, of XLA
+    except (ValueError, RuntimeError) as error:  # XLA raises either
         if jax.process_count() == 1 or not re.match("[A-Z_]{5,}: ", str(error)):
             raise
-        what = f"another process has ended or can't be reached ({error})"
-        raise Interrupted(f"{what}; the same commands go on from the last checkpoint") from None
+        reason = f"another process ended or is unreachable ({error})"
+        raise Interrupted(f"{reason}; run the same commands to resume from the last checkpoint") from None
 
 
 def any_stopped(stopped: bool, step: int, every: int) -> bool:
-    """Whether to stop after a step; of several processes all do, at a multiple of `every`, if one is told to."""
+    """Return whether to stop after a step: with several processes all stop at the next multiple of `every`."""
     if jax.process_count() == 1:
         return stopped
-    return step % every == 0 and bool(from_all(stopped).any())
+    return step % every == 0 and bool(all_gather(stopped).any())

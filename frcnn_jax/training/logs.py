@@ -1,24 +1,26 @@
-"""What a run logs: metrics.jsonl and TensorBoard event files, written at once: a kill loses no value, and a full disk
-is an error here."""
+"""Training log: metrics.jsonl and TensorBoard event files, flushed per row, so that a killed process loses none."""
 
 import json
-import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.record_writer import masked_crc32c
 
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import write_text
 
 
 class RunLog:
-    """The metrics.jsonl of a workdir and a new event file in its `tensorboard`. What a former run logged after `step`,
-    where this one goes on, is left out of the one and not shown of the other."""
+    """Writer of a workdir's metrics.jsonl and of a new event file in its `tensorboard`; a context manager.
+
+    Args:
+        workdir: the folder to write to.
+        step: the step training resumes from. Later rows are dropped from metrics.jsonl and hidden in TensorBoard.
+    """
 
     def __init__(self, workdir: Path, step: int) -> None:
         rows = [row for row in read_metrics(workdir) if row["step"] <= step]
@@ -26,22 +28,22 @@ class RunLog:
         self._rows = open(workdir / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115
         folder = workdir / "tensorboard"
         folder.mkdir(parents=True, exist_ok=True)
-        self._events = open(folder / f"events.out.tfevents.{time.time_ns()}", "xb", buffering=0)  # noqa: SIM115
-        self._write_event(file_version="brain.Event:2")
+        self._events = EventsWriter(str(folder / "events"), filename_suffix=f".{time.time_ns()}")
         self._write_event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def add(self, step: int, values: Mapping[str, float | None]) -> None:
-        """A row, and a point of the curve of each value that is not None."""
-        self._rows.write((json.dumps({"step": step, **values}) + "\n").encode())
-        for name, value in values.items():
-            if value is not None:
-                self._write_event(step=step, summary=Summary(value=[Summary.Value(tag=name, simple_value=value)]))
+        """Append a row, and a point to the curve of each value that is not None.
 
-    def _write_event(self, **event: Any) -> None:
-        data = Event(wall_time=time.time(), **event).SerializeToString()
-        length = struct.pack("<Q", len(data))
-        checks = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
-        self._events.write(length + next(checks) + data + next(checks))
+        Raises:
+            OSError: it can't be written, as when the disk is full.
+        """
+        self._rows.write((json.dumps({"step": step, **values}) + "\n").encode())
+        points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items() if value is not None]
+        self._write_event(step=step, summary=Summary(value=points))
+
+    def _write_event(self, **fields: Any) -> None:
+        self._events.write_event(Event(wall_time=time.time(), **fields))
+        self._events.flush()
 
     def __enter__(self) -> Self:
         return self
@@ -52,10 +54,10 @@ class RunLog:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl, but for a last one that a kill cut short: it has no line end.
+    """Return the rows of a workdir's metrics.jsonl, except a last line that a kill cut short.
 
     Raises:
-        InputError: another line is no row.
+        InputError: another line is not a row.
     """
     path = workdir / "metrics.jsonl"
     rows = []
@@ -65,6 +67,6 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
             if not isinstance(row["step"], int):
                 raise TypeError
         except (ValueError, TypeError, KeyError):
-            raise InputError(f"{path}: line {number} is no row of metrics: {line[:40]!r}; remove it") from None
+            raise InputError(f"{path}: line {number} is not a row of metrics: {line[:40]!r}; remove it") from None
         rows.append(row)
     return rows

@@ -1,30 +1,25 @@
-"""The multi-task loss (section 2.3, equations 1 to 3), elementwise: the caller masks and reduces."""
+"""The box regression loss (section 2.3, equations 2 and 3), elementwise: the caller masks and reduces.
+
+The classification loss is `optax.softmax_cross_entropy_with_integer_labels`.
+"""
 
 import jax
 import jax.numpy as jnp
-
-
-def log_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """-log p_u of the softmax over `(..., K + 1)` logits, for `(...,)` integer labels u: `(...,)`."""
-    return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0]
-
-
-def smooth_l1(x: jax.Array) -> jax.Array:
-    """0.5 x^2 where |x| < 1, |x| - 0.5 elsewhere (equation 3)."""
-    size = jnp.abs(x)
-    return jnp.where(size < 1, 0.5 * jnp.square(x), size - 0.5)
+import optax
 
 
 def box_loss(deltas: jax.Array, targets: jax.Array, labels: jax.Array) -> jax.Array:
-    """Smooth L1 summed over the four coordinates of the true class; 0 for background (equation 2).
+    """Return the smooth L1 loss summed over the four coordinates of the true class, 0 for background (equation 2).
+
+    Smooth L1 (equation 3) is the Huber loss with delta 1: 0.5 x^2 where |x| < 1, |x| - 0.5 elsewhere.
 
     Args:
-        deltas: `(..., K + 1, 4)`, normalised.
+        deltas: `(..., K + 1, 4)` predictions for every class, normalised.
         targets: `(..., 4)`, normalised.
-        labels: `(...,)` integers.
+        labels: `(...,)` integers in [0, K]; 0 is background.
 
     Returns:
         `(...,)`.
     """
     own = jnp.take_along_axis(deltas, labels[..., None, None], axis=-2)[..., 0, :]
-    return jnp.where(labels > 0, smooth_l1(own - targets).sum(-1), 0)
+    return jnp.where(labels > 0, optax.huber_loss(own, targets, delta=1.0).sum(-1), 0)

@@ -1,4 +1,4 @@
-"""Foreground and background RoIs of one image, and their targets (paper, section 2.3). Pure NumPy, float32.
+"""Sampling of an image's foreground and background RoIs, and their targets (paper, section 2.3). NumPy, float32.
 
 Shape letters: N candidate boxes, R RoIs drawn, G ground-truth boxes, K foreground classes.
 """
@@ -12,16 +12,25 @@ from frcnn_jax.ops import boxes as box_ops
 
 
 class RoITargets(NamedTuple):
-    """Labels and targets of boxes against an image's ground truth."""
+    """Boxes of an image and their targets: those of the ground-truth box with the highest IoU."""
 
     rois: np.ndarray  # (N, 4) float32
-    labels: np.ndarray  # (N,) int32: the class of the ground truth of the best IoU; 0 where there is no overlap
-    deltas: np.ndarray  # (N, 4) float32 towards that ground truth, not normalised; 0 where there is no overlap
-    overlaps: np.ndarray  # (N,) float32: the best IoU
+    labels: np.ndarray  # (N,) int32: that box's class; 0 without overlap
+    deltas: np.ndarray  # (N, 4) float32: regression targets towards it, not normalised; 0 without overlap
+    overlaps: np.ndarray  # (N,) float32: the IoU with it
 
 
 def assign(proposals: np.ndarray, gt_boxes: np.ndarray, gt_labels: np.ndarray) -> RoITargets:
-    """Ground truth `(G, 4)`, which is a candidate too and comes first, and proposals `(N, 4)`, each with its target."""
+    """Assign each box its target. Ground-truth boxes are candidates too and come first.
+
+    Args:
+        proposals: `(N, 4)`.
+        gt_boxes: `(G, 4)`.
+        gt_labels: `(G,)` integers, 1 to K.
+
+    Returns:
+        Targets of the G + N boxes.
+    """
     rois = np.concatenate([gt_boxes, proposals]).astype(np.float32)
     if not len(gt_boxes):
         nothing = np.zeros(len(rois), np.float32)
@@ -42,9 +51,18 @@ def sample(
     fg_iou: float = 0.5,
     bg_iou: tuple[float, float] = (0.1, 0.5),
 ) -> RoITargets:
-    """Draws up to `count` RoIs without replacement: at most `count * fg_fraction`, rounded, with IoU >= fg_iou, the
-    rest background with IoU in [low, high). Too few candidates give fewer RoIs. Background's labels and deltas become
-    0.
+    """Draw RoIs without replacement, foreground first.
+
+    Args:
+        targets: the candidates; not changed.
+        rng: the source of randomness.
+        count: the number of RoIs; fewer are drawn if there are too few candidates.
+        fg_fraction: the largest share of foreground RoIs, in [0, 1]; the number is rounded.
+        fg_iou: the lowest IoU of foreground.
+        bg_iou: (low, high): background has an IoU in [low, high).
+
+    Returns:
+        The RoIs drawn; labels and deltas of background are 0.
     """
     (fg,) = np.nonzero(targets.overlaps >= fg_iou)
     (bg,) = np.nonzero((targets.overlaps >= bg_iou[0]) & (targets.overlaps < bg_iou[1]))
@@ -59,15 +77,17 @@ def sample(
 def target_statistics(
     targets: Iterable[RoITargets], num_classes: int, *, fg_iou: float = 0.5, flip: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each class's deltas over all boxes with IoU >= fg_iou, in one pass.
+    """Return the mean and standard deviation of each class's regression targets, in one pass over the images.
 
     Args:
-        targets: of every image.
+        targets: those of each image.
         num_classes: K.
-        flip: whether each image's mirror image, in which dx changes its sign, counts too.
+        fg_iou: the lowest IoU of boxes that count.
+        flip: whether mirrored images, in which dx changes its sign, count too.
 
     Returns:
-        mean and std, `(K + 1, 4)` float32; 0 and 1 for background, for classes without boxes and where nothing varies.
+        mean: `(K + 1, 4)` float32; 0 for background and classes without boxes.
+        std: `(K + 1, 4)` float32; 1 for background, classes without boxes and coordinates that do not vary.
     """
     count = np.zeros((num_classes + 1, 1))
     total, squares = np.zeros((2, num_classes + 1, 4))

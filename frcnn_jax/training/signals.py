@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM while something runs that must not be cut short just anywhere."""
+"""SIGINT and SIGTERM during training: deferred to the end of a step, or raised as `Interrupted`."""
 
 import contextlib
 import signal
@@ -11,30 +11,32 @@ from frcnn_jax.errors import Interrupted
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGINT and SIGTERM only set what is yielded, so that the loop ends between two steps."""
-    came: list[int] = []
-    with _on_signals(came.append):
-        yield lambda: bool(came)
+def defer_signals() -> Iterator[Callable[[], bool]]:
+    """Defer SIGINT and SIGTERM: yield a function that returns whether one has arrived."""
+    received: list[int] = []
+    with _on_signals(received.append):
+        yield lambda: bool(received)
 
 
 @contextlib.contextmanager
-def signals_raise(text: str) -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM raise `Interrupted` with this text; a moment later where Python would drop it, as in a
-    callback of its garbage collection."""
+def interrupt_on_signals(message: str) -> Iterator[None]:
+    """Raise `Interrupted(message)` on SIGINT and SIGTERM.
+
+    Where Python discards the exception, as in a callback of its garbage collector, it is raised a moment later.
+    """
     hook = sys.unraisablehook
 
     def interrupt(_: int) -> None:
-        raise Interrupted(text)
+        raise Interrupted(message)
 
-    def again(dropped: Any) -> None:
-        if isinstance(dropped.exc_value, Interrupted):
+    def raise_again(discarded: Any) -> None:
+        if isinstance(discarded.exc_value, Interrupted):
             main = threading.main_thread().ident
             threading.Timer(0.05, signal.pthread_kill, [main, signal.SIGTERM]).start()
         else:
-            hook(dropped)
+            hook(discarded)
 
-    sys.unraisablehook = again
+    sys.unraisablehook = raise_again
     try:
         with _on_signals(interrupt):
             yield
@@ -44,9 +46,9 @@ def signals_raise(text: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _on_signals(handle: Callable[[int], None]) -> Iterator[None]:
-    former = {s: signal.signal(s, lambda number, _: handle(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    previous = {s: signal.signal(s, lambda number, _: handle(number)) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in former.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,10 +1,11 @@
-"""Stochastic gradient descent as Caffe does it (paper, section 2.3).
+"""Stochastic gradient descent with momentum by Caffe's rule (paper, section 2.3).
 
     V = momentum * V + rate * multiplier * (g + decay * w),    w = w - V
 
-The rate is inside the buffer: a chain that scales after the momentum trace differs at every change of rate.
+The rate is inside the momentum buffer: `optax.sgd`, which applies it outside, differs after each change of rate.
 """
 
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-BIAS_RATE = 2.0  # biases learn at twice the rate
+BIAS_RATE = 2.0  # the multiplier of biases
 
 
 class Recipe(NamedTuple):
-    """A learning rate and the steps it is trained for."""
+    """A learning rate and the steps for which it holds."""
 
     learning_rate: float
     steps: int
@@ -24,8 +25,10 @@ class Recipe(NamedTuple):
     warmup_steps: int
 
     def for_batch(self, images: int, reference: int) -> "Recipe":
-        """The recipe, meant for `reference` images a step, for `images` a step: the rate in proportion, the steps in
-        inverse proportion, rounded up, so that as many images are seen (linear scaling: Goyal et al. 2017)."""
+        """Return the recipe scaled from `reference` to `images` images per step (Goyal et al. 2017, linear scaling).
+
+        The rate grows in proportion. Steps shrink in proportion, rounded up: as many images are seen as before.
+        """
         steps, *drops, warmup = (-(-n * reference // images) for n in (self.steps, *self.drops, self.warmup_steps))
         return Recipe(self.learning_rate * images / reference, steps, tuple(drops), warmup)
 
@@ -33,8 +36,14 @@ class Recipe(NamedTuple):
 def step_schedule(
     learning_rate: float, drops: Sequence[int], *, factor: float = 0.1, warmup_steps: int = 0
 ) -> optax.Schedule:
-    """`learning_rate`, times `factor` from each step in `drops` on; before that it rises linearly over `warmup_steps`,
-    of which the first has 1 / (warmup_steps + 1) of it."""
+    """Return a step-wise schedule with a linear warm-up.
+
+    Args:
+        learning_rate: the rate after the warm-up.
+        drops: steps from which on the rate is multiplied by `factor`.
+        factor: the multiplier at each drop.
+        warmup_steps: steps over which the rate rises linearly, from 1 / (warmup_steps + 1) of itself.
+    """
     steps = optax.piecewise_constant_schedule(learning_rate, {int(step): factor for step in drops})
     if not warmup_steps:
         return steps
@@ -44,14 +53,19 @@ def step_schedule(
 def caffe_sgd(
     schedule: optax.Schedule, *, momentum: float = 0.9, weight_decay: float = 5e-4, decay_biases: bool = False
 ) -> optax.GradientTransformation:
-    """The update above, for parameters whose biases are the leaves named "bias"; these decay only where told to (the
-    paper says they do, its code does not)."""
+    """Return the update above, in which biases learn at twice the rate.
 
-    def is_weight(params):
-        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "bias", params)
+    Args:
+        schedule: the learning rate by step.
+        momentum, weight_decay: as in the formula.
+        decay_biases: whether biases, the leaves named "bias", decay too. The paper says so; its code does not.
+    """
 
     def is_bias(params):
-        return jax.tree.map(lambda weight: not weight, is_weight(params))
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "bias", params)
+
+    def is_weight(params):
+        return jax.tree.map(operator.not_, is_bias(params))
 
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=None if decay_biases else is_weight),

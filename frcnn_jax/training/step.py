@@ -1,6 +1,6 @@
-"""One step of training: the state, the multi-task loss and the optimizer's update, mapped over devices by `jax.pmap`.
+"""One training step: the state, the multi-task loss and the optimizer's update, mapped over devices by `jax.pmap`.
 
-Shape letters: B images over all devices, D devices, R RoIs, K foreground classes.
+Shape letters: B images over all devices, R RoIs, K foreground classes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from jax import lax
 
 from frcnn_jax.data.batches import Batch
 from frcnn_jax.models.fast_rcnn import FastRCNN
-from frcnn_jax.training import losses
+from frcnn_jax.training.losses import box_loss
 
 AXIS = "device"
 
@@ -25,14 +25,14 @@ class TrainState(flax.struct.PyTreeNode):
     """All that a step changes, and the frozen layers and box statistics that it reads."""
 
     step: jax.Array  # () int32
-    params: Any  # those that are trained
-    frozen: Any  # the layers that are not
+    params: Any  # the trained layers
+    frozen: Any  # the other layers
     box_stats: Any  # "mean" and "std", (K + 1, 4)
     opt_state: optax.OptState
 
     @property
     def variables(self) -> dict[str, Any]:
-        """As `FastRCNN.apply` takes them."""
+        """The collections that `FastRCNN.apply` takes."""
         return {"params": _join(self.params, self.frozen), "box_stats": self.box_stats}
 
 
@@ -41,17 +41,31 @@ def _join(params: Mapping, frozen: Mapping) -> dict:
 
 
 def create_state(
-    variables: Mapping[str, Any], frozen_layers: Sequence[str], optimizer: optax.GradientTransformation
+    variables: Mapping[str, Any],
+    optimizer: optax.GradientTransformation,
+    *,
+    frozen: Sequence[str] = (),
+    step: int = 0,
+    opt_state: Any = None,
 ) -> TrainState:
-    """The state at step 0; frozen layers get no gradient and no momentum."""
-    trained, frozen = (
+    """Return the state at a step.
+
+    Args:
+        variables: Of a `FastRCNN`.
+        optimizer: Whose state it holds.
+        frozen: Names of layers that get no gradient and no momentum.
+        step: Steps taken so far.
+        opt_state: The optimizer's state; a fresh one where None.
+    """
+    trained, fixed = (
         {
-            part: {name: layer for name, layer in layers.items() if (name in frozen_layers) == is_frozen}
+            part: {name: layer for name, layer in layers.items() if (name in frozen) == is_frozen}
             for part, layers in variables["params"].items()
         }
         for is_frozen in (False, True)
     )
-    return TrainState(jnp.zeros((), jnp.int32), trained, frozen, variables["box_stats"], optimizer.init(trained))
+    opt_state = optimizer.init(trained) if opt_state is None else opt_state
+    return TrainState(jnp.int32(step), trained, fixed, variables["box_stats"], opt_state)
 
 
 def train_step(
@@ -65,29 +79,36 @@ def train_step(
     accumulate: int = 1,
     axis_name: str = AXIS,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step of stochastic gradient descent on the multi-task loss (equation 1); pure, mapped over `axis_name`.
+    """Take one step of stochastic gradient descent on the multi-task loss (equation 1).
 
-    The losses are sums over the device's RoIs over the mean number of RoIs a device, and gradients are averaged over
-    devices: any spread of the same images gives the same update. Dropout keys follow the image's index in the run.
+    A pure function to be mapped over `axis_name`, by `jax.pmap` or `jax.shard_map`. Losses are sums over the device's
+    RoIs divided by the mean number of RoIs per device, and gradients are averaged over devices: any distribution of the
+    same images gives the same update.
 
     Args:
-        state: the same on every device.
-        batch: the device's part of `pipeline.TrainingBatches`.
-        key: the run's.
-        box_loss_weight: lambda of equation 1.
-        accumulate: the device's images go through the network in this many parts, one after another; the gradients are
-            summed.
+        state: The same on every device.
+        batch: The device's part of a batch of `TrainingBatches`.
+        key: The run's; dropout folds it with each image's "index".
+        model: The network.
+        optimizer: As in `create_state`.
+        box_loss_weight: Lambda of equation 1.
+        accumulate: The device's images go through the network in this many parts, whose gradients are summed.
+        axis_name: The mapped axis.
+
+    Returns:
+        The next state and the metrics "loss", "loss_cls", "loss_box", "foreground" (fraction of RoIs) and
+        "gradient_norm".
     """
     rois = _mean_over_devices(batch["roi_mask"].sum().astype(jnp.float32), axis_name)
     rois = jnp.maximum(rois, 1 / 64)  # no RoI at all: losses of 0
 
     def loss_fn(params, part):
         variables = {"params": _join(params, state.frozen), "box_stats": state.box_stats}
-        dropout_keys = jax.vmap(partial(jax.random.fold_in, key))(part["index"])
-        logits, deltas = model.apply(variables, part["image"], part["image_size"], part["rois"], dropout_keys)
+        inputs = (part["image"], part["image_size"], part["rois"])
+        logits, deltas = model.apply(variables, *inputs, True, part["index"], rngs={"dropout": key})
         mask, labels = part["roi_mask"], part["labels"]
-        loss_cls = jnp.where(mask, losses.log_loss(logits, labels), 0).sum() / rois
-        loss_box = jnp.where(mask, losses.box_loss(deltas, part["box_targets"], labels), 0).sum() / rois
+        loss_cls = jnp.where(mask, optax.softmax_cross_entropy_with_integer_labels(logits, labels), 0).sum() / rois
+        loss_box = jnp.where(mask, box_loss(deltas, part["box_targets"], labels), 0).sum() / rois
         loss = loss_cls + box_loss_weight * loss_box
         foreground = (mask & (labels > 0)).sum() / rois
         return loss, {"loss": loss, "loss_cls": loss_cls, "loss_box": loss_box, "foreground": foreground}
@@ -102,14 +123,14 @@ def train_step(
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(part_of_step, batch))
         found, _ = lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, part_of_step(part)), None), zeros, parts)
     gradients, metrics = _mean_over_devices(found, axis_name)
-    metrics["gradient_norm"] = optax.global_norm(gradients)
+    metrics["gradient_norm"] = optax.tree.norm(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
 def _mean_over_devices(tree: Any, axis_name: str) -> Any:
-    """`lax.pmean`; nothing for a single device, where XLA on CPU would still copy every gradient."""
+    """`lax.pmean`, skipped for a single device, where XLA on CPU would still copy every gradient."""
     return tree if lax.axis_size(axis_name) == 1 else lax.pmean(tree, axis_name)
 
 
@@ -120,8 +141,17 @@ def make_train_step(
     devices: Sequence[jax.Device] | None = None,
     **options: Any,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """`train_step`, with its options, mapped by `jax.pmap` over `devices`, all local ones by default. It takes a batch
-    of all B images; the state, alike on all devices and without a device axis, is donated."""
+    """Return `train_step` mapped over devices by `jax.pmap`.
+
+    The returned function takes a batch of all B images; the state, alike on all devices and without a device axis, is
+    donated.
+
+    Args:
+        model: The network.
+        optimizer: As in `create_state`.
+        devices: All local ones where None.
+        **options: `box_loss_weight` and `accumulate` of `train_step`.
+    """
     step = partial(train_step, model=model, optimizer=optimizer, **options)
     mapped = jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0, devices=devices)
     count = len(devices) if devices else jax.local_device_count()
@@ -133,6 +163,6 @@ def make_train_step(
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
-    """`tree` on all those devices, placed as the mapped step gives it back, so that step is compiled only once."""
+    """Place a tree on all devices, local ones where None, as the mapped step returns it: it compiles only once."""
     mesh = jax.sharding.Mesh(np.array(devices or jax.local_devices()), (AXIS,))
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))

@@ -1,6 +1,6 @@
-"""Linear SVMs on fc7 in place of the softmax (section 5.4), trained as R-CNN's: one a class, with hard negatives.
+"""Linear SVMs on fc7 instead of the softmax (section 5.4), trained as in R-CNN: one per class, on hard negatives.
 
-Shape letters: K foreground classes, C features of fc7, R RoIs of an image.
+Shape letters: B images, K foreground classes, C features of fc7, R RoIs of one image, P positives of one class.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,18 +19,20 @@ from frcnn_jax.files import read_npz, write_whole
 from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.ops import boxes as box_ops
 
-NEGATIVE_IOU = 0.3  # a negative of a class overlaps none of its objects more
-HARD_MARGIN = -1.0001  # negatives that score more than this are kept ...
-EASY_MARGIN = -1.1  # ... until they score less than this
-REFIT_AFTER = 2000  # new negatives of a class
+NEGATIVE_IOU = 0.3  # negatives of a class have less IoU with each of its objects
+HARD_MARGIN = -1.0001  # negatives with a greater margin are kept ...
+EASY_MARGIN = -1.1  # ... until their margin is less than this
+REFIT_AFTER = 2000  # new negatives per class
 TARGET_NORM = 20.0  # features are scaled to this mean norm ...
 NORM_IMAGES = 100  # ... over the proposals of this many images
 SAVE_EVERY = 250  # images
 
 
 def make_features_step(model: FastRCNN) -> Callable[[Any, Mapping[str, jax.Array]], jax.Array]:
-    """The jitted `features(variables, batch)` -> fc7 after its ReLU, `(B, R, C)`, of `pipeline.prepare_test`'s
-    batches of one scale."""
+    """Return the jitted `features(variables, batch)`: fc7 after its ReLU, `(B, R, C)`.
+
+    Batches are those of `data.batches.prepare_test` with one scale.
+    """
 
     @jax.jit
     def features(variables: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
@@ -44,17 +46,29 @@ def make_features_step(model: FastRCNN) -> Callable[[Any, Mapping[str, jax.Array
 
 
 def class_overlaps(rois: np.ndarray, gt_boxes: np.ndarray, gt_labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """The best IoU of `(R, 4)` RoIs with each class's objects: `(R, K)`, 0 for a class that has none."""
+    """Return the greatest IoU of each RoI with the objects of each class.
+
+    Args:
+        rois: `(R, 4)`.
+        gt_boxes: `(G, 4)`.
+        gt_labels: `(G,)`, 1 to K.
+        num_classes: K.
+
+    Returns:
+        `(R, K)` in [0, 1], 0 for a class without objects.
+    """
     overlaps = box_ops.iou(rois, gt_boxes)
     best = [overlaps[:, gt_labels == label].max(axis=1, initial=0) for label in range(1, num_classes + 1)]
     return np.stack(best, axis=1)
 
 
 class HardNegativeSVMs:
-    """K linear SVMs (L1 hinge, C 0.001, positives weighted 2, a bias term of 10) and the negatives they keep.
+    """K linear SVMs and the negatives they keep.
+
+    As in R-CNN: hinge loss, C = 0.001, positives weighted 2, a bias feature of 10.
 
     Args:
-        positives: by class its `(P, C)` features, scaled.
+        positives: `(P, C)` scaled features per class.
         seed: of the solver.
     """
 
@@ -68,8 +82,12 @@ class HardNegativeSVMs:
         self._seed = seed
 
     def mine(self, features: np.ndarray, overlaps: np.ndarray) -> None:
-        """Takes an image's hard negatives out of its `(R, C)` scaled features with `(R, K)` `class_overlaps`; fits the
-        classes that have enough new ones."""
+        """Add the hard negatives of one image, and fit the classes that have enough new ones.
+
+        Args:
+            features: `(R, C)`, scaled.
+            overlaps: `(R, K)` from `class_overlaps`.
+        """
         hard = (overlaps < NEGATIVE_IOU) & (features @ self.weights.T + self.biases > HARD_MARGIN)
         self.added += hard.sum(axis=0)
         for k in map(int, np.flatnonzero(hard.any(axis=0))):
@@ -78,8 +96,10 @@ class HardNegativeSVMs:
                 self.fit(k)
 
     def fit(self, k: int) -> None:
-        """Fits class number k, from 0, and leaves its easy negatives out from then on. A class without positives has
-        margins of EASY_MARGIN, one without negatives stays as it is."""
+        """Fit class k, 0 to K - 1, and drop its easy negatives.
+
+        A class without positives gets the constant margin EASY_MARGIN; one without negatives is unchanged.
+        """
         from sklearn.svm import LinearSVC
 
         self.added[k] = 0
@@ -100,14 +120,21 @@ class HardNegativeSVMs:
             self.negatives[k] = negatives[negatives @ self.weights[k] + self.biases[k] >= EASY_MARGIN]
 
     def save(self, path: Path, **more: Any) -> None:
-        """All of it, and what goes with it, in a .npz: whole or not at all."""
+        """Write the state, and further arrays with it, to a .npz file, atomically."""
         arrays = {f"{name}_{k}": a for name in ("positives", "negatives") for k, a in enumerate(getattr(self, name))}
         arrays |= {name: getattr(self, name) for name in ("added", "weights", "biases")}
         write_whole(path, lambda file: np.savez(file, allow_pickle=False, **arrays, **more))
 
     @classmethod
     def load(cls, path: Path, *, seed: int = 0) -> tuple["HardNegativeSVMs", dict[str, np.ndarray]]:
-        """What `save` wrote, and what went with it. InputError for another file."""
+        """Read a state that `save` wrote.
+
+        Returns:
+            The SVMs, and by name the further arrays.
+
+        Raises:
+            InputError: another file, or a damaged one.
+        """
         try:
             arrays = read_npz(path)
             classes = range(len(arrays["biases"]))
@@ -115,7 +142,7 @@ class HardNegativeSVMs:
             svms.negatives = [arrays.pop(f"negatives_{k}") for k in classes]
             svms.added, svms.weights, svms.biases = (arrays.pop(name) for name in ("added", "weights", "biases"))
         except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{path}: not a state of SVM training ({error}); remove it to begin anew") from None
+            raise InputError(f"{path}: not a state of SVM training ({error}); remove it to start over") from None
         return svms, arrays
 
 
@@ -125,27 +152,32 @@ def train_svms(
     records: Sequence[Record],
     proposals: Mapping[str, np.ndarray],
     *,
-    sizes: Sizes,
+    size: Sizes,
     state: Path,
     negative_images: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The parameters of `model` with one SVM a class in its class layer: positives are the objects, negatives come from
-    proposals and objects of other classes, image by image.
+    """Train one SVM per class and put them into the class layer (section 5.4; R-CNN, section 2.3).
+
+    Positives are the objects; negatives are mined from proposals and objects of other classes, image by image.
 
     Args:
         model, variables: trained with a softmax.
-        records, proposals: the split, and by image id its `(N, 4)` boxes.
-        sizes: how images are resized.
-        negative_images: negatives come from the first this many images; from all where None.
-        state: a file that is written each SAVE_EVERY images; if it is there, the work goes on from it.
-        seed: of the images that the norm is measured on, and of the solver.
+        records: the training split.
+        proposals: `(N, 4)` boxes by image id.
+        size: how images are resized.
+        state: a file written every SAVE_EVERY images; if it exists, training resumes from it.
+        negative_images: negatives come from the first so many images; None for all.
+        seed: of the sample of images that the norm of fc7 is measured on, and of the solver.
+
+    Returns:
+        The parameters of `model` with another cls_score, see `write_classifier`.
 
     Raises:
-        InputError: scikit-learn is missing, or `state` is another file.
+        InputError: scikit-learn is missing, or `state` is not such a file.
     """
     try:
-        import sklearn.svm  # noqa: F401 - before the long work
+        import sklearn.svm  # noqa: F401 - fail before the long work
     except ImportError:
         raise InputError("SVMs need the package scikit-learn: pip install 'frcnn_jax[svm]'") from None
     step = make_features_step(model)
@@ -157,8 +189,8 @@ def train_svms(
         start: int = 0,
         spatial_scale: float | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Boxes and their features, by image."""
-        batches = prefetch(TestBatches(records, boxes, [sizes], spatial_scale), start)
+        """Boxes and their features per image."""
+        batches = prefetch(TestBatches(records, boxes, [size], model.pixels, spatial_scale), start)
         for batch in tqdm(batches, desc=title, unit="image", total=len(records), initial=start, smoothing=0.05):
             mask = batch["roi_mask"][0]
             yield batch["rois"][0, mask] / batch["scale"], jax.device_get(step(variables, batch))[0, mask]
@@ -179,7 +211,7 @@ def train_svms(
 
     records = records[:negative_images]
     candidates = {record.image_id: np.concatenate([record.boxes, proposals[record.image_id]]) for record in records}
-    mined = features(records, candidates, "hard negatives", start, model.network.spatial_scale)
+    mined = features(records, candidates, "hard negatives", start, model.spatial_scale)
     for i, (boxes, found) in enumerate(mined, start):
         record = records[i]
         svms.mine(found * scale, class_overlaps(boxes, record.boxes, record.labels, num_classes))
@@ -193,8 +225,17 @@ def train_svms(
 def write_classifier(
     params: Mapping[str, Any], weights: np.ndarray, biases: np.ndarray, scale: np.float32
 ) -> dict[str, Any]:
-    """The parameters of `FastRCNN` whose cls_score gives the `(K, C)` SVMs' margins for features that are not scaled;
-    its background column is 0."""
+    """Put SVMs into the class layer: logits are then their margins, and 0 for the background.
+
+    Args:
+        params: of `FastRCNN`.
+        weights: `(K, C)`, for scaled features.
+        biases: `(K,)`.
+        scale: of the features that the SVMs were trained on; the class layer takes them unscaled.
+
+    Returns:
+        The parameters with another cls_score.
+    """
     kernel = np.pad((weights * scale).T, ((0, 0), (1, 0))).astype(np.float32)
     bias = np.pad(biases, (1, 0)).astype(np.float32)
     return {**params, "head": {**params["head"], "cls_score": {"kernel": kernel, "bias": bias}}}

@@ -72,7 +72,7 @@ def test_counts_of_the_real_set(shared):
         (voc_object(box=(0, 1, 20, 40)), r"000001\.xml: box of 'dog' \(0, 1, 20, 40\)"),
         (voc_object(box=(20, 1, 20, 40)), r"000001\.xml: box of 'dog' \(20, 1, 20, 40\)"),
         ("</annotation><annotation>", r"000001\.xml"),
-        (voc_object(box=("a", 1, 20, 40)), r"four numbers expected, got 'a'"),
+        (voc_object(box=("a", 1, 20, 40)), r"expected four numbers, got 'a'"),
         (voc_object(box=("nan", 1, 20, 40)), r"box of 'dog' \(nan, 1, 20, 40\)"),
         ("<object>", r"000001\.xml: mismatched tag"),
     ],
@@ -105,7 +105,7 @@ def test_names_what_is_missing(tmp_path, lost, text):
         read_voc(root, 2007, "train")
 
 
-def test_load_image_turns_what_exif_says(tmp_path):
+def test_load_image_applies_the_exif_orientation(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("L", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
@@ -125,7 +125,7 @@ def test_load_image_errors(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"annotated as \(9, 8\).*\(99, 99\)"):
         load_image(whole, (9, 8))
     monkeypatch.setattr("frcnn_jax.data.records.MAX_PIXELS", 100)
-    with pytest.raises(InputError, match="99 x 99 pixels, at most 100"):
+    with pytest.raises(InputError, match="99 x 99 pixels, expected at most 100"):
         load_image(whole)
 
 
@@ -143,13 +143,13 @@ def test_unions_of_years_and_splits(tmp_path):
     dataset = read_voc(tmp_path, 2007, "train+2012_train")
     assert [record.image_id for record in dataset.records] == ["000001", "2008_000003"]
     assert [r.image_id for r in read_voc(tmp_path, 2007, "2012_train").records] == ["2008_000003"]
-    with pytest.raises(InputError, match="the image '000001' is named twice"):
+    with pytest.raises(InputError, match="image '000001' is listed twice"):
         read_voc(tmp_path, 2007, "train+2007_train")
     with pytest.raises(InputError, match=r"VOC2012/ImageSets/Main/test.txt: no such split file; its folder has train"):
         read_voc(tmp_path, 2007, "train+2012_test")
 
 
-def test_skipping_leaves_out_the_object_or_the_image(tmp_path):
+def test_skips_the_object_or_the_image(tmp_path):
     objects = [voc_object("unicorn"), voc_object("cow", (2, 2, 9, 9)), voc_object(box=(9, 9, 2, 2))]
     root = write_voc(tmp_path, objects)
     (root / "VOC2007/ImageSets/Main/train.txt").write_text("000001\n000002\n000001\n../../x\n")
@@ -157,7 +157,7 @@ def test_skipping_leaves_out_the_object_or_the_image(tmp_path):
     dataset = read_voc(root, 2007, "train", on_problem=problems.append)
     (record,) = dataset.records
     np.testing.assert_array_equal(record.labels, [10])
-    texts = ["unicorn", "box of 'dog' (9, 9, 2, 2)", "000002.jpg: no such image", "named twice", "leaves the folder"]
+    texts = ["unicorn", "box of 'dog' (9, 9, 2, 2)", "000002.jpg: no such image", "listed twice", "lies outside"]
     assert len(problems) == len(texts)
     for problem, text in zip(problems, texts, strict=True):
         assert text in str(problem)
@@ -176,9 +176,9 @@ def test_a_folder_of_images_and_xml(tmp_path):
     with pytest.raises(InputError, match="unknown class 'zebra'; the classes are ant"):
         read_xml_folder(tmp_path / "own", ["ant"])
     Image.new("RGB", (3, 3)).save(tmp_path / "own/b.png")
-    with pytest.raises(InputError, match=r"b\.png: has no annotation b\.xml beside it"):
+    with pytest.raises(InputError, match=r"b\.png: its annotation b\.xml is missing"):
         read_xml_folder(tmp_path / "own")
-    for name, text in (("none", "no such folder"), ("VOC2007", "no annotation")):
+    for name, text in (("none", "no such folder"), ("VOC2007", "no annotations")):
         with pytest.raises(InputError, match=f"{name}: {text}"):
             read_xml_folder(tmp_path / name)
 
@@ -188,13 +188,13 @@ def test_two_images_with_one_annotation(tmp_path):
         Image.new("RGB", (50, 40)).save(tmp_path / name)
     for name in ("a.xml", "b.xml"):
         (tmp_path / name).write_text("<annotation><size><width>50</width><height>40</height></size></annotation>")
-    with pytest.raises(InputError, match=r"a\.xml: of a\.jpg or of a\.png\?"):
+    with pytest.raises(InputError, match=r"a\.xml: does it annotate a\.jpg or a\.png\?"):
         read_xml_folder(tmp_path)
     (record,) = read_xml_folder(tmp_path, on_problem=lambda problem: None).records
     assert record.image_id == "b"
 
 
-def test_what_the_system_refuses_is_one_problem(tmp_path):
+def test_an_unreadable_file_is_one_problem(tmp_path):
     root = write_voc(tmp_path, [voc_object()]) / "VOC2007"
     (root / "ImageSets/Main/train.txt").write_text(f"{'x' * 300}\n000001\n000002\n")
     (root / "Annotations/000002.xml").mkdir()
@@ -233,7 +233,7 @@ def test_load_image_of_other_modes(tmp_path, mode):
     np.testing.assert_array_equal(image, np.full((20, 30, 3), 204))
 
 
-def test_an_annotation_of_the_stored_pixels_keeps_them(tmp_path):
+def test_load_image_keeps_the_stored_orientation_if_annotated_so(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("L", (30, 20)).save(tmp_path / "a.jpg", exif=exif)

@@ -10,10 +10,10 @@ from sklearn.preprocessing import StandardScaler
 from frcnn_jax.data.records import Dataset
 from frcnn_jax.data.synthetic import CLASS_NAMES, HEIGHT, LARGEST, SMALLEST, WIDTH, draw_scene, read_synthetic
 from frcnn_jax.errors import InputError
-from frcnn_jax.evaluation.evaluate import score
 from frcnn_jax.evaluation.metrics import ClassDetections
+from frcnn_jax.evaluation.scores import score
 from frcnn_jax.ops import boxes as box_ops
-from frcnn_jax.proposals.search import make_proposals
+from frcnn_jax.proposals.search import search_images
 from frcnn_jax.training.sampling import assign
 
 
@@ -59,7 +59,7 @@ def test_an_empty_split_is_an_error():
 
 
 def test_another_split_is_an_error():
-    with pytest.raises(InputError, match="the synthetic set has the splits train, val, test, got 'trian'"):
+    with pytest.raises(InputError, match="the synthetic dataset has the splits train, val, test, got 'trian'"):
         read_synthetic("trian", 3)
 
 
@@ -78,7 +78,7 @@ def test_colour_and_size_do_not_solve_it(tmp_path):
 
     splits = {name: read_synthetic(name, count) for name, count in (("train", 150), ("val", 60))}
     proposals = {
-        name: make_proposals({r.image_id: r.load for r in split.records}, cache_dir=tmp_path)
+        name: search_images({r.image_id: r.load for r in split.records}, cache_dir=tmp_path)
         for name, split in splits.items()
     }
     rows, labels = [], []

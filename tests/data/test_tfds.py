@@ -9,7 +9,7 @@ import pytest
 from examples import ROOT
 from PIL import Image
 
-from frcnn_jax.data.tfds import prepare_voc, read_tfds
+from frcnn_jax.data.tfds import prepare_tfds, read_tfds
 from frcnn_jax.data.voc import read_voc
 from frcnn_jax.errors import InputError
 
@@ -81,21 +81,21 @@ def test_boxes_come_back_to_the_pixel(devkit, packed, tmp_path):
 
 @needs_tensorflow
 @pytest.mark.slow
-def test_what_can_not_be_prepared_is_one_line(tmp_path):
+def test_a_source_that_cannot_be_prepared_is_one_line(tmp_path):
     done = prepare(tmp_path, "--data-dir", tmp_path / "out")
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].endswith("neither a folder VOC2007 nor VOC*2007*.tar in it")
+    assert done.stderr.strip().splitlines()[-1].endswith("expected a folder VOC2007 or VOC*2007*.tar in it")
     (tmp_path / "VOCtrainval_06-Nov-2007.tar").write_bytes(b"no tar")
     done = prepare(tmp_path, "--data-dir", tmp_path / "out")
-    assert "VOCtrainval_06-Nov-2007.tar: not a whole tar file" in done.stderr
+    assert "VOCtrainval_06-Nov-2007.tar: not a tar file, or truncated" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_what_is_not_there(tmp_path, monkeypatch):
+def test_missing_data_and_packages(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"voc/2007: nothing prepared here; scripts/prepare_voc.py"):
         read_tfds("voc/2007", "train", tmp_path)
-    with pytest.raises(InputError, match=r"voc/2007 and voc/2012 are read, got 'coco/2017'"):
+    with pytest.raises(InputError, match=r"name must be voc/2007 or voc/2012, got 'coco/2017'"):
         read_tfds("coco/2017", "train", tmp_path)
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(InputError, match="preparing needs TensorFlow"):
-        prepare_voc(tmp_path, 2007, tmp_path)
+        prepare_tfds(tmp_path, 2007, tmp_path)

@@ -8,8 +8,8 @@ from frcnn_jax.data.records import Dataset
 from frcnn_jax.data.voc import read_voc
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.comp4 import read_comp4, write_comp4
-from frcnn_jax.evaluation.evaluate import results_table, score
 from frcnn_jax.evaluation.metrics import ClassDetections
+from frcnn_jax.evaluation.scores import results_table, score
 
 
 def write_lines(folder, lines):
@@ -45,7 +45,7 @@ def test_comp4_by_hand(tmp_path):
         ("im0 0.9 1 2 3 x", r"cat\.txt:1: expected"),
         ("", r"cat\.txt:1: expected"),
         ("im7 0.9 1 2 3 4", r"cat\.txt:1: image 'im7' is not in the split 'val'"),
-        ("im0 nan 1 2 3 4", r"cat\.txt: holds numbers that are not finite"),
+        ("im0 nan 1 2 3 4", r"cat\.txt:1: a number is not finite: 'im0 nan 1 2 3 4'"),
     ],
 )
 def test_comp4_names_the_line(tmp_path, line, text):
@@ -101,10 +101,10 @@ def test_comp4_comes_back_with_its_scores(shared, tmp_path):
     assert score(back, dataset)[0] == score(detections, dataset)[0]
 
 
-def test_comp4_says_what_a_file_can_not_hold(tmp_path):
+def test_names_that_a_file_can_not_hold_are_refused(tmp_path):
     dataset = make_dataset()
     spaced = Dataset(dataset.class_names, [replace(dataset.records[0], image_id="my photo")])
-    with pytest.raises(InputError, match="image id 'my photo' can't stand in a result file: it holds white space"):
+    with pytest.raises(InputError, match="image id 'my photo' can't be used in a result file: it has white space"):
         write_comp4(tmp_path, [], spaced, year=2007, split="val")
     with pytest.raises(InputError, match=r"'a/b' can't be part of the name of a result file"):
         write_comp4(tmp_path, [], dataset, year=2007, split="a/b")

@@ -5,7 +5,6 @@ import pytest
 
 from frcnn_jax.data.voc import read_voc
 from frcnn_jax.evaluation.comp4 import read_comp4
-from frcnn_jax.evaluation.evaluate import score
 from frcnn_jax.evaluation.metrics import (
     ClassDetections,
     average_precision,
@@ -14,8 +13,8 @@ from frcnn_jax.evaluation.metrics import (
     mean_average_precision,
     nearest_objects,
     precision_recall,
-    proposal_recall,
 )
+from frcnn_jax.evaluation.scores import score
 from frcnn_jax.ops.boxes import iou
 
 BOX = [0, 0, 9, 9]
@@ -54,8 +53,10 @@ def test_second_hit_is_a_false_positive():
     np.testing.assert_allclose(got.precision, [1, 0.5])
 
 
-def test_difficult_is_neither_counted_nor_held_against():
-    got = curve([0.9, 0.8], [BOX, [20, 20, 29, 29]], [0, 0], [[BOX, [20, 20, 29, 29]]], [[True, False]])
+def test_difficult_objects_do_not_count():
+    # two detections of the difficult object, then one of the other: neither hits nor false positives, and one object
+    boxes, images = [BOX, [0, 0, 9, 8], [20, 20, 29, 29]], [0, 0, 0]
+    got = curve([0.9, 0.8, 0.7], boxes, images, [[BOX, [20, 20, 29, 29]]], [[True, False]])
     assert got.positives == 1
     np.testing.assert_allclose(got.precision, [1])
     np.testing.assert_allclose(got.recall, [1])
@@ -67,9 +68,24 @@ def test_threshold_is_exclusive():
     np.testing.assert_allclose(got.precision, [0])
 
 
-def test_equal_scores_keep_their_order():
-    first = curve([0.5, 0.5], [BOX, [50, 50, 59, 59]], [0, 0], [[BOX]])
-    np.testing.assert_allclose(first.precision, [1, 0.5])
+def test_of_equal_scores_the_first_ranks_first():
+    far = [50, 50, 59, 59]
+    np.testing.assert_allclose(curve([0.5, 0.5], [BOX, far], [0, 0], [[BOX]]).precision, [1, 0.5])
+    np.testing.assert_allclose(curve([0.5, 0.5], [far, BOX], [0, 0], [[BOX]]).precision, [0, 0.5])
+
+
+def test_of_identical_objects_the_first_is_matched():
+    # the second detection is a duplicate of the first one's object; the second object stays without a hit
+    got = curve([0.9, 0.8], [BOX, BOX], [0, 0], [[BOX, BOX]])
+    np.testing.assert_allclose(got.precision, [1, 0.5])
+    np.testing.assert_allclose(got.recall, [0.5, 0.5])
+    # a difficult one in front takes both detections
+    got = curve([0.9, 0.8], [BOX, BOX], [0, 0], [[BOX, BOX]], [[True, False]])
+    assert (got.positives, len(got.precision)) == (1, 0)
+    # of two boxes with equal IoU, 0.9 each, likewise
+    found = ClassDetections(np.array([0]), np.array([0.5]), np.array([BOX], float))
+    overlap, nearest = nearest_objects(found, [np.array([[0, 0, 9, 8], [0, 1, 9, 9]], float)])
+    assert (overlap.tolist(), nearest.tolist()) == ([0.9], [0])
 
 
 def test_no_objects_and_no_detections():
@@ -138,39 +154,3 @@ def test_missed_are_counted_objects_without_a_hit():
 def test_unknown_metric_lists_the_choices():
     with pytest.raises(ValueError, match="voc07_11point, area"):
         average_precision(curve([], [], [], [[BOX]]), metric="coco")
-
-
-def test_proposal_recall_by_hand():
-    """IoUs: of the two objects of the first image 0.5 with one box, 1 and 0.25 with two; 0 in an image without any."""
-    truth = [np.array([BOX, [20, 0, 29, 9]]), np.array([BOX])]
-    boxes = [np.array([[0, 0, 9, 4], [20, 0, 24, 4], BOX]), np.zeros((0, 4))]
-    recall, average = proposal_recall(boxes, truth, iou_thresholds=[0.25, 0.5, 0.75, 1], numbers=[1, 2, 3, 99])
-    np.testing.assert_allclose(recall * 3, [[1, 1, 0, 0], [2, 1, 0, 0], [2, 1, 1, 1], [2, 1, 1, 1]])
-    np.testing.assert_allclose(average * 3, [0, 0, 1, 1])
-
-
-def test_proposal_recall_equals_a_loop(rng):
-    def boxes(count):
-        return np.sort(rng.integers(0, 30, (count, 2, 2)), axis=1).reshape(count, 4).astype(np.float32)
-
-    truth, proposals = ([boxes(n) for n in rng.integers(0, most, 12)] for most in (5, 40))
-    thresholds, numbers = np.linspace(0.5, 1, 2001), [1, 5, 20, 100]
-    recall, average = proposal_recall(proposals, truth, iou_thresholds=thresholds, numbers=numbers)
-    for row, number in enumerate(numbers):
-        best = [
-            max((float(iou(p[None].astype(float), g[None].astype(float))[0, 0]) for p in ps[:number]), default=0)
-            for ps, gs in zip(proposals, truth, strict=True)
-            for g in gs
-        ]
-        for column in range(0, 2001, 200):
-            assert recall[row, column] == pytest.approx(np.mean([o >= thresholds[column] for o in best]))
-    # the mean over 0.5 .. 1 is what the closed form says
-    np.testing.assert_allclose(average, 2 * np.trapezoid(recall, thresholds, axis=1), atol=1e-3)
-    assert (np.diff(average) >= 0).all()
-
-
-def test_proposal_recall_without_objects():
-    recall, average = proposal_recall([np.array([BOX])], [np.zeros((0, 4))], iou_thresholds=[0.5], numbers=[1, 2])
-    assert np.isnan(recall).all()
-    assert recall.shape == (2, 1)
-    assert np.isnan(average).all()

@@ -5,10 +5,10 @@ from frcnn_jax.evaluation.metrics import Curve, ProposalRecall
 from frcnn_jax.evaluation.pictures import (
     crop_boxes,
     draw_boxes,
-    plot_endings,
     plot_losses,
     plot_precision_recall,
     plot_proposal_recall,
+    plot_suffixes,
     side_by_side,
 )
 
@@ -72,6 +72,6 @@ def test_plots_are_pictures(tmp_path):
             assert len(set(picture.convert("L").tobytes())) > 10
 
 
-def test_plots_are_written_to_pictures_of_these_endings():
-    assert {".png", ".pdf", ".svg"} <= set(plot_endings())
-    assert ".xyz" not in plot_endings()
+def test_plot_suffixes():
+    assert {".png", ".pdf", ".svg"} <= set(plot_suffixes())
+    assert ".xyz" not in plot_suffixes()

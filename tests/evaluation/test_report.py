@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from frcnn_jax.data.records import Dataset, Record
 from frcnn_jax.data.voc import read_voc
 from frcnn_jax.evaluation.comp4 import read_comp4
-from frcnn_jax.evaluation.evaluate import score
 from frcnn_jax.evaluation.metrics import ClassDetections
 from frcnn_jax.evaluation.report import KINDS, count_kinds, diagnose, write_report
+from frcnn_jax.evaluation.scores import score
 from frcnn_jax.ops.boxes import iou
 
 NAMES = ("cat", "<script>alert(1)</script>", 'a & "b"')
@@ -162,7 +162,7 @@ def test_page_by_hand(tmp_path):
         "0.700: localisation (duplicate), IoU 0.90",
         "0.600: background, IoU 0.00",
         "no detection overlaps it",
-        f"Objects: 2. Detections: 6, false positives: 3. Of the N best, confused with: {NAMES[1]} (1).",
+        f"Objects: 2. Detections: 6, false positives: 3. Among the N best, confused with: {NAMES[1]} (1).",
     ):
         assert caption in page.text
     assert "0.950" not in page.text  # on a difficult object

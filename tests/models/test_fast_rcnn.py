@@ -1,11 +1,19 @@
+from functools import partial
+
+import flax.errors
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from frcnn_jax.errors import InputError
-from frcnn_jax.models.fast_rcnn import NETWORKS, Backbone, FastRCNN, dropout, get_network
+from frcnn_jax.models.backbones import LayerBackbone
+from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables
+from frcnn_jax.models.heads import FullyConnectedHead
 from frcnn_jax.models.layers import Conv, output_size
+from frcnn_jax.models.networks import NETWORKS, get_network
+from frcnn_jax.ops._roi_align import roi_align
 
 
 @pytest.mark.parametrize(("letter", "name"), [("S", "caffenet"), ("M", "vgg_cnn_m_1024"), ("L", "vgg16")])
@@ -24,7 +32,9 @@ def test_map_equals_independent_program(shared, letter, name):
             }
             channels = layer.features
     image = file[f"{letter}_input"].transpose(0, 2, 3, 1)
-    ours = jax.jit(Backbone(network).apply)({"params": params}, image, np.array([image.shape[1:3]], np.int32))
+    ours = jax.jit(LayerBackbone(network.layers, network.spatial_scale).apply)(
+        {"params": params}, image, np.array([image.shape[1:3]], np.int32)
+    )
     expected = file[f"{letter}_map"].transpose(0, 2, 3, 1)
     assert ours.shape == expected.shape
     assert np.linalg.norm(ours - expected) / np.linalg.norm(expected) < 1e-4
@@ -46,7 +56,7 @@ def test_map_size_of_a_600x1000_image(name, expected):
 def test_padding_changes_no_result(name, size, rng):
     """Features, probabilities and deltas of an image in a larger canvas, RoIs over its edges among them."""
     network = get_network(name)._replace(fc=(32, 32))
-    model = FastRCNN(network, 3)
+    model = network.build(3)
     rows, columns = size
     image = np.zeros((1, 144, 160, 3), np.float32)
     image[:, :rows, :columns] = rng.normal(0, 60, (1, rows, columns, 3))
@@ -58,7 +68,11 @@ def test_padding_changes_no_result(name, size, rng):
     # biases that show wherever something leaks in from the padding
     variables = jax.tree.map(lambda x: x + 0.3 * (x.ndim == 1), variables)
     predict = jax.jit(lambda *args: model.apply(*args, method=FastRCNN.predict))
-    features = jax.jit(lambda *args: Backbone(network).apply({"params": variables["params"]["backbone"]}, *args))
+    features = jax.jit(
+        lambda *args: LayerBackbone(network.layers, network.spatial_scale).apply(
+            {"params": variables["params"]["backbone"]}, *args
+        )
+    )
     alone, padded = image[:, :rows, :columns], image
     for got, expected in zip(
         predict(variables, padded, sizes, rois), predict(variables, alone, sizes, rois), strict=True
@@ -73,13 +87,77 @@ def test_padding_changes_no_result(name, size, rng):
     assert not got[:, :, expected.shape[2] :].any()
 
 
-def test_dropout_follows_the_key_of_each_image():
-    x, keys = jnp.ones((3, 1000)), jax.random.split(jax.random.key(1), 3)
-    whole = dropout(x, keys, 0.5)
-    np.testing.assert_array_equal(dropout(x[1:2], keys[1:2], 0.5), whole[1:2])
-    assert set(np.unique(whole)) == {0, 2}
-    assert abs(float(whole.mean()) - 1) < 0.1
-    assert dropout(x, None, 0.5) is x
+def head_outputs(images, train=True, image_index=None, key=1, **options):
+    """Logits of a head whose layers are identities: the ones that dropout lets through."""
+    head = FullyConnectedHead(999, (1000, 1000), **options)
+    identity = {"kernel": jnp.eye(1000), "bias": jnp.zeros(1000)}
+    params = dict.fromkeys(("fc6", "fc7", "cls_score"), identity)
+    params["bbox_pred"] = {"kernel": jnp.zeros((1000, 4000)), "bias": jnp.zeros(4000)}
+    ones, rngs = jnp.ones((images, 1, 1, 1, 1000)), {"dropout": jax.random.key(key)}
+    return np.asarray(head.apply({"params": params}, ones, train, image_index, rngs=rngs)[0][:, 0])
+
+
+def test_dropout_follows_the_rng_and_the_index_of_each_image():
+    whole = head_outputs(3)
+    assert set(np.unique(whole)) == {0, 4}  # two layers at rate 0.5
+    assert abs(whole.mean() - 1) < 0.1
+    assert (whole[0] != whole[1]).any()
+    np.testing.assert_array_equal(head_outputs(1, image_index=jnp.array([1])), whole[1:2])
+    np.testing.assert_array_equal(head_outputs(3, image_index=jnp.arange(3)), whole)
+    assert (head_outputs(3, key=2) != whole).any()
+    np.testing.assert_array_equal(head_outputs(3, train=False), 1)
+    np.testing.assert_array_equal(head_outputs(3, dropout=0.0), 1)
+
+
+def test_dropout_asks_for_its_rng():
+    model = get_network("tiny")._replace(dropout=0.5).build(2)
+    variables = init_variables(model, jax.random.key(0))
+    inputs = jnp.zeros((1, 64, 64, 3)), jnp.array([[64, 64]]), jnp.zeros((1, 1, 4))
+    model.apply(variables, *inputs)
+    model.apply(variables, *inputs, True, rngs={"dropout": jax.random.key(1)})
+    with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
+        model.apply(variables, *inputs, True)
+
+
+class MeanBackbone(nn.Module):
+    """A backbone of somebody else's: a convolution and a mean over 8 x 8 pixels."""
+
+    spatial_scale: float = 1 / 8
+
+    @nn.compact
+    def __call__(self, images, image_size):
+        return nn.avg_pool(nn.Conv(5, (3, 3))(images), (8, 8), (8, 8))
+
+
+class LinearHead(nn.Module):
+    """A head of somebody else's, with a dropout of Flax's own."""
+
+    num_classes: int = 2
+
+    @nn.compact
+    def __call__(self, pooled, train=False, image_index=None):
+        x = nn.Dropout(0.5, deterministic=not train)(pooled.reshape(*pooled.shape[:2], -1))
+        outputs = nn.Dense(5 * (self.num_classes + 1))(x)
+        logits, deltas = outputs[..., : self.num_classes + 1], outputs[..., self.num_classes + 1 :]
+        return logits, deltas.reshape(*deltas.shape[:-1], self.num_classes + 1, 4)
+
+
+def test_takes_any_backbone_head_and_pool():
+    pool = partial(roi_align, output_size=3, spatial_scale=1 / 8)
+    model = FastRCNN(MeanBackbone(), LinearHead(), pool)
+    variables = init_variables(model, jax.random.key(0))
+    assert variables["box_stats"]["mean"].shape == (3, 4)
+    assert variables["params"]["head"]["Dense_0"]["kernel"].shape == (45, 15)
+    images, sizes, rois = (
+        jnp.ones((2, 64, 64, 3)),
+        jnp.full((2, 2), 64),
+        jnp.tile(jnp.array([0, 0, 40, 30.0]), (2, 4, 1)),
+    )
+    scores, deltas = model.apply(variables, images, sizes, rois, method=FastRCNN.predict)
+    assert deltas.shape == (2, 4, 3, 4)
+    np.testing.assert_allclose(scores.sum(-1), 1, rtol=1e-5)
+    logits = [model.apply(variables, images, sizes, rois, True, rngs={"dropout": jax.random.key(i)})[0] for i in (0, 1)]
+    assert (logits[0] != logits[1]).any()
 
 
 def test_unknown_network_lists_the_choices():
@@ -93,12 +171,12 @@ def test_bfloat16_is_near_float32(name, rng):
     network = get_network(name)._replace(fc=(16, 16))
     image = rng.normal(0, 60, (1, 97, 131, 3)).astype(np.float32)
     size, rois = np.array([[97, 131]], np.int32), np.array([[[0, 0, 90, 80]]], np.float32)
-    exact, low = FastRCNN(network, 3), FastRCNN(network, 3, jnp.bfloat16)
+    exact, low = network.build(3), network.build(3, dtype=jnp.bfloat16)
     variables = jax.jit(low.init)(jax.random.key(0), image, size, rois)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
     backbone = {"params": variables["params"]["backbone"]}
-    expected = jax.jit(Backbone(network).apply)(backbone, image, size)
-    got = jax.jit(Backbone(network, jnp.bfloat16).apply)(backbone, image, size)
+    expected = jax.jit(LayerBackbone(network.layers, network.spatial_scale).apply)(backbone, image, size)
+    got = jax.jit(LayerBackbone(network.layers, network.spatial_scale, jnp.bfloat16).apply)(backbone, image, size)
     assert got.dtype == jnp.bfloat16
     assert np.linalg.norm(got.astype(jnp.float32) - expected) / np.linalg.norm(expected) < 2e-2
     for a, b in zip(
@@ -110,10 +188,11 @@ def test_bfloat16_is_near_float32(name, rng):
 
 def test_trained_from():
     network = get_network("vgg16")
+    convolutions = tuple(layer.name for layer in network.layers if isinstance(layer, Conv))
     assert network.trained_from("conv3_1").frozen == network.frozen  # the paper's choice for L
     assert network.trained_from("conv1_1").frozen == ()
-    assert network.trained_from("fc6").frozen == tuple(network.convolutions)
-    assert network.trained_from("bbox_pred").frozen == (*network.convolutions, "fc6", "fc7", "cls_score")
+    assert network.trained_from("fc6").frozen == convolutions
+    assert network.trained_from("bbox_pred").frozen == (*convolutions, "fc6", "fc7", "cls_score")
     with pytest.raises(
         InputError, match=r"train_from must be one of conv1_1.*conv5_3, fc6, fc7, cls_score, bbox_pred, got 'conv9'"
     ):

@@ -3,12 +3,14 @@ import numpy as np
 import pytest
 
 from frcnn_jax.errors import InputError
-from frcnn_jax.models.fast_rcnn import FastRCNN, RoIHead, get_network
+from frcnn_jax.models.fast_rcnn import variable_shapes
+from frcnn_jax.models.heads import FullyConnectedHead
+from frcnn_jax.models.networks import get_network
 from frcnn_jax.models.svd import compress_head, truncated_svd
 
 
 def test_is_the_best_approximation_of_its_rank(rng):
-    """Eckart and Young: the squared error is the sum of the squared singular values left out."""
+    """Eckart and Young: the squared error is the sum of the squared dropped singular values."""
     kernel = rng.normal(0, 1, (12, 8)).astype(np.float32)
     values = np.linalg.svd(kernel, compute_uv=False)
     for rank in range(1, 8):
@@ -20,25 +22,24 @@ def test_is_the_best_approximation_of_its_rank(rng):
 
 
 def test_a_head_of_low_rank_computes_the_same(rng):
-    network = get_network("tiny")._replace(fc=(16, 12))
+    head = FullyConnectedHead(3, (16, 12), std=None, dropout=0.0)
     pooled = rng.normal(0, 1, (2, 5, 3, 3, 4)).astype(np.float32)
-    params = RoIHead(network, 3).init(jax.random.key(0), pooled)["params"]
+    params = head.init(jax.random.key(0), pooled)["params"]
     for name, rank in (("fc6", 5), ("fc7", 3)):
         shape = params[name]["kernel"].shape
         low = rng.normal(0, 0.3, (shape[0], rank)) @ rng.normal(0, 0.3, (rank, shape[1]))
         params[name]["kernel"] = low.astype(np.float32)
-    expected = RoIHead(network, 3).apply({"params": params}, pooled)
+    expected = head.apply({"params": params}, pooled)
     factored = compress_head({"head": params, "backbone": 1}, (5, 3))
     assert factored["backbone"] == 1
-    got = RoIHead(network._replace(fc_ranks=(5, 3)), 3).apply({"params": factored["head"]}, pooled)
+    got = head.clone(ranks=(5, 3)).apply({"params": factored["head"]}, pooled)
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_ranks_make_the_modules_parameters():
-    network = get_network("vgg16")._replace(fc_ranks=(1024, 256))
-    arrays = [jax.ShapeDtypeStruct(s, t) for s, t in (((1, 64, 64, 3), "f4"), ((1, 2), "i4"), ((1, 1, 4), "f4"))]
-    head = jax.eval_shape(FastRCNN(network, 20).init, jax.random.key(0), *arrays)["params"]["head"]
+    model = get_network("vgg16").build(20, fc_ranks=(1024, 256))
+    head = variable_shapes(model)["params"]["head"]
     assert head["fc6_reduce"]["kernel"].shape == (25088, 1024)
     assert "bias" not in head["fc6_reduce"]
     assert head["fc6"]["kernel"].shape == (1024, 4096)
@@ -51,5 +52,5 @@ def test_ranks_out_of_range(ranks, text):
     with pytest.raises(InputError, match=text):
         compress_head({"head": layer}, ranks)
     once = compress_head({"head": layer}, (2, 0))
-    with pytest.raises(InputError, match="fc6 is factored already, to rank 2"):
+    with pytest.raises(InputError, match="fc6 is already factored, to rank 2"):
         compress_head(once, (1, 0))

@@ -1,3 +1,4 @@
+import contextlib
 import io
 import pickle
 import struct
@@ -8,10 +9,12 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_weights import assert_same_network, random_arrays
 
-from frcnn_jax.data.batches import PIXEL_MEANS
 from frcnn_jax.errors import InputError
+from frcnn_jax.models.pixels import CAFFE_MEANS
 from frcnn_jax.models.weight_files import read_weights, write_weights
 
 # ---- Caffe: the wire format written by hand
@@ -38,7 +41,8 @@ def blob(array, old):
 
 def caffemodel(arrays, old):
     name_of, blobs_of, layers_of = (4, 6, 2) if old else (1, 7, 100)
-    out = message(1, b"a net")  # its name, which the schema does not know
+    out = message(1, b"a net")  # fields that are skipped, one of each wire type
+    out += varint(5 << 3) + varint(300) + varint(6 << 3 | 5) + b"1234" + varint(7 << 3 | 1) + b"12345678"
     for layer in dict.fromkeys(name.split(".")[0] for name in arrays):
         blobs = b"".join(message(blobs_of, blob(arrays[f"{layer}.{kind}"], old)) for kind in ("weight", "bias"))
         out += message(layers_of, message(name_of, layer.encode()) + blobs)
@@ -46,7 +50,7 @@ def caffemodel(arrays, old):
 
 
 @pytest.mark.parametrize("old", [True, False])
-def test_a_trained_caffemodel_comes_in_whole(old, tmp_path, rng):
+def test_a_trained_caffemodel_is_read_completely(old, tmp_path, rng):
     arrays = random_arrays(rng)
     imagenet = {"fc8.weight": np.ones((2, 6)), "fc8.bias": np.ones(2)}
     (tmp_path / "w.caffemodel").write_bytes(caffemodel(arrays | imagenet, old))
@@ -55,6 +59,39 @@ def test_a_trained_caffemodel_comes_in_whole(old, tmp_path, rng):
     for name, array in arrays.items():
         np.testing.assert_array_equal(read[name], array)
     assert_same_network(read, arrays, rng)
+
+
+def test_blobs_of_doubles_and_of_single_floats(tmp_path):
+    dims = message(7, message(1, varint(1) + varint(300)))
+    values = np.arange(300) / 3
+    doubles = message(8, values.astype("<f8").tobytes())
+    singles = b"".join(varint(5 << 3 | 5) + value.tobytes() for value in values.astype("<f4"))  # not packed
+    net = message(100, message(1, b"fc6") + message(7, dims + doubles) + message(7, dims + singles))
+    (tmp_path / "w.caffemodel").write_bytes(net)
+    read = read_weights(tmp_path / "w.caffemodel")
+    np.testing.assert_array_equal(read["fc6.weight"], values[None].astype(np.float32))
+    np.testing.assert_array_equal(read["fc6.bias"], values.astype(np.float32))
+
+
+def test_a_truncated_caffemodel_is_refused(tmp_path, rng):
+    """At every byte of its first layers; a cut between two layers leaves a file of fewer layers."""
+    whole, path = caffemodel(random_arrays(rng), False), tmp_path / "w.caffemodel"
+    for length in range(1000):
+        path.write_bytes(whole[:length])
+        try:
+            assert set(read_weights(path)) <= {f"conv1_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
+        except InputError as error:
+            assert str(error).startswith(f"{path}: not a ")  # noqa: PT017
+        else:
+            assert whole[length : length + 2] == varint(100 << 3 | 2)
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_weights_or_one_line(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("c") / "w.caffemodel"
+    path.write_bytes(content)
+    with contextlib.suppress(InputError):
+        read_weights(path)
 
 
 # ---- torch: a state dict as torch 1.6 and later write it, without torch
@@ -133,7 +170,7 @@ def first_convolution(pixels, weight, bias):
 def assert_takes_our_pixels(read, theirs, weight, bias, rng):
     """conv1_1 as read, on our BGR pixels, against the foreign one on `theirs(rgb)`."""
     rgb = rng.integers(0, 256, (8, 9, 3)).astype(np.float64)
-    ours = rgb[..., ::-1] - PIXEL_MEANS
+    ours = rgb[..., ::-1] - CAFFE_MEANS
     expected = first_convolution(theirs(rgb), weight, bias)
     got = first_convolution(ours, read["conv1_1.weight"], read["conv1_1.bias"])
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
@@ -165,7 +202,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     save_pth(tmp_path / "evil.pth", {}, monkeypatch, extra={"a": Evil()})
-    with pytest.raises(InputError, match=r"evil\.pth: its pickle asks for \w+\.exec, which is no tensor"):
+    with pytest.raises(InputError, match=r"evil\.pth: its pickle asks for \w+\.exec, which is not a tensor"):
         read_weights(tmp_path / "evil.pth")
     assert not (tmp_path / "owned").exists()
 
@@ -215,10 +252,10 @@ def test_keras_vgg16(top, tmp_path, rng):
         np.testing.assert_allclose(read["fc6.weight"] @ pooled.transpose(2, 0, 1).reshape(-1), expected, rtol=1e-5)
 
 
-# ---- what is no weights file
+# ---- other files
 
 
-def test_files_that_are_no_weights(tmp_path):
+def test_damaged_files_and_files_of_other_kinds(tmp_path):
     (tmp_path / "text.npz").write_text("no")
     (tmp_path / "pickle.npz").write_bytes(pickle.dumps({"a": 1}))
     np.savez(tmp_path / "object.npz", a=np.array([{}], object))
@@ -233,7 +270,7 @@ def test_files_that_are_no_weights(tmp_path):
             read_weights(path)
         assert "\n" not in str(error.value)
         assert "allow_pickle" not in str(error.value)
-    with pytest.raises(InputError, match=r"object\.npz: .*\(an array in it is broken, or of Python objects"):
+    with pytest.raises(InputError, match=r"object\.npz: .*\(it holds a damaged array, or Python objects"):
         read_weights(tmp_path / "object.npz")
     with pytest.raises(InputError, match="no such weights file"):
         read_weights(tmp_path / "none.npz")

@@ -2,10 +2,10 @@ import jax
 import numpy as np
 import pytest
 
-from frcnn_jax.detect import model_shapes
 from frcnn_jax.errors import InputError
-from frcnn_jax.models.fast_rcnn import FastRCNN, Network, get_network
+from frcnn_jax.models.fast_rcnn import FastRCNN, variable_shapes
 from frcnn_jax.models.layers import Conv
+from frcnn_jax.models.networks import Network, get_network
 from frcnn_jax.models.weight_files import read_weights, write_weights
 from frcnn_jax.models.weights import canonical_arrays, fold_box_stats, merge_weights
 
@@ -17,7 +17,7 @@ CLASSES = 2
 
 
 def random_arrays(rng):
-    """A whole detector for SMALL, in Caffe's layouts."""
+    """All arrays of a detector for SMALL, in Caffe's layouts."""
     shapes = {
         "conv1_1": (4, 3, 3, 3), "conv1_2": (5, 4, 3, 3), "fc6": (7, 30), "fc7": (6, 7),
         "cls_score": (3, 6), "bbox_pred": (12, 6),
@@ -30,7 +30,7 @@ def random_arrays(rng):
 
 
 def caffe_network(arrays, image, roi):
-    """The network in Caffe's own layouts, C, H, W: -> probabilities and deltas of one RoI of whole bins."""
+    """The network in Caffe's layout, C, H, W: probabilities and deltas of one RoI, whose bins are whole cells."""
     x = image.transpose(2, 0, 1).astype(np.float64)
     for layer in ("conv1_1", "conv1_2"):
         padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
@@ -53,8 +53,8 @@ def caffe_network(arrays, image, roi):
 
 
 def our_network(arrays, image, roi):
-    model = FastRCNN(SMALL, CLASSES)
-    shapes = model_shapes(model)
+    model = SMALL.build(CLASSES)
+    shapes = variable_shapes(model)
     params = merge_weights(shapes["params"], arrays, roi_size=SMALL.roi_size, source="f")
     stats = {"mean": np.zeros((3, 4), np.float32), "std": np.ones((3, 4), np.float32)}
     sizes, rois = np.array([image.shape[:2]], np.int32), np.array([[roi]], np.float32)
@@ -70,7 +70,7 @@ def assert_same_network(arrays, foreign, rng):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_whole_detector_computes_what_caffe_does(rng):
+def test_a_detector_computes_what_caffe_does(rng):
     arrays = random_arrays(rng)
     assert_same_network(arrays, arrays, rng)
 
@@ -78,12 +78,12 @@ def test_a_whole_detector_computes_what_caffe_does(rng):
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 @pytest.mark.parametrize("ranks", [(0, 0), (3, 2)])
 def test_export_and_import_are_lossless(suffix, ranks, tmp_path, rng):
-    model = FastRCNN(SMALL._replace(fc_ranks=ranks), CLASSES)
-    params = jax.tree.map(lambda s: rng.normal(0, 1, s.shape).astype(np.float32), model_shapes(model)["params"])
+    model = SMALL.build(CLASSES, fc_ranks=ranks)
+    params = jax.tree.map(lambda s: rng.normal(0, 1, s.shape).astype(np.float32), variable_shapes(model)["params"])
     arrays = canonical_arrays(params, roi_size=SMALL.roi_size)
     write_weights(tmp_path / f"w{suffix}", arrays)
     read = read_weights(tmp_path / f"w{suffix}")
-    again = merge_weights(model_shapes(model)["params"], read, roi_size=SMALL.roi_size, source="f")
+    again = merge_weights(variable_shapes(model)["params"], read, roi_size=SMALL.roi_size, source="f")
     jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
@@ -97,8 +97,8 @@ def test_folded_box_layer_gives_targets_that_are_not_normalised(rng):
 
 
 def test_convolutions_alone_leave_the_head(rng):
-    model = FastRCNN(SMALL, CLASSES)
-    params = model_shapes(model)["params"]
+    model = SMALL.build(CLASSES)
+    params = variable_shapes(model)["params"]
     arrays = {name: array for name, array in random_arrays(rng).items() if name.startswith("conv")}
     assert merge_weights(params, arrays, roi_size=SMALL.roi_size, source="f")["head"] == params["head"]
 
@@ -106,7 +106,7 @@ def test_convolutions_alone_leave_the_head(rng):
 def test_real_weights_fit(shared):
     path = shared / "weights" / "alexnet_imagenet_conv.npz"
     network = get_network("alexnet")
-    params = model_shapes(FastRCNN(network, 20))["params"]
+    params = variable_shapes(network.build(20))["params"]
     merged = merge_weights(params, read_weights(path), roi_size=network.roi_size, source=str(path))
     assert merged["backbone"]["conv2"]["kernel"].shape == (5, 5, 48, 256)
 
@@ -118,7 +118,7 @@ def test_every_misfit_is_named(rng):
     arrays["conv1_1.bias"] = arrays["conv1_1.bias"][:3]
     arrays["fc6.weight"] = arrays["fc6.weight"].T
     arrays["bbox_pred.bias"][3] = np.nan
-    params = model_shapes(FastRCNN(SMALL, CLASSES))["params"]
+    params = variable_shapes(SMALL.build(CLASSES))["params"]
     with pytest.raises(InputError) as error:
         merge_weights(params, arrays, roi_size=SMALL.roi_size, source="w.npz")
     text = str(error.value)

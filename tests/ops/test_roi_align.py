@@ -155,7 +155,7 @@ def test_linear_and_moves_with_whole_cells(seed, down, right, ratio):
 
 @pytest.mark.parametrize(
     ("ratio", "error", "text"),
-    [(-1, ValueError, "sampling_ratio must be 0 or more, got -1"), (1.5, TypeError, "must be a whole number, got 1.5")],
+    [(-1, ValueError, "sampling_ratio must be at least 0, got -1"), (1.5, TypeError, "must be an integer, got 1.5")],
 )
 def test_errors(ratio, error, text):
     with pytest.raises(error, match=text):

@@ -60,7 +60,7 @@ def test_what_matlab_writes(shared):
 def test_other_files(tmp_path):
     path = tmp_path / "a.mat"
     savemat(path, {"x": np.ones(3)}, format="4")
-    with pytest.raises(InputError, match="not of level 5"):
+    with pytest.raises(InputError, match="expected level 5"):
         read_mat(path)
     path.write_bytes(mat("<", matrix("<", 6, (3, 2), b"x", element("<", 9, bytes(48))))[:-8])
     with pytest.raises(InputError, match="cut short"):

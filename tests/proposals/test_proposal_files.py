@@ -13,7 +13,8 @@ from scipy.io import savemat
 
 from frcnn_jax.data.records import load_image
 from frcnn_jax.errors import InputError
-from frcnn_jax.proposals.files import read_proposals, write_proposals
+from frcnn_jax.proposals.files import read_proposals
+from frcnn_jax.proposals.shards import write_proposals
 
 BOXES = {"a": np.array([[0, 0, 9, 4], [3, 1, 29, 19]]), "b": np.zeros((0, 4)), "c": np.array([[5, 6, 5, 6]])}
 SIZES = dict.fromkeys(BOXES, (20, 30))
@@ -135,7 +136,7 @@ def test_several_files_are_one_set(tmp_path):
 @pytest.mark.parametrize(
     ("box", "text"),
     [
-        ((0, 0, np.nan, 5), r"a\.npz: image 'a': box 1 is \(0, 0, nan, 5\); 0 <= x1 <= x2 < 30 and 0 <= y1"),
+        ((0, 0, np.nan, 5), r"a\.npz: image 'a': box 1 is \(0, 0, nan, 5\); expected 0 <= x1 <= x2 < 30 and 0 <= y1"),
         ((0, 0, np.inf, 5), r"box 1 is \(0, 0, inf, 5\)"),
         ((9, 0, 8, 5), r"box 1 is \(9, 0, 8, 5\)"),
         ((0, 0, 30.5, 5), r"box 1 is \(0, 0, 30\.5, 5\)"),
@@ -143,7 +144,7 @@ def test_several_files_are_one_set(tmp_path):
         ((0, 0, 5, 21), r"box 1 is \(0, 0, 5, 21\)"),
     ],
 )
-def test_a_bad_box_is_named_or_left_out(box, text, tmp_path):
+def test_a_bad_box_is_named_or_skipped(box, text, tmp_path):
     path = write_npz(tmp_path / "a", {"a": np.array([(0, 0, 5, 5), box, (1, 1, 2, 2)])})
     with pytest.raises(InputError, match=text):
         read_proposals(path, sizes={"a": (20, 30)})
@@ -169,16 +170,18 @@ def test_one_based_files_hold_no_zero(tmp_path):
 
 def test_another_data_set(tmp_path):
     path = write_npz(tmp_path / "a")
-    with pytest.raises(InputError, match=r"another data set\? No image such as '000005'; its own are such as 'a'"):
+    with pytest.raises(
+        InputError, match=r"no image such as '000005', its images are such as 'a'; is it of another dataset\?"
+    ):
         read_proposals(path, sizes={"000005": (9, 9)})
     sizes = {**SIZES, "000005": (9, 9), "000007": (9, 9)}
-    with pytest.raises(InputError, match=r"a\.npz: no proposals for 2 of the 5 images, '000005' is one"):
+    with pytest.raises(InputError, match=r"a\.npz: no proposals for 2 of 5 images, such as '000005'"):
         read_proposals(path, sizes=sizes)
     problems = []
     assert set(read_proposals(path, sizes=sizes, on_problem=problems.append)) == set(BOXES)
     assert len(problems) == 2
     np.savez(tmp_path / "none.npz")
-    with pytest.raises(InputError, match="it has none at all"):
+    with pytest.raises(InputError, match="it has none; is it"):
         read_proposals(tmp_path / "none.npz", sizes=SIZES)
 
 
@@ -220,13 +223,13 @@ class Runs:
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (Runs(os.mkdir, "ran"), r"asks for posix\.mkdir, which is no number; nothing of it was run"),
+        (Runs(os.mkdir, "ran"), r"asks for posix\.mkdir, which is not a number; nothing was executed"),
         (Runs(eval, "1"), r"asks for builtins\.eval"),
         (Runs(np.load, "a.npy"), r"asks for numpy\.load"),
         (np.array(["a", None], object), "an array of type 'O8'"),
         (np.zeros(2, "M8[s]"), "an array of type 'M8'"),
-        ([1, 2], "a dict expected, got a list"),
-        ({"boxes": []}, "ids, boxes and objectness_logits expected, got boxes"),
+        ([1, 2], "expected a dict, got a list"),
+        ({"boxes": []}, "expected ids, boxes and objectness_logits, got boxes"),
     ],
 )
 def test_pickles_run_nothing(value, text, tmp_path, monkeypatch):
@@ -270,9 +273,9 @@ def test_missing_and_unknown_files(tmp_path):
     (tmp_path / "a.txt").touch()
     for source, text in (
         ("b.npz", "b.npz: no such file or folder of proposals"),
-        ("a.txt", "a.txt: proposals are read from .proposals, .npz, .mat, .pkl files"),
-        ("", r"no file of proposals \(.*\) in this folder"),
-        ("a.txt+b.npz", "a.txt: proposals are read from"),
+        ("a.txt", r"a.txt: expected a file of proposals \(.proposals, .npz, .mat, .pkl\)"),
+        ("", r"no files of proposals \(.*\) in this folder"),
+        ("a.txt+b.npz", "a.txt: expected a file of proposals"),
     ):
         with pytest.raises(InputError, match=text):
             read_proposals(str(tmp_path / source))
@@ -291,7 +294,7 @@ def test_another_version_or_a_cut_shard(tmp_path):
     path = write_shard(tmp_path / "a")
     content = path.read_bytes()
     path.write_bytes(content.replace(b'"version": 1', b'"version": 2'))
-    with pytest.raises(InputError, match="of version 2, read are 'frcnn_jax proposals' of 1"):
+    with pytest.raises(InputError, match="of version 2, expected 'frcnn_jax proposals' of version 1"):
         read_proposals(path)
     for length in range(0, len(content), 7):
         path.write_bytes(content[:length])

@@ -13,7 +13,8 @@ from examples import ROOT
 
 from frcnn_jax.data.synthetic import read_synthetic
 from frcnn_jax.errors import InputError
-from frcnn_jax.proposals.search import cached_selective_search, cluster, make_proposals, selective_search
+from frcnn_jax.proposals.cluster import dask_executor
+from frcnn_jax.proposals.search import cached_selective_search, search_images, selective_search
 
 SCRIPT = ROOT / "scripts" / "make_proposals.py"
 
@@ -38,7 +39,7 @@ def test_the_same_image_gives_the_same_bytes_in_any_worker(images, tmp_path):
     here = {name: selective_search(load(), max_boxes=60) for name, load in images.items()}
     reverse = dict(reversed(images.items()))
     for workers, order in ((1, images), (2, reverse)):
-        there = make_proposals(order, cache_dir=tmp_path / str(workers), max_boxes=60, workers=workers)
+        there = search_images(order, cache_dir=tmp_path / str(workers), max_boxes=60, workers=workers)
         assert list(there) == list(order)
         for name, boxes in here.items():
             np.testing.assert_array_equal(there[name], boxes)
@@ -70,9 +71,9 @@ def _broken():
     raise InputError("a.jpg: can't be read")
 
 
-def test_a_worker_hands_on_what_is_wrong(tmp_path):
+def test_a_worker_passes_on_the_problem(tmp_path):
     with pytest.raises(InputError, match=r"a\.jpg: can't be read"):
-        make_proposals({"a": _broken}, cache_dir=tmp_path, workers=1)
+        search_images({"a": _broken}, cache_dir=tmp_path, workers=1)
 
 
 @pytest.mark.parametrize(
@@ -92,14 +93,14 @@ def test_an_executor_of_threads_gives_the_same_bytes(images, tmp_path):
     """They share the state of C rand()."""
     many = {f"{name}{i}": load for i in range(4) for name, load in images.items()}
     with ThreadPoolExecutor(4) as executor:
-        found = make_proposals(many, cache_dir=tmp_path, max_boxes=60, executor=executor)
+        found = search_images(many, cache_dir=tmp_path, max_boxes=60, executor=executor)
     for name, boxes in found.items():
         np.testing.assert_array_equal(boxes, selective_search(images[name[:-1]](), max_boxes=60))
 
 
 def test_a_worker_that_dies_is_one_line(tmp_path):
-    with pytest.raises(InputError, match=r"a worker process was killed .* the same command goes on from .*cache"):
-        make_proposals({"a": partial(os._exit, 1)}, cache_dir=tmp_path / "cache", workers=1)
+    with pytest.raises(InputError, match=r"a worker process was killed .* run again to resume from .*cache"):
+        search_images({"a": partial(os._exit, 1)}, cache_dir=tmp_path / "cache", workers=1)
 
 
 def test_says_that_a_cache_is_of_another_version(images, tmp_path, capsys):
@@ -107,13 +108,16 @@ def test_says_that_a_cache_is_of_another_version(images, tmp_path, capsys):
     first = dict(list(images.items())[:1])
     for said in (True, False):
         with ThreadPoolExecutor(1) as executor:
-            make_proposals(first, cache_dir=tmp_path, max_boxes=60, executor=executor)
+            search_images(first, cache_dir=tmp_path, max_boxes=60, executor=executor)
         assert ("holds selective_search-fast-60-cv3.4.1; this is sel" in capsys.readouterr().err) == said
 
 
 def test_nobody_answers():
     for address in ("tcp://127.0.0.1:1", "nowhere"):
-        with pytest.raises(InputError, match=f"{address}: no Dask scheduler answers"), cluster(address, timeout=5):
+        with (
+            pytest.raises(InputError, match=f"{address}: no Dask scheduler answers"),
+            dask_executor(address, timeout=5),
+        ):
             pass
 
 

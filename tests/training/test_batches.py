@@ -5,10 +5,11 @@ import jax
 import numpy as np
 import pytest
 
-from frcnn_jax.data.batches import PIXEL_MEANS, Sizes, TestBatches, prefetch, prepare_image, prepare_test
+from frcnn_jax.data.batches import Sizes, TestBatches, prefetch, prepare_image, prepare_test
 from frcnn_jax.data.records import Record
 from frcnn_jax.data.voc import read_voc
 from frcnn_jax.errors import InputError
+from frcnn_jax.models.pixels import CAFFE_MEANS, PixelNorm
 from frcnn_jax.training.batches import TrainingBatches
 
 STATS = {"mean": np.full((4, 4), 0.1, np.float32), "std": np.full((4, 4), 0.5, np.float32)}
@@ -32,7 +33,14 @@ PROPOSALS = {
 
 
 def training_batches(**options):
-    options = {"sizes": [Sizes(60, 100)], "images_per_batch": 2, "rois_per_image": 8, "steps": 40, **options}
+    options = {
+        "sizes": [Sizes(60, 100)],
+        "pixels": PixelNorm(),
+        "images_per_batch": 2,
+        "rois_per_image": 8,
+        "steps": 40,
+        **options,
+    }
     return TrainingBatches(RECORDS, PROPOSALS, STATS, **options)
 
 
@@ -65,11 +73,11 @@ def test_any_image_fits_its_canvas(rng):
 def test_prepare_image_subtracts_bgr_means_and_pads_with_zeros():
     image = np.zeros((30, 50, 3), np.uint8)
     image[...] = (10, 20, 30)  # RGB
-    batch = prepare_image(image, Sizes(60, 100))
+    batch = prepare_image(image, Sizes(60, 100), PixelNorm())
     assert batch["image"].shape == (64, 112, 3)
     assert list(batch["image_size"]) == [60, 100]
     np.testing.assert_allclose(
-        batch["image"][:60, :100], np.broadcast_to([30, 20, 10] - PIXEL_MEANS, (60, 100, 3)), rtol=1e-5
+        batch["image"][:60, :100], np.broadcast_to([30, 20, 10] - CAFFE_MEANS, (60, 100, 3)), rtol=1e-5
     )
     assert not batch["image"][60:].any()
     assert not batch["image"][:, 100:].any()
@@ -191,20 +199,20 @@ def test_prefetch_hands_on_errors(workers):
 @pytest.mark.parametrize(("count", "padded"), [(0, 512), (1, 512), (512, 512), (513, 1024)])
 def test_test_rois_are_padded_and_none_is_cut(count, padded):
     rois = np.array([[i % 40, i // 40, 40, 30] for i in range(count)], np.float32).reshape(-1, 4)
-    batch = prepare_test(image_of(60, 80, 0), rois, sizes=[Sizes(60, 80)], spatial_scale=1.0)
+    batch = prepare_test(image_of(60, 80, 0), rois, sizes=[Sizes(60, 80)], pixels=PixelNorm(), spatial_scale=1.0)
     assert batch["rois"].shape == (1, padded, 4)
     assert batch["roi_mask"].sum() == count
 
 
 def test_test_batches_come_in_order():
-    batches = TestBatches(RECORDS, PROPOSALS, [Sizes(60, 100)], 1 / 16)
+    batches = TestBatches(RECORDS, PROPOSALS, [Sizes(60, 100)], PixelNorm(), 1 / 16)
     assert [tuple(b["original_size"][0]) for b in prefetch(batches)] == [(r.height, r.width) for r in RECORDS]
 
 
 def test_voc_needs_few_shapes_and_little_padding(shared):
     """At most 6 step programs in an epoch; at most 15 % of the canvases is padding."""
     records = read_voc(shared / "voc" / "VOCdevkit", 2007, "train").records
-    batches = TrainingBatches(records, {}, STATS, [Sizes(600, 1000)], steps=1)
+    batches = TrainingBatches(records, {}, STATS, [Sizes(600, 1000)], PixelNorm(), steps=1)
     shapes, pixels, canvas_pixels = set(), 0, 0
     for batch in batches.plan(0):
         for entry in batch:
@@ -222,7 +230,9 @@ def test_a_pyramid_by_hand():
     lie 40,176 below and 109,824 above 224 x 224."""
     rois = np.array([[0, 0, 223, 223], [10, 20, 59, 69], [10, 20, 60, 70], [0, 0, 99, 99], [10.2, 20, 59, 69]])
     sizes = [Sizes(240, 320), Sizes(960, 1280)]
-    batch = prepare_test(image_of(240, 320, 0), rois.astype(np.float32), sizes=sizes, spatial_scale=1 / 16)
+    batch = prepare_test(
+        image_of(240, 320, 0), rois.astype(np.float32), sizes=sizes, pixels=PixelNorm(), spatial_scale=1 / 16
+    )
     assert [image.shape[1:3] for image in batch["image"]] == [(240, 320), (960, 1280)]
     np.testing.assert_array_equal(batch["image_size"], [[[240, 320]], [[960, 1280]]])
     assert batch["roi_mask"].sum() == 4  # the last one falls in the cells of the second

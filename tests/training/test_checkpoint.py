@@ -12,15 +12,14 @@ from examples import ROOT
 
 from frcnn_jax.errors import InputError
 from frcnn_jax.training.checkpoint import (
-    KeepPolicy,
-    go_on_from,
+    Checkpoints,
+    NewestAndBest,
     load_model,
-    lock_workdir,
-    open_checkpoints,
     restore,
-    save,
+    resume_from,
     saved_steps,
 )
+from frcnn_jax.workdir import lock_workdir
 
 OPTIMIZER = {"m": jnp.zeros(2)}
 
@@ -30,9 +29,9 @@ def tree(value):
 
 
 def save_steps(workdir, *steps, **options):
-    with open_checkpoints(workdir, **options) as checkpoints:
+    with Checkpoints(workdir, **options) as checkpoints:
         for step in steps:
-            save(checkpoints, step, tree(float(step)), {"m": jnp.full(2, float(-step))})
+            checkpoints.save(step, model=tree(float(step)), optimizer={"m": jnp.full(2, float(-step))})
 
 
 def largest_file(folder):
@@ -49,7 +48,11 @@ def alter(path):
     path.write_bytes(data)
 
 
-DAMAGES = [(truncate, "is not as it was written"), (alter, "is not as it was written"), (Path.unlink, "is missing")]
+DAMAGES = [
+    (truncate, "has changed since it was written"),
+    (alter, "has changed since it was written"),
+    (Path.unlink, "is missing"),
+]
 
 
 def test_round_trip_and_keep(tmp_path):
@@ -61,6 +64,13 @@ def test_round_trip_and_keep(tmp_path):
     np.testing.assert_array_equal(restored["optimizer"]["m"], [-3, -3])
 
 
+def test_the_hooks_of_the_process_stay(tmp_path):
+    hooks = sys.excepthook, sys.unraisablehook
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, model=tree(0.0))
+        assert (sys.excepthook, sys.unraisablehook) == hooks
+
+
 def test_load_model_takes_the_newest_or_a_step(tmp_path):
     save_steps(tmp_path, 4, 8)
     for asked, got in ((None, 8), (4, 4)):
@@ -70,22 +80,22 @@ def test_load_model_takes_the_newest_or_a_step(tmp_path):
 
 
 def test_what_is_not_there(tmp_path):
-    with pytest.raises(InputError, match="no checkpoints here; train first"):
+    with pytest.raises(InputError, match="no checkpoint; train first"):
         load_model(tmp_path, tree(0.0))
     save_steps(tmp_path)
-    with pytest.raises(InputError, match="no checkpoint yet; train first"):
+    with pytest.raises(InputError, match="no checkpoint; train first"):
         load_model(tmp_path, tree(0.0))
     save_steps(tmp_path, 4)
-    with pytest.raises(InputError, match=r"no checkpoint of step 5; there are \[4\]"):
+    with pytest.raises(InputError, match=r"no checkpoint of step 5; available: \[4\]"):
         load_model(tmp_path, tree(0.0), 5)
 
 
 @pytest.mark.parametrize(
     ("model", "text"),
     [
-        ({**tree(0.0), "b": jnp.arange(4)}, r"b is \(3,\) and not \(4,\)"),
-        ({**tree(0.0), "c": jnp.arange(4)}, "c is not in it"),
-        ({"b": jnp.arange(3)}, r"a\.kernel is in it"),
+        ({**tree(0.0), "b": jnp.arange(4)}, r"b is \(3,\), expected \(4,\)"),
+        ({**tree(0.0), "c": jnp.arange(4)}, r"c is absent, expected \(4,\)"),
+        ({"b": jnp.arange(3)}, r"a\.kernel is \(2, 3\), expected absent"),
     ],
 )
 def test_another_network_is_no_damage(tmp_path, model, text):
@@ -104,7 +114,7 @@ def test_which_are_kept():
 
     def kept(newest, best, scores):
         steps = [10, 20, 30, 40]
-        flags = KeepPolicy(newest, best, scores).should_preserve([Info(step) for step in steps], context=None)
+        flags = NewestAndBest(newest, best, scores).should_preserve([Info(step) for step in steps], context=None)
         return [step for step, flag in zip(steps, flags, strict=True) if flag]
 
     assert kept(1, 0, {10: 0.9}) == [40]
@@ -115,9 +125,9 @@ def test_which_are_kept():
 
 
 def test_the_best_one_is_kept(tmp_path):
-    with open_checkpoints(tmp_path, keep=1, keep_best=1) as checkpoints:
+    with Checkpoints(tmp_path, keep=1, keep_best=1) as checkpoints:
         for step, score in ((1, 0.2), (2, 0.9), (3, 0.5), (4, 0.1)):
-            save(checkpoints, step, tree(float(step)), OPTIMIZER)
+            checkpoints.save(step, model=tree(float(step)), optimizer=OPTIMIZER)
             checkpoints.scores[step] = score
     assert saved_steps(tmp_path) == [2, 4]
     assert {path.name for path in (tmp_path / "checkpoints").glob("*.json")} == {"2.json", "4.json"}
@@ -141,7 +151,7 @@ def test_a_damaged_one_is_named_and_the_one_before_is_taken(tmp_path, capsys, da
     assert step == 4
     np.testing.assert_array_equal(model["b"], np.arange(3) + 4)
     name = path.relative_to(tmp_path / "checkpoints" / "8")
-    assert f"checkpoints/8: {name} {text}; this checkpoint is left out\n" in capsys.readouterr().err
+    assert f"checkpoints/8: {name} {text}; skipping this checkpoint\n" in capsys.readouterr().err
     with pytest.raises(InputError, match=f"checkpoints/8: {name} {text}"):
         load_model(tmp_path, tree(0.0), 8)
 
@@ -155,7 +165,7 @@ def test_unreadable_digests_are_damage(tmp_path, capsys, text):
     else:
         (tmp_path / "checkpoints" / "8.json").write_text(text)
     assert load_model(tmp_path, tree(0.0))[1] == 4
-    assert "checkpoints/8: its digests in 8.json are not readable" in capsys.readouterr().err
+    assert "checkpoints/8: its digests in 8.json are unreadable" in capsys.readouterr().err
 
 
 def test_a_damaged_optimizer_matters_to_training_alone(tmp_path):
@@ -171,19 +181,19 @@ def test_without_digests_orbax_decides(tmp_path, capsys):
     digests = (tmp_path / "checkpoints" / "8.json").read_text()
     (tmp_path / "checkpoints" / "8.json").unlink()
     assert load_model(tmp_path, tree(0.0))[1] == 8
-    go_on_from(tmp_path, 8)
+    resume_from(tmp_path, 8)
     assert (tmp_path / "checkpoints" / "8.json").read_text() == digests
     (tmp_path / "checkpoints" / "8.json").unlink()
     truncate(largest_file(tmp_path / "checkpoints" / "8" / "model" / "d"))
     assert load_model(tmp_path, tree(0.0))[1] == 4
-    assert "checkpoints/8: not a whole checkpoint of this network (" in capsys.readouterr().err
+    assert "checkpoints/8: not a complete checkpoint of this network (" in capsys.readouterr().err
 
 
 def test_none_whole_is_an_error(tmp_path):
     save_steps(tmp_path, 4, 8)
     for step in ("4", "8"):
         alter(largest_file(tmp_path / "checkpoints" / step / "model"))
-    with pytest.raises(InputError, match=r"checkpoints: none of the checkpoints \[4, 8\] is whole"):
+    with pytest.raises(InputError, match=r"checkpoints: none of the checkpoints \[4, 8\] is intact"):
         load_model(tmp_path, tree(0.0))
 
 
@@ -191,8 +201,8 @@ def test_steps_set_aside_can_be_saved_again(tmp_path, capsys):
     save_steps(tmp_path, 4, 8)
     for _ in range(2):  # an earlier 8.damaged gives way
         alter(largest_file(tmp_path / "checkpoints" / "8" / "model"))
-        go_on_from(tmp_path, 4)
-        assert "checkpoints/8 is now 8.damaged\n" in capsys.readouterr().err
+        resume_from(tmp_path, 4)
+        assert "checkpoints/8: renamed to 8.damaged\n" in capsys.readouterr().err
         assert saved_steps(tmp_path) == [4]
         save_steps(tmp_path, 8)
     assert load_model(tmp_path, tree(0.0))[1] == 8
@@ -211,27 +221,27 @@ def test_what_a_kill_left_goes(tmp_path):
 
 
 def test_a_disk_that_is_full(tmp_path):
-    """No file may be larger than 2000 bytes: the save fails in the background, the former one is whole."""
+    """No file may be larger than 2000 bytes: the save fails in background threads, step 4 is intact."""
     pytest.importorskip("resource")
     save_steps(tmp_path, 4)
     code = (
         "import sys, resource, numpy as np, jax.numpy as jnp\n"
         "from pathlib import Path\n"
-        "from frcnn_jax.training.checkpoint import open_checkpoints, save\n"
+        "from frcnn_jax.training.checkpoint import Checkpoints\n"
         "from frcnn_jax.errors import run_main\n"
         "def main(argv):\n"
-        "    noise = {'x': jnp.asarray(np.random.default_rng(0).normal(size=(50, 50)))}\n"
-        "    with open_checkpoints(Path(argv[0])) as checkpoints:\n"
+        "    rng = np.random.default_rng(0)\n"
+        "    noise = {str(i): jnp.asarray(rng.normal(size=(50, 50))) for i in range(40)}\n"
+        "    with Checkpoints(Path(argv[0])) as checkpoints:\n"
         "        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
-        "        save(checkpoints, 8, noise, noise)\n"
+        "        checkpoints.save(8, model=noise, optimizer=noise)\n"
         "run_main(main)\n"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.run([sys.executable, "-c", code, tmp_path], env=env, capture_output=True, text=True)
     assert run.returncode == 1
-    assert run.stderr.startswith(f"error: {tmp_path}/checkpoints/8: can't write this checkpoint: File too large")
-    assert run.stderr.endswith("; step 4 is whole\n")
-    assert run.stderr.count("\n") == 1
+    path = tmp_path / "checkpoints" / "8"
+    assert run.stderr == f"error: {path}: can't write this checkpoint: File too large; step 4 is intact\n"
     model, step = load_model(tmp_path, tree(0.0))
     assert step == 4
     np.testing.assert_array_equal(model["b"], np.arange(3) + 4)
@@ -243,7 +253,7 @@ def test_a_save_that_fails_names_the_one_before_it(tmp_path, monkeypatch):
 
     monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", fail)
     with pytest.raises(
-        InputError, match="8: can't write this checkpoint: No space left on device; there is none before"
+        InputError, match="8: can't write this checkpoint: No space left on device; there is no earlier one"
     ):
         save_steps(tmp_path, 8)
 
@@ -258,7 +268,7 @@ def test_a_workdir_is_locked_until_its_process_dies(tmp_path):
     command = [sys.executable, "-c", code, tmp_path]
     with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(InputError, match="another training runs in it"), lock_workdir(tmp_path):
+        with pytest.raises(InputError, match="in use by another training"), lock_workdir(tmp_path):
             pass
         other.kill()
         other.wait()

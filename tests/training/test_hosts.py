@@ -12,8 +12,8 @@ import pytest
 from examples import ROOT, free_port, run_command
 
 from frcnn_jax.errors import InputError, Interrupted
-from frcnn_jax.training.checkpoint import lock_workdir
-from frcnn_jax.training.hosts import all_or_none, any_stopped, check_shared, from_all, losses_said
+from frcnn_jax.training.hosts import all_gather, any_stopped, check_shared, fail_together, interrupt_on_peer_loss
+from frcnn_jax.workdir import lock_workdir
 
 SMALL = ["--config.train_images=60", "--config.val_images=2", "--config.steps=5", "--config.workers=1"]
 
@@ -50,7 +50,7 @@ def test_processes_that_do_not_meet_end_with_a_line(process, tmp_path):
     command = [sys.executable, "-m", "frcnn_jax.train", "--workdir", str(tmp_path / "w"), *many]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == f"error: not all processes have met at {address} within 2 s\n"
+    assert done.stderr == f"error: not all processes joined at {address} within 2 s\n"
     assert not (tmp_path / "w").exists()
 
 
@@ -68,7 +68,7 @@ def test_a_port_in_use_is_said(tmp_path):
         many = ["--coordinator", address, "--num-processes", "2", "--process-id", "0", "--timeout", "2"]
         done = run_command("train", "--workdir", tmp_path / "w", *many)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: --coordinator {address}: its port can't be used (")
+    assert done.stderr.startswith(f"error: --coordinator {address}: can't use this port (")
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -76,8 +76,8 @@ def test_a_port_in_use_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("devices", "rates", "message"),
     [
-        ((1, 1), (0.01, 0.001), "error: process 1 was given another config than process 0"),
-        ((1, 3), (0.01, 0.01), "error: process 1 has 3 devices, process 0 has 1; all need as many"),
+        ((1, 1), (0.01, 0.001), "error: the configs of process 1 and process 0 differ"),
+        ((1, 3), (0.01, 0.01), "error: process 1 has 3 devices, process 0 has 1; expected equal numbers"),
     ],
 )
 def test_processes_that_would_train_apart_all_say_so(devices, rates, message, tmp_path):
@@ -95,7 +95,7 @@ def test_a_workdir_that_is_not_shared_is_said(tmp_path):
         folder.mkdir()
     for code, errors in ends(start([["--workdir", "w", *SMALL]] * 2, cwd=folders)):
         assert code == 1
-        assert errors == ["error: w: process 1 sees another folder than process 0; they have to share it"]
+        assert errors == ["error: w: not shared: process 1 and process 0 see different folders"]
     assert not list(tmp_path.rglob("config.json"))
 
 
@@ -105,8 +105,8 @@ def test_what_is_wrong_in_one_process_ends_both(tmp_path):
     pytest.importorskip("fcntl")
     with lock_workdir(tmp_path):
         first, second = ends(start([["--workdir", tmp_path, *SMALL]] * 2))
-    assert first == (1, [f"error: {tmp_path}: another training runs in it; take another workdir, or wait for it"])
-    assert second == (1, ["error: process 0 can't go on; it says why"])
+    assert first == (1, [f"error: {tmp_path}: in use by another training; wait for it or use another workdir"])
+    assert second == (1, ["error: process 0 failed; see its output"])
 
 
 @pytest.mark.nightly
@@ -118,29 +118,27 @@ def test_a_signal_to_one_process_ends_the_other_with_a_line(tmp_path):
     (lost, *_, error), (left, *_, interrupted) = ((code, *errors) for code, errors in ends(running))
     assert (lost, left) == (75, 75)
     assert interrupted == f"interrupted: the same command goes on from what {tmp_path / 'w'} holds"
-    assert re.fullmatch(
-        r"interrupted: another process has ended or can't be reached \(.*\); the same commands .*", error
-    )
+    assert re.fullmatch(r"interrupted: another process ended or is unreachable \(.*\); run the same commands .*", error)
 
 
 def test_one_process_is_enough(tmp_path):
-    np.testing.assert_array_equal(from_all([1, 2]), [[1, 2]])
+    np.testing.assert_array_equal(all_gather([1, 2]), [[1, 2]])
     assert any_stopped(True, 3, every=20)
     assert not any_stopped(False, 20, every=20)
     check_shared(tmp_path)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(InputError, match="broken"), all_or_none():
+    with pytest.raises(InputError, match="broken"), fail_together():
         raise InputError("broken")
-    with pytest.raises(ValueError, match="Gloo"), losses_said():
+    with pytest.raises(ValueError, match="Gloo"), interrupt_on_peer_loss():
         raise ValueError("UNKNOWN: Gloo failed")
 
 
 @pytest.mark.parametrize("kind", [ValueError, jax.errors.JaxRuntimeError])
 def test_a_lost_process_is_told_from_a_bug(kind, monkeypatch):
     monkeypatch.setattr("jax.process_count", lambda: 2)
-    with pytest.raises(Interrupted, match=r"can't be reached \(UNKNOWN: Gloo failed\)"), losses_said():
+    with pytest.raises(Interrupted, match=r"is unreachable \(UNKNOWN: Gloo failed\)"), interrupt_on_peer_loss():
         raise kind("UNKNOWN: Gloo failed")
-    with pytest.raises(kind, match="shapes differ"), losses_said():
+    with pytest.raises(kind, match="shapes differ"), interrupt_on_peer_loss():
         raise kind("shapes differ")
-    with pytest.raises(InputError, match=r"^IMAGES: broken"), losses_said():
+    with pytest.raises(InputError, match=r"^IMAGES: broken"), interrupt_on_peer_loss():
         raise InputError("IMAGES: broken")

@@ -32,13 +32,13 @@ def test_a_row_that_was_cut_short_is_left_out(tmp_path):
 @pytest.mark.parametrize("line", [b"3", b"{}", b'{"step": "1"}', b'{"step": 1, "lo', b'{"step": 1, "a": "\xff"}', b""])
 def test_a_line_that_is_no_row_is_named(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2}\n' + line + b'\n{"step": 2, "lo')
-    with pytest.raises(InputError, match=r"metrics\.jsonl: line 2 is no row of metrics: b'.*'; remove it"):
+    with pytest.raises(InputError, match=r"metrics\.jsonl: line 2 is not a row of metrics: b'.*'; remove it"):
         read_metrics(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["_rows", "_events"])
+@pytest.mark.parametrize("name", ["_rows", "_writer"])
 def test_a_full_disk_is_an_error(tmp_path, monkeypatch, name):
-    with RunLog(tmp_path, 0) as log, open("/dev/full", "wb", buffering=0) as full:
-        monkeypatch.setattr(log, name, full)
+    with RunLog(tmp_path, 0) as log, open("/dev/full", "wb", buffering=0) as full, monkeypatch.context() as patch:
+        patch.setattr(log if name == "_rows" else log._events._py_recordio_writer, name, full)
         with pytest.raises(OSError, match="No space left"):
             log.add(1, {"loss": 0.5})

@@ -6,13 +6,13 @@ import time
 import pytest
 
 from frcnn_jax.errors import Interrupted
-from frcnn_jax.training.signals import signals_raise, stop_signals
+from frcnn_jax.training.signals import defer_signals, interrupt_on_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_are_noted_and_handlers_put_back(number):
     former = signal.getsignal(number)
-    with stop_signals() as stopped:
+    with defer_signals() as stopped:
         assert not stopped()
         os.kill(os.getpid(), number)
         assert stopped()
@@ -21,8 +21,8 @@ def test_signals_are_noted_and_handlers_put_back(number):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_raise_within_those_that_are_noted(number):
-    with stop_signals() as stopped:
-        with pytest.raises(Interrupted, match="go on later"), signals_raise("go on later"):
+    with defer_signals() as stopped:
+        with pytest.raises(Interrupted, match="go on later"), interrupt_on_signals("go on later"):
             os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)
         assert stopped()
@@ -36,7 +36,7 @@ def test_a_signal_in_the_garbage_collection_is_not_lost():
             time.sleep(0)  # the handler runs here, where what it raises is dropped
 
     def collect():
-        with signals_raise("go on later"):
+        with interrupt_on_signals("go on later"):
             gc.collect()
             time.sleep(10)
 

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,22 +8,22 @@ from examples import make_batch, run_on_devices
 
 from frcnn_jax.data.batches import Sizes
 from frcnn_jax.data.voc import read_voc
-from frcnn_jax.models.fast_rcnn import FastRCNN, get_network
 from frcnn_jax.models.layers import Conv
-from frcnn_jax.training import losses
+from frcnn_jax.models.networks import get_network
+from frcnn_jax.models.pixels import PixelNorm
 from frcnn_jax.training.batches import TrainingBatches
 from frcnn_jax.training.solver import caffe_sgd, step_schedule
-from frcnn_jax.training.step import create_state, make_train_step, replicate
+from frcnn_jax.training.step import AXIS, create_state, make_train_step, replicate, train_step
 
 CLASSES = 3
 NETWORK = get_network("tiny")._replace(dropout=0.5, frozen=("conv1_1",))
 
 
 def make_state(optimizer):
-    model = FastRCNN(NETWORK, CLASSES)
+    model = NETWORK.build(CLASSES)
     batch = make_batch(1)
     variables = jax.jit(model.init)(jax.random.key(3), batch["image"], batch["image_size"], batch["rois"])
-    return model, create_state(variables, NETWORK.frozen, optimizer)
+    return model, create_state(variables, optimizer, frozen=NETWORK.frozen)
 
 
 def run_step(seed=0, **options):
@@ -41,15 +43,16 @@ def test_a_step_is_the_gradient_of_the_loss():
 
     def loss_fn(params):
         joined = {part: {**params[part], **state.frozen[part]} for part in params}
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["index"])
         variables = {"params": joined, "box_stats": state.box_stats}
-        logits, deltas = model.apply(variables, batch["image"], batch["image_size"], batch["rois"], keys)
+        inputs = (batch["image"], batch["image_size"], batch["rois"])
+        logits, deltas = model.apply(variables, *inputs, True, batch["index"], rngs={"dropout": key})
         total = 0.0
         for i, r in zip(*np.nonzero(batch["roi_mask"]), strict=True):
             u = batch["labels"][i, r]
             total -= jax.nn.log_softmax(logits[i, r])[u]
             if u:
-                total += losses.smooth_l1(deltas[i, r, u] - batch["box_targets"][i, r]).sum()
+                x = jnp.abs(deltas[i, r, u] - batch["box_targets"][i, r])
+                total += jnp.where(x < 1, 0.5 * x**2, x - 0.5).sum()
         return total / batch["roi_mask"].sum()
 
     loss, gradients = jax.jit(jax.value_and_grad(loss_fn))(state.params)
@@ -64,6 +67,32 @@ def test_a_step_is_the_gradient_of_the_loss():
 
     jax.tree_util.tree_map_with_path(check, state.params, gradients, params)
     assert "conv1_1" not in params["backbone"]
+
+
+def run_step_by_shard_map():
+    """As `run_step`, the pure step mapped by `jax.shard_map` over a mesh of all devices."""
+    optimizer = caffe_sgd(step_schedule(0.05, ()))
+    model, state = make_state(optimizer)
+    mesh = jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+    step = partial(train_step, model=model, optimizer=optimizer)
+    whole, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(AXIS)
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=(whole, split, whole), out_specs=whole, check_vma=False)
+    state, metrics = jax.jit(mapped)(state, make_batch(), jax.random.key(7))
+    return jax.device_get((state.params, metrics))
+
+
+def test_the_pure_step_runs_under_shard_map(tmp_path):
+    """On one and on four devices the update that pmap makes, dropout included."""
+    code = (
+        "import sys, numpy as np, jax, test_step;"
+        "params, metrics = test_step.run_step_by_shard_map();"
+        "np.savez(sys.argv[1], loss=metrics['loss'], *map(np.asarray, jax.tree.leaves(params)))"
+    )
+    four = run_on_devices(code, 4, tmp_path)
+    for params, metrics in (run_step(), run_step_by_shard_map()):
+        np.testing.assert_allclose(four["loss"], metrics["loss"], rtol=1e-6)
+        for i, leaf in enumerate(jax.tree.leaves(params)):
+            np.testing.assert_allclose(four[f"arr_{i}"], leaf, rtol=1e-6, atol=1e-6)
 
 
 def test_four_devices_make_the_step_of_one(tmp_path):
@@ -90,7 +119,7 @@ def test_accumulated_gradients_make_the_step_of_the_whole_batch(parts):
 def plain_network(w, image, size, rois, roi_mask):
     """One image through a small net in NumPy: -> logits, normalised deltas and all that the way back needs."""
     rows, columns = size
-    x = image[:rows, :columns] / np.float32(64)
+    x = image[:rows, :columns]
     padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
     taps = np.stack([padded[i : i + rows, j : j + columns] for i in range(3) for j in range(3)], 2)  # (H, W, 9, 3)
     taps = taps.reshape(rows, columns, 27)
@@ -162,12 +191,13 @@ def test_twenty_steps_equal_a_plain_program():
     network = get_network("tiny")._replace(
         layers=(Conv("conv", 5, 3, padding=1),), roi_size=(2, 2), fc=(7, 6), spatial_scale=1.0
     )
-    model, optimizer = FastRCNN(network, CLASSES), caffe_sgd(step_schedule(0.02, (12,)))
+    model, optimizer = network.build(CLASSES), caffe_sgd(step_schedule(0.02, (12,)))
     batch = make_batch(3, rois=6)
+    batch["image"] /= 64
     for image, (rows, columns) in zip(batch["image"], batch["image_size"], strict=True):
         image[rows:], image[:, columns:] = 0, 0
     variables = jax.jit(model.init)(jax.random.key(3), batch["image"], batch["image_size"], batch["rois"])
-    state, key = replicate((create_state(variables, (), optimizer), jax.random.key(7)))
+    state, key = replicate((create_state(variables, optimizer), jax.random.key(7)))
     step = make_train_step(model, optimizer)
 
     def flat(params):
@@ -247,16 +277,16 @@ def test_an_epoch_over_voc_compiles_at_most_six_programs(shared):
     records = read_voc(shared / "voc" / "VOCdevkit", 2007, "train").records
     nothing = {record.image_id: np.zeros((0, 4), np.float32) for record in records}
     stats = {"mean": np.zeros((21, 4), np.float32), "std": np.ones((21, 4), np.float32)}
-    batches = TrainingBatches(records, nothing, stats, [Sizes(60, 100)], steps=2500, rois_per_image=16)
+    batches = TrainingBatches(records, nothing, stats, [Sizes(60, 100)], PixelNorm(), steps=2500, rois_per_image=16)
     plan = batches.plan(0)
     assert len(plan) >= 2500
     kinds = [first.size.canvas(records[first.record].height, records[first.record].width) for first, *_ in plan]
     steps = [kinds.index(kind) for kind in sorted(set(kinds))] + list(range(20))
     optimizer = caffe_sgd(step_schedule(1e-4, ()))
-    model = FastRCNN(NETWORK, 20)
+    model = NETWORK.build(20)
     first = batches[0]
     variables = jax.jit(model.init)(jax.random.key(3), first["image"], first["image_size"], first["rois"])
-    state, key = replicate((create_state(variables, NETWORK.frozen, optimizer), jax.random.key(7)))
+    state, key = replicate((create_state(variables, optimizer, frozen=NETWORK.frozen), jax.random.key(7)))
     step_fn = make_train_step(model, optimizer)
 
     def run():

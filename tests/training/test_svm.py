@@ -5,11 +5,11 @@ import pytest
 from frcnn_jax.data.batches import Sizes, prepare_test
 from frcnn_jax.data.synthetic import draw_scene, read_synthetic
 from frcnn_jax.errors import InputError
-from frcnn_jax.models.fast_rcnn import FastRCNN
+from frcnn_jax.models.networks import get_network
 from frcnn_jax.training import svm
 from frcnn_jax.training.svm import HardNegativeSVMs, class_overlaps, make_features_step, train_svms, write_classifier
 
-SIZES = Sizes(144, 192)
+SIZES, PIXELS = Sizes(144, 192), get_network("tiny").pixels
 
 
 def test_class_overlaps_by_hand():
@@ -22,7 +22,7 @@ def test_class_overlaps_by_hand():
 def test_features_are_fc7_after_its_relu(model_and_variables):
     model, variables = model_and_variables
     rois = np.array([[3, 4, 90, 80], [30, 2, 170, 140]], np.float32)
-    batch = prepare_test(draw_scene(0, "test", 1).image, rois, sizes=[SIZES], spatial_scale=None)
+    batch = prepare_test(draw_scene(0, "test", 1).image, rois, sizes=[SIZES], pixels=PIXELS, spatial_scale=None)
     features = np.asarray(make_features_step(model)(variables, batch))[0, :2]
     logits, _ = jax.jit(model.apply)(variables, batch["image"], batch["image_size"], batch["rois"])
     layer = variables["params"]["head"]["cls_score"]
@@ -106,11 +106,11 @@ def test_the_class_layer_gives_the_margins(model_and_variables, rng):
     weights, biases = rng.normal(0, 1, (6, 128)).astype(np.float32), rng.normal(0, 1, 6).astype(np.float32)
     params = write_classifier(variables["params"], weights, biases, np.float32(0.25))
     rois = np.array([[3, 4, 90, 80], [30, 2, 170, 140]], np.float32)
-    batch = prepare_test(draw_scene(0, "test", 1).image, rois, sizes=[SIZES], spatial_scale=None)
+    batch = prepare_test(draw_scene(0, "test", 1).image, rois, sizes=[SIZES], pixels=PIXELS, spatial_scale=None)
     features = np.asarray(make_features_step(model)(variables, batch))[0, :2]
-    svm_model = FastRCNN(model.network._replace(classifier="svm"), 6)
+    svm_model = model.clone(classifier="svm")
     arrays = (batch[name] for name in ("image", "image_size", "rois"))
-    scores, _ = svm_model.apply({**variables, "params": params}, *arrays, method=FastRCNN.predict)
+    scores, _ = svm_model.apply({**variables, "params": params}, *arrays, method=type(svm_model).predict)
     np.testing.assert_allclose(
         scores[0, :2, 1:], 0.25 * features @ weights.T + biases, rtol=1e-3, atol=1e-3 * np.abs(features).max()
     )
@@ -128,7 +128,7 @@ def test_training_goes_on_where_it_was(model_and_variables, tmp_path, rng, monke
     monkeypatch.setattr(svm, "SAVE_EVERY", 2)
 
     def run(state):
-        return train_svms(model, variables, records, proposals, sizes=SIZES, state=state)["head"]["cls_score"]
+        return train_svms(model, variables, records, proposals, size=SIZES, state=state)["head"]["cls_score"]
 
     whole = run(tmp_path / "a.npz")
     assert whole["kernel"][:, 1:].any(axis=0).all()

@@ -1,0 +1,97 @@
+from .data.batches import Sizes, TestBatches, prefetch, prepare_image, prepare_test
+from .data.coco import read_coco
+from .data.readers import read_split
+from .data.records import Dataset, Record, load_image, without_difficult
+from .data.synthetic import read_synthetic
+from .data.tfds import read_tfds
+from .data.voc import VOC_CLASSES, read_voc, read_xml_folder
+from .detector import Detector
+from .errors import InputError
+from .evaluation.evaluator import Evaluation, Evaluator
+from .evaluation.predict import DetectionOptions, Detections, make_predict_step
+from .models.backbones import LayerBackbone
+from .models.fast_rcnn import FastRCNN, RoIPool, init_variables, variable_shapes
+from .models.heads import FullyConnectedHead
+from .models.networks import NETWORKS, Network, get_network
+from .models.pixels import PixelNorm
+from .models.weight_files import read_weights, write_weights
+from .models.weights import load_pretrained
+from .ops._nms import nms
+from .ops._roi_align import roi_align, roi_align_flat
+from .ops._roi_pool import roi_pool, roi_pool_flat, rois_from_cells, rois_from_torchvision
+from .ops.boxes import decode, encode, iou
+from .proposals.files import read_proposals
+from .proposals.load import load_proposals
+from .proposals.search import search_images, selective_search
+from .proposals.shards import write_proposals
+from .training.batches import TrainingBatches
+from .training.losses import box_loss
+from .training.sampling import assign, sample, target_statistics
+from .training.solver import caffe_sgd, step_schedule
+from .training.step import TrainState, create_state, make_train_step, replicate, train_step
+
+__all__ = [
+    "NETWORKS",
+    "VOC_CLASSES",
+    "Dataset",
+    "DetectionOptions",
+    "Detections",
+    "Detector",
+    "Evaluation",
+    "Evaluator",
+    "FastRCNN",
+    "FullyConnectedHead",
+    "InputError",
+    "LayerBackbone",
+    "Network",
+    "PixelNorm",
+    "Record",
+    "RoIPool",
+    "Sizes",
+    "TestBatches",
+    "TrainState",
+    "TrainingBatches",
+    "assign",
+    "box_loss",
+    "caffe_sgd",
+    "create_state",
+    "decode",
+    "encode",
+    "get_network",
+    "init_variables",
+    "iou",
+    "load_image",
+    "load_pretrained",
+    "load_proposals",
+    "make_predict_step",
+    "make_train_step",
+    "nms",
+    "prefetch",
+    "prepare_image",
+    "prepare_test",
+    "read_coco",
+    "read_proposals",
+    "read_split",
+    "read_synthetic",
+    "read_tfds",
+    "read_voc",
+    "read_weights",
+    "read_xml_folder",
+    "replicate",
+    "roi_align",
+    "roi_align_flat",
+    "roi_pool",
+    "roi_pool_flat",
+    "rois_from_cells",
+    "rois_from_torchvision",
+    "sample",
+    "search_images",
+    "selective_search",
+    "step_schedule",
+    "target_statistics",
+    "train_step",
+    "variable_shapes",
+    "without_difficult",
+    "write_proposals",
+    "write_weights",
+]

@@ -1,0 +1,99 @@
+"""Annotation formats, and the function that reads a split in any of them.
+
+To add a format, write a reader in a new file of this package (`coco.read_coco` is an example): it returns a `Dataset`
+and passes each problem to `on_problem`. Then add a row to `FORMATS`. No other code changes.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from frcnn_jax.data.coco import read_coco
+from frcnn_jax.data.problems import OnProblem, noting, stop
+from frcnn_jax.data.records import Dataset, without_difficult
+from frcnn_jax.data.synthetic import read_synthetic
+from frcnn_jax.data.tfds import read_tfds
+from frcnn_jax.data.voc import VOC_CLASSES, read_voc, read_xml_folder
+from frcnn_jax.errors import InputError
+
+
+class Source(NamedTuple):
+    """What `read_split` was given; each reader uses what it needs."""
+
+    split: str
+    folder: Any  # a Path; None only if the format needs none
+    year: int
+    images: int
+    class_names: Sequence[str]
+    on_problem: OnProblem
+
+
+class Format(NamedTuple):
+    """A row of `FORMATS`."""
+
+    read: Callable[[Source], Dataset]
+    needs: str = ""  # the option that names its folder, if that is required
+
+
+FORMATS = {
+    "synthetic": Format(lambda s: read_synthetic(s.split, s.images)),
+    "voc": Format(
+        lambda s: read_voc(s.folder, s.year, s.split, s.class_names or VOC_CLASSES, s.on_problem),
+        needs="--config.voc_dir=VOCDEVKIT, the folder that holds VOC<year>",
+    ),
+    "xml": Format(
+        lambda s: read_xml_folder(s.folder / s.split, s.class_names, s.on_problem),
+        needs="--config.data_dir=FOLDER, with images and <name>.xml in FOLDER/<split>",
+    ),
+    "coco": Format(
+        lambda s: read_coco(
+            s.folder / "annotations" / f"instances_{s.split}.json", s.folder / s.split, s.class_names, s.on_problem
+        ),
+        needs="--config.data_dir=FOLDER, with annotations/instances_<split>.json and the images in FOLDER/<split>",
+    ),
+    "tfds:voc/2007": Format(lambda s: read_tfds("voc/2007", s.split, s.folder, s.on_problem)),
+    "tfds:voc/2012": Format(lambda s: read_tfds("voc/2012", s.split, s.folder, s.on_problem)),
+}
+
+
+def read_split(
+    dataset: str,
+    split: str,
+    *,
+    folder: Path | None = None,
+    year: int = 2007,
+    images: int = 600,
+    class_names: Sequence[str] = (),
+    include_difficult: bool = True,
+    on_problem: OnProblem = stop,
+) -> Dataset:
+    """Read a split of a dataset.
+
+    Args:
+        dataset: a row of `FORMATS`.
+        split: in the form of that dataset, such as "2007_trainval+2012_trainval" for "voc".
+        folder: where the dataset lies; tensorflow-datasets has a default.
+        year: "voc": the year of splits that name none.
+        images: "synthetic": the number of images, at least 1.
+        class_names: the names of labels 1 to K; by default those of the dataset.
+        include_difficult: keep objects marked difficult, and COCO's crowd regions. Training on COCO wants False.
+        on_problem: receives every problem of the reader; see `frcnn_jax.data.records`.
+
+    Raises:
+        InputError: the dataset or its split is unknown, the folder is missing, no image or class is left, or the
+            dataset has other classes than `class_names`.
+    """
+    if dataset not in FORMATS:
+        raise InputError(f"dataset must be one of {', '.join(FORMATS)}, got {dataset!r}")
+    if FORMATS[dataset].needs and folder is None:
+        raise InputError(f"the dataset {dataset!r} needs {FORMATS[dataset].needs}")
+    problems: list[InputError] = []
+    source = Source(split, folder, year, images, class_names, noting(problems, on_problem))
+    found = FORMATS[dataset].read(source)
+    if not found.records or not found.class_names:
+        what = "images" if found.class_names else "classes"
+        first = f"; first problem: {problems[0]}" if problems else ""
+        raise InputError(f"the split {split!r} has no {what}{first}")
+    if class_names and found.class_names != tuple(class_names):
+        raise InputError(f"{dataset} has the classes {', '.join(found.class_names)}; leave class_names empty")
+    return found if include_difficult else without_difficult(found)

@@ -1,0 +1,123 @@
+"""`Detector`: a trained network for single images."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image, ImageOps
+
+from frcnn_jax.build import detection_options, image_sizes
+from frcnn_jax.data.batches import Sizes, prepare_test
+from frcnn_jax.data.records import load_image
+from frcnn_jax.errors import InputError
+from frcnn_jax.evaluation.predict import DetectionOptions, Detections, Predictions, make_predict_step, select_detections
+from frcnn_jax.models.fast_rcnn import FastRCNN
+from frcnn_jax.proposals.search import selective_search
+from frcnn_jax.workdir import load_variables, read_config
+
+
+class Detector:
+    """A trained network that detects objects in images.
+
+    Args:
+        model: The network.
+        variables: Its collections "params" and "box_stats".
+        class_names: Names of labels 1 to K.
+        sizes: How images are resized; several make an image pyramid.
+        options: How scores and deltas become detections.
+        proposal_mode: Of selective search, where no RoIs are given.
+        max_proposals: The most that it gives.
+
+    Raises:
+        InputError: There are not K class names.
+    """
+
+    def __init__(
+        self,
+        model: FastRCNN,
+        variables: Any,
+        *,
+        class_names: Sequence[str],
+        sizes: Sequence[Sizes] = (Sizes(),),
+        options: DetectionOptions = DetectionOptions(),
+        proposal_mode: str = "fast",
+        max_proposals: int = 2000,
+    ) -> None:
+        if len(class_names) != model.num_classes:
+            raise InputError(f"class_names must be {model.num_classes} names, the network's, got {len(class_names)}")
+        self.class_names = tuple(class_names)
+        self._model, self._variables, self._sizes, self._options = model, variables, tuple(sizes), options
+        self._search = partial(selective_search, mode=proposal_mode, max_boxes=max_proposals)
+        self._predict: dict[float, Callable[..., Predictions]] = {}  # by NMS threshold
+
+    @classmethod
+    def from_workdir(cls, workdir: str | Path, *, step: int | None = None) -> "Detector":
+        """Return the detector that a workdir's newest checkpoint holds, or `step`'s.
+
+        Raises:
+            InputError: There is none.
+        """
+        config = read_config(Path(workdir))
+        model, variables, _ = load_variables(Path(workdir), config, step)
+        return cls(
+            model,
+            variables,
+            class_names=config["class_names"],
+            sizes=image_sizes(config),
+            options=detection_options(config),
+            proposal_mode=config["proposal_mode"],
+            max_proposals=config["max_proposals"],
+        )
+
+    def __call__(
+        self,
+        image: Any,
+        rois: np.ndarray | None = None,
+        *,
+        score_threshold: float = 0.05,
+        nms_threshold: float | None = None,
+        max_detections: int = 100,
+    ) -> Detections:
+        """Detect objects in one image.
+
+        Args:
+            image: A path, a PIL image or `(H, W, 3)` uint8 RGB.
+            rois: `(N, 4)` proposals in the image's pixels; selective search where None.
+            score_threshold: The least score of a detection.
+            nms_threshold: Detections whose IoU with a better one of their class exceeds it are dropped;
+                `options.nms_iou` where None.
+            max_detections: The most, over all classes.
+
+        Returns:
+            Boxes `(D, 4)` float32 in the image's pixels, labels `(D,)` int32 from 1 to K, scores `(D,)`, best first.
+
+        Raises:
+            InputError: The image can't be read, or image or RoIs have the wrong shape or are not finite.
+        """
+        pixels = _read_image(image)
+        rois = np.asarray(self._search(pixels) if rois is None else rois, np.float32)
+        if rois.ndim != 2 or rois.shape[1] != 4 or not np.isfinite(rois).all():
+            raise InputError(f"rois must be finite (N, 4) boxes, got shape {rois.shape}")
+        threshold = self._options.nms_iou if nms_threshold is None else nms_threshold
+        if threshold not in self._predict:
+            self._predict[threshold] = make_predict_step(self._model, self._options._replace(nms_iou=threshold))
+        batch = prepare_test(
+            pixels, rois, sizes=self._sizes, pixels=self._model.pixels, spatial_scale=self._model.spatial_scale
+        )
+        boxes, scores, valid = (p[0] for p in jax.device_get(self._predict[threshold](self._variables, batch)))
+        return select_detections(boxes, scores, valid, score_threshold, max_detections)
+
+
+def _read_image(image: Any) -> np.ndarray:
+    """A path, PIL image or array as `(H, W, 3)` uint8 RGB."""
+    if isinstance(image, str | Path):
+        return load_image(Path(image))
+    if isinstance(image, Image.Image):
+        image = ImageOps.exif_transpose(image).convert("RGB")
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        raise InputError(f"the image must be (H, W, 3) uint8 RGB, got {pixels.shape} {pixels.dtype}")
+    return pixels

@@ -1,0 +1,172 @@
+"""Detection: the jitted step that scores RoIs, decodes and suppresses, and its run over a split.
+
+Shape letters: B images, R RoIs, K foreground classes, M detections per class, D detections.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from tqdm import tqdm
+
+from frcnn_jax.data.batches import TestBatches, prefetch
+from frcnn_jax.evaluation.metrics import ClassDetections
+from frcnn_jax.models.fast_rcnn import FastRCNN
+from frcnn_jax.ops import boxes as box_ops
+from frcnn_jax.ops._nms import nms
+from frcnn_jax.training.hosts import all_gather
+
+Predictions = tuple[jax.Array, jax.Array, jax.Array]  # boxes (B, K, M, 4), scores (B, K, M), valid (B, K, M)
+
+
+class Detections(NamedTuple):
+    """Detections in an image, best first."""
+
+    boxes: np.ndarray  # (D, 4) float32, in the image's pixels
+    labels: np.ndarray  # (D,) int32, 1 to K
+    scores: np.ndarray  # (D,) float32
+
+
+class DetectionOptions(NamedTuple):
+    """How scores and deltas become detections.
+
+    Attributes:
+        nms_iou: Non-maximum suppression drops a box whose IoU with a better one of its class exceeds this.
+        candidates: Best-scoring RoIs of each class that enter its suppression, M.
+        box_regression: Whether the deltas are applied; RoIs are the boxes otherwise.
+    """
+
+    nms_iou: float = 0.3
+    candidates: int = 100
+    box_regression: bool = True
+
+
+def decode_and_suppress(
+    scores: jax.Array, deltas: jax.Array, batch: Mapping[str, jax.Array], options: DetectionOptions = DetectionOptions()
+) -> Predictions:
+    """Decode the best RoIs of each class, clip them to the image, and suppress them greedily (section 3).
+
+    Args:
+        scores: `(B, R, K + 1)`.
+        deltas: `(B, R, K + 1, 4)`, as `decode` takes them.
+        batch: Its "rois", "roi_mask", "scale" and "original_size" are read.
+        options: See `DetectionOptions`.
+
+    Returns:
+        Boxes `(B, K, M, 4)` in original pixels, scores `(B, K, M)` and valid `(B, K, M)`, best first.
+    """
+
+    def one_class(scores, deltas, rois, scale, original_size):
+        top, index = lax.top_k(scores, options.candidates)
+        decoded = box_ops.decode(rois[index], deltas[index]) if options.box_regression else rois[index]
+        decoded = decoded / jnp.broadcast_to(scale, scores.shape)[index, None]
+        boxes = box_ops.clip(decoded, original_size[0], original_size[1])
+        kept, valid = nms(boxes, top, iou_threshold=options.nms_iou, max_outputs=options.candidates)
+        return boxes[kept], jnp.where(valid, top[kept], 0), valid
+
+    def one_image(scores, deltas, rois, mask, scale, original_size):
+        scores = jnp.where(mask, scores[:, 1:].T, -jnp.inf)
+        classes = jax.vmap(one_class, (0, 1, None, None, None))
+        return classes(scores, deltas[:, 1:], rois, scale, original_size)
+
+    arguments = (batch[name] for name in ("rois", "roi_mask", "scale", "original_size"))
+    return jax.vmap(one_image)(scores, deltas, *arguments)
+
+
+def make_predict_step(model: FastRCNN, options: DetectionOptions = DetectionOptions()) -> Callable[..., Predictions]:
+    """Return the jitted `predict(variables, batch)`: the network, then `decode_and_suppress`."""
+
+    @jax.jit
+    def predict(variables: Any, batch: Mapping[str, jax.Array]) -> Predictions:
+        images = [batch[name] for name in ("image", "image_size", "rois")]
+        outputs: Any
+        if "level" in batch:
+            outputs = model.apply(variables, *images, batch["level"], method=FastRCNN.predict_pyramid)
+        else:
+            outputs = model.apply(variables, *images, method=FastRCNN.predict)
+        scores, deltas = outputs
+        return decode_and_suppress(scores, deltas, batch, options)
+
+    return predict
+
+
+def select_detections(
+    boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray, score_threshold: float, max_detections: int
+) -> Detections:
+    """Return the best detections of all classes of one image, from its `(K, M, ...)` predictions."""
+    label, place = np.nonzero(valid & (scores >= score_threshold))
+    best = np.argsort(-scores[label, place], kind="stable")[:max_detections]
+    label, place = label[best], place[best]
+    return Detections(boxes[label, place], (label + 1).astype(np.int32), scores[label, place])
+
+
+class SplitPredictions(NamedTuple):
+    """All detections in a split."""
+
+    by_class: list[ClassDetections]  # K
+    seconds_per_image: float | None  # data and step, without compilation; None where each image compiled
+
+
+def predict_split(
+    predict: Callable[..., Predictions], variables: Any, batches: TestBatches, num_classes: int
+) -> SplitPredictions:
+    """Run `predict` over every image, with a progress bar.
+
+    Each process takes its share of the images and hands them to its devices in turn. All processes get all results.
+
+    Args:
+        predict: Of `make_predict_step`.
+        variables: The model's.
+        batches: The split's.
+        num_classes: K.
+    """
+    devices = jax.local_devices()
+    on_device = [jax.device_put(variables, device) for device in devices]
+    process, processes = jax.process_index(), jax.process_count()
+    images = range(process, len(batches), processes)
+    found: list[np.ndarray] = []  # per image (D, 7): class, image, score, box
+    running: deque[tuple[int, Predictions]] = deque()
+    seconds, shapes = [], set()
+
+    def collect() -> None:
+        i, predictions = running.popleft()
+        boxes, scores, valid = (p[0] for p in jax.device_get(predictions))
+        label, place = np.nonzero(valid)
+        found.append(np.column_stack([label, np.full(len(label), i), scores[label, place], boxes[label, place]]))
+
+    with tqdm(total=len(images), desc="evaluate", unit="image", disable=process > 0) as bar:
+        begin = time.perf_counter()
+        for count, (i, batch) in enumerate(zip(images, prefetch(batches, process, stride=processes), strict=True)):
+            device = count % len(devices)
+            running.append((i, predict(on_device[device], jax.device_put(batch, devices[device]))))
+            if len(running) == len(devices):
+                collect()
+            end = time.perf_counter()
+            if (shape := f"{device} {jax.tree.map(np.shape, batch)}") in shapes:
+                seconds.append(end - begin)
+            shapes.add(shape)
+            begin = end
+            bar.update()
+        while running:
+            collect()
+    rows = _from_all_processes(np.concatenate([np.zeros((0, 7)), *found]))
+    by_class = [rows[rows[:, 0] == k] for k in range(num_classes)]
+    detections = [
+        ClassDetections(own[:, 1].astype(int), own[:, 2].astype(np.float32), own[:, 3:].astype(np.float32))
+        for own in by_class
+    ]
+    return SplitPredictions(detections, float(np.mean(seconds)) if seconds else None)
+
+
+def _from_all_processes(rows: np.ndarray) -> np.ndarray:
+    """Gather the `(D, 7)` float64 rows of all processes, sorted by image."""
+    counts = all_gather(len(rows))
+    padded = np.zeros((counts.max(), 7), np.float32)  # exact: they were float32 or small integers
+    padded[: len(rows)] = rows
+    rows = np.concatenate([own[:count] for own, count in zip(all_gather(padded), counts, strict=True)])
+    return rows[np.argsort(rows[:, 1], kind="stable")].astype(np.float64)

@@ -1,0 +1,103 @@
+"""Scores of detections over a split by the VOC protocol, wherever the detections come from.
+
+Detections are one `ClassDetections` per class, in the order of `Dataset.class_names`. Difficult objects are excluded
+in `metrics.match`.
+
+Shape letters: G ground-truth boxes of one class and image.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from frcnn_jax.data.records import Dataset
+from frcnn_jax.evaluation.metrics import (
+    ClassDetections,
+    Curve,
+    Detections,
+    average_precision,
+    mean_average_precision,
+    precision_recall,
+)
+
+
+def class_objects(dataset: Dataset, label: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the objects of one class, difficult ones included.
+
+    Args:
+        dataset: the split.
+        label: 1 to K.
+
+    Returns:
+        The `(G, 4)` boxes and the `(G,)` bool flags "difficult", per image of the split.
+    """
+    own = [(record, record.labels == label) for record in dataset.records]
+    return [record.boxes[m] for record, m in own], [record.difficult[m] for record, m in own]
+
+
+def score(
+    detections: Sequence[ClassDetections],
+    dataset: Dataset,
+    *,
+    metric: str = "voc07_11point",
+    iou_threshold: float = 0.5,
+) -> tuple[dict[str, Any], dict[str, tuple[Curve, float | None]]]:
+    """Score the detections of a split by the VOC protocol.
+
+    Args:
+        detections: per class.
+        dataset: the split.
+        metric: "voc07_11point" or "area", see `metrics.average_precision`.
+        iou_threshold: a hit exceeds it; in [0, 1].
+
+    Returns:
+        The results `{"map", "protocol", "iou_threshold", "images", "aps", "seconds_per_image"}`, the last one None, and
+        by class name its curve and AP. A class without counted objects has AP None and is no part of the mean.
+
+    Raises:
+        ValueError: an unknown metric.
+    """
+    curves: dict[str, tuple[Curve, float | None]] = {}
+    for label, (name, found) in enumerate(zip(dataset.class_names, detections, strict=True), 1):
+        curve = precision_recall(found, *class_objects(dataset, label), iou_threshold=iou_threshold)
+        curves[name] = (curve, average_precision(curve, metric=metric))
+    aps = {name: ap for name, (_, ap) in curves.items()}
+    results = {
+        "map": mean_average_precision(list(aps.values())),
+        "protocol": metric,
+        "iou_threshold": iou_threshold,
+        "images": len(dataset.records),
+        "aps": aps,
+        "seconds_per_image": None,
+    }
+    return results, curves
+
+
+def results_table(results: Mapping[str, Any]) -> str:
+    """Format the results of `score` as a text table: AP per class, then mAP."""
+    width = max(map(len, results["aps"]))
+    rows = [*results["aps"].items(), ("mAP", results["map"])]
+    *lines, total = (f"{name:<{width}}  {'-' if ap is None else format(ap, '.4f')}" for name, ap in rows)
+    how = f"{results['protocol']}, IoU > {results['iou_threshold']}, {results['images']} images"
+    return "\n".join([*lines, f"{total}  ({how})"])
+
+
+def image_detections(
+    detections: Sequence[ClassDetections], image: int, *, score_threshold: float, max_detections: int = 100
+) -> Detections:
+    """Return the detections of one image, best first.
+
+    Args:
+        detections: per class.
+        image: index of the image in the split.
+        score_threshold: lower scores are dropped.
+        max_detections: at most this many, over all classes.
+    """
+    fields = []
+    for label, found in enumerate(detections, 1):
+        own = (found.image == image) & (found.scores >= score_threshold)
+        fields.append((found.boxes[own], np.full(own.sum(), label, np.int32), found.scores[own]))
+    boxes, labels, scores = (np.concatenate(field) for field in zip(*fields, strict=True))
+    best = np.argsort(-scores, kind="stable")[:max_detections]
+    return Detections(boxes[best], labels[best], scores[best])

@@ -1,0 +1,86 @@
+"""Heads: modules `(pooled (B, R, rows, columns, C), train) -> (logits (B, R, K + 1), deltas (B, R, K + 1, 4))`.
+
+Shape letters: B images, R RoIs, K foreground classes, C channels.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class FullyConnectedHead(nn.Module):
+    """The paper's head: fc6 and fc7, each with ReLU and dropout, then the twin output layers (section 2.1).
+
+    Attributes:
+        num_classes: K.
+        features: Widths of fc6 and fc7.
+        ranks: Each layer's rank where it is factored into two (section 3.1); 0 for one full layer.
+        std: Standard deviation of the initial fc6 and fc7, whose biases start at 0.1; None for He's initialisation.
+        dropout: Fraction of activations dropped after each layer in training.
+        dtype: What the layers compute in; parameters are float32.
+    """
+
+    num_classes: int
+    features: tuple[int, int] = (4096, 4096)
+    ranks: tuple[int, int] = (0, 0)
+    std: float | None = 0.005
+    dropout: float = 0.5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, pooled: jax.Array, train: bool = False, image_index: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Classify RoIs and regress their boxes.
+
+        Args:
+            pooled: `(B, R, rows, columns, C)`.
+            train: Whether to drop activations, drawn from the rng "dropout".
+            image_index: `(B,)` integers that the rng is folded with, one per image: the masks then do not depend on
+                how images are spread over devices. 0 to B - 1 where None.
+
+        Returns:
+            Logits `(B, R, K + 1)` and normalised deltas `(B, R, K + 1, 4)`, float32.
+        """
+        keys = _image_keys(self, len(pooled), image_index) if train and self.dropout else None
+        x = pooled.reshape(*pooled.shape[:2], math.prod(pooled.shape[2:]))
+        for i, (features, rank) in enumerate(zip(self.features, self.ranks, strict=True)):
+            if rank:
+                x = nn.Dense(rank, use_bias=False, dtype=self.dtype, name=f"fc{6 + i}_reduce")(x)
+            x = nn.relu(self._dense(features, self.std, 0.1, f"fc{6 + i}")(x))
+            if keys is not None:
+                x = _drop(x, jax.vmap(jax.random.fold_in, (0, None))(keys, i), self.dropout)
+        outputs = self.num_classes + 1
+        logits = self._dense(outputs, 0.01, 0.0, "cls_score")(x)
+        deltas = self._dense(4 * outputs, 0.001, 0.0, "bbox_pred")(x)
+        deltas = deltas.reshape(*deltas.shape[:2], outputs, 4)
+        return logits.astype(jnp.float32), deltas.astype(jnp.float32)
+
+    def _dense(self, features, std, bias, name):
+        return nn.Dense(
+            features,
+            kernel_init=nn.initializers.he_normal() if std is None else nn.initializers.normal(std),
+            bias_init=nn.initializers.constant(bias),
+            dtype=self.dtype,
+            name=name,
+        )
+
+
+def _image_keys(module: nn.Module, images: int, image_index: jax.Array | None) -> jax.Array:
+    """`(B,)` keys: the "dropout" rng as `apply` was given it, folded with each image's index.
+
+    `make_rng` would fold in the module's path and a call count, too.
+    """
+    if not module.has_rng("dropout"):
+        module.make_rng("dropout")  # raises Flax's own error
+    key = module.scope.rngs["dropout"].rng  # type: ignore[union-attr]
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(images) if image_index is None else image_index)
+
+
+def _drop(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
+    """Zero a fraction `rate` of the `(B, ...)` activations, one key per image, and scale up the rest."""
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1 - rate), 0)

@@ -1,0 +1,80 @@
+"""Shards: the library's own files of proposals, memory-mapped when read.
+
+A shard is three consecutive .npy arrays: UTF-8 JSON `{"format", "version", "images": [id, ..]}` as uint8, offsets
+`(images + 1,)` int64, and boxes `(offsets[-1], 4)` uint16. Image i has the boxes offsets[i] to offsets[i + 1].
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from frcnn_jax.errors import InputError
+from frcnn_jax.files import write_whole
+
+LARGEST_SIDE = 1 << 16  # pixels: boxes are uint16
+_FORMAT, _VERSION = "frcnn_jax proposals", 1
+
+
+def write_proposals(path: Path, proposals: Mapping[str, np.ndarray]) -> None:
+    """Write proposals as a shard, atomically.
+
+    Args:
+        path: a .proposals file.
+        proposals: by image id, `(N, 4)` boxes; they are rounded to integers.
+
+    Raises:
+        InputError: `path` has another suffix, or boxes exceed uint16.
+        OSError: the file can't be written.
+    """
+    if path.suffix != ".proposals":
+        raise InputError(f"{path}: proposals are written to .proposals files")
+    boxes = [np.rint(boxes).reshape(-1, 4) for boxes in proposals.values()]
+    for image_id, array in zip(proposals, boxes, strict=True):
+        if not ((array >= 0) & (array < LARGEST_SIDE)).all():
+            raise InputError(f"{path}: boxes of image {image_id!r} are not within 0 to {LARGEST_SIDE - 1}")
+    header = json.dumps({"format": _FORMAT, "version": _VERSION, "images": list(proposals)}).encode()
+    header = header.ljust(-(-len(header) // 64) * 64)  # aligns the arrays that follow
+    parts: list[np.ndarray] = [
+        np.frombuffer(header, np.uint8),
+        np.cumsum([0, *map(len, boxes)], dtype=np.int64),
+        np.concatenate([np.zeros((0, 4)), *boxes]).astype(np.uint16),
+    ]
+
+    def write(file: BinaryIO) -> None:
+        for part in parts:
+            np.save(file, part, allow_pickle=False)
+
+    write_whole(path, write)
+
+
+def _read_array(file: BinaryIO) -> np.ndarray:
+    """Like `np.load`, whose message for other content speaks of pickles."""
+    try:
+        return np.lib.format.read_array(file, allow_pickle=False)
+    except ValueError:
+        raise InputError("cut short or not a shard") from None
+
+
+def read_shard(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the image ids and `(N, 4)` uint16 boxes of a shard; malformed ones raise errors of many kinds."""
+    with open(path, "rb") as file:
+        header = json.loads(_read_array(file).tobytes())
+        if header["format"] != _FORMAT or header["version"] != _VERSION:
+            raise InputError(
+                f"{header['format']!r} of version {header['version']!r}, expected {_FORMAT!r} of version {_VERSION}"
+            )
+        offsets = _read_array(file)
+        np.lib.format.read_magic(file)
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        place = file.tell()
+    image_ids = header["images"]
+    if len(offsets) != len(image_ids) + 1 or offsets[0] != 0 or (np.diff(offsets) < 0).any():
+        raise InputError("its offsets do not match its images")
+    if dtype != np.uint16 or fortran or shape != (offsets[-1], 4) or path.stat().st_size != place + 8 * shape[0]:
+        raise InputError(f"its boxes are {shape} {dtype}, or it is cut short")
+    boxes = np.memmap(path, dtype, "r", place, shape) if shape[0] else np.zeros((0, 4), np.uint16)
+    yield from zip(map(str, image_ids), (boxes[a:b] for a, b in pairwise(offsets)), strict=True)
