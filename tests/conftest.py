@@ -41,6 +41,13 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="session")
+def common(tmp_path_factory, worker_id) -> Path:
+    """A folder that all test processes share; a `FileLock` in it lets one of them make what is costly."""
+    own = tmp_path_factory.getbasetemp()
+    return own if worker_id == "master" else own.parent
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)

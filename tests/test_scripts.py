@@ -270,7 +270,7 @@ def test_mistakes_of_make_proposals_are_one_line(options, text, tmp_path, monkey
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_training_ends_with_the_same_bits(tmp_path):
     done = run_benchmark("kill_test.py", "--out", tmp_path / "out", "--kills", 2, "--steps", 60)
     assert done.returncode == 0, done.stderr

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from examples import ROOT, free_port, make_batch, read_events, run_command
+from filelock import FileLock
 from tensorboardX.proto.event_pb2 import SessionLog
 
 from frcnn_jax.build import build_model, build_network
@@ -83,10 +84,11 @@ def small_config(**options):
     return config.to_dict()
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run") / "w"
-    return workdir, train_and_evaluate(small_config(), workdir)
+@pytest.fixture(scope="session")
+def finished(common):
+    workdir = common / "finished"
+    with FileLock(common / "finished.lock"):  # the second process finds it finished
+        return workdir, train_and_evaluate(small_config(), workdir)
 
 
 def start_training(workdir, **options):

@@ -5,11 +5,14 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 from examples import ROOT
+from packaging.requirements import Requirement
+from packaging.version import Version
 from PIL import Image
 
 import frcnn_jax
@@ -17,6 +20,7 @@ from frcnn_jax.data.synthetic import draw_scene
 from frcnn_jax.errors import InputError
 from frcnn_jax.recipes import recipe_path
 
+LOWEST = "constraints/lowest.txt"
 RECIPES = sorted((ROOT / "experiments").glob("*.py"))
 
 
@@ -92,3 +96,31 @@ def test_an_unknown_recipe_lists_others(given, text):
     with pytest.raises(InputError) as error:
         recipe_path(given)
     assert str(error.value).startswith(text)
+
+
+def test_the_lowest_bounds_are_the_versions_that_are_tested():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lines = [
+        *project["dependencies"],
+        *(line for extra in extras if extra not in ("docs", "lint") for line in extras[extra]),
+    ]
+    requirements = [Requirement(line) for line in lines]
+    pins = map(Requirement, (ROOT / LOWEST).read_text().splitlines()[1:])
+    pinned = {pin.name: str(pin.specifier).removeprefix("==") for pin in pins}
+    for requirement in requirements:
+        if requirement.name not in ("frcnn_jax", "pip"):
+            (bound,) = requirement.specifier
+            assert bound.operator == ">="
+            assert Version(bound.version) == Version(pinned[requirement.name]), requirement
+    assert set(pinned) <= {requirement.name for requirement in requirements}
+
+
+@pytest.mark.nightly
+def test_the_fast_tests_pass_with_the_lowest_bounds(tmp_path):
+    """Installs them: this needs the network, or a mirror."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path], check=True)
+    python = tmp_path / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", "-c", LOWEST, "-e", ".[test]"], cwd=ROOT, check=True)
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "PYTHONPATH"))}
+    subprocess.run([python, "-m", "pytest", "-m", "not slow", "-p", "no:cacheprovider"], cwd=ROOT, env=env, check=True)

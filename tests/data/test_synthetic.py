@@ -63,7 +63,7 @@ def test_another_split_is_an_error():
         read_synthetic("trian", 3)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_colour_and_size_do_not_solve_it(tmp_path):
     """A linear classifier on each RoI's mean colour and size scores under half of the 0.8 that the network reaches."""
 

@@ -146,7 +146,7 @@ def undisturbed(tmp_path_factory):
     return out.read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_at_random_moments_it_goes_on(undisturbed, tmp_path, rng):
     """The whole group of processes, as a batch system does, or the parent alone, which its workers do not outlive."""
     out = tmp_path / "a.proposals"
@@ -216,7 +216,7 @@ def dask_processes(tmp_path):
         process.wait()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_dask_cluster_loses_a_worker_and_nothing_else(dask_processes, undisturbed, tmp_path):
     address, workers = dask_processes
     out = tmp_path / "a.proposals"

@@ -88,7 +88,7 @@ def test_processes_that_would_train_apart_all_say_so(devices, rates, message, tm
     assert not (tmp_path / "w").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_workdir_that_is_not_shared_is_said(tmp_path):
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
@@ -109,7 +109,7 @@ def test_what_is_wrong_in_one_process_ends_both(tmp_path):
     assert second == (1, ["error: process 0 failed; see its output"])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_signal_to_one_process_ends_the_other_with_a_line(tmp_path):
     running = start([["--workdir", tmp_path / "w", *SMALL]] * 2)
     while running[1].poll() is None and not list(tmp_path.rglob("*.npy")):
