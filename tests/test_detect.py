@@ -32,7 +32,7 @@ def test_command_line_names_the_broken_image_and_writes_nothing(workdir, tmp_pat
     assert not (tmp_path / "out").exists()
     done = run_command("detect", "--workdir", workdir, "a/x.jpg", "b/x.jpg", "--out", tmp_path / "out")
     assert done.stderr.startswith("error: images of the same name")
-    done = run("--workdir", workdir, "x.jpg", "--out", tmp_path / "bad.jpg")
+    done = run_command("detect", "--workdir", workdir, "x.jpg", "--out", tmp_path / "bad.jpg")
     assert done.stderr.startswith(f"error: {tmp_path / 'bad.jpg'}: expected a folder")
-    done = run("--workdir", workdir, "x.jpg", "--out", tmp_path / "out", "--score-threshold", "nan")
+    done = run_command("detect", "--workdir", workdir, "x.jpg", "--out", tmp_path / "out", "--score-threshold", "nan")
     assert done.stderr == "error: --score-threshold must be a number, got nan\n"
