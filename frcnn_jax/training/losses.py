@@ -1,6 +1,6 @@
 """The box regression loss (section 2.3, equations 2 and 3), elementwise: the caller masks and reduces.
 
-The classification loss is `optax.softmax_cross_entropy_with_integer_labels`.
+The classification loss is `optax.softmax_cross_entropy`.
 """
 
 import jax
