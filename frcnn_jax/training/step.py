@@ -107,7 +107,6 @@ def train_step(
         inputs = (part["image"], part["image_size"], part["rois"])
         logits, deltas = model.apply(variables, *inputs, True, part["index"], rngs={"dropout": key})
         mask, labels = part["roi_mask"], part["labels"]
-        # optax's form with integer labels rounds differently: runs would part from those of version 0.1
         classes = jax.nn.one_hot(labels, logits.shape[-1])
         loss_cls = jnp.where(mask, optax.softmax_cross_entropy(logits, classes), 0).sum() / rois
         loss_box = jnp.where(mask, box_loss(deltas, part["box_targets"], labels), 0).sum() / rois
