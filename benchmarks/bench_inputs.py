@@ -70,7 +70,7 @@ class Step:
     ):
         optimizer = caffe_sgd(step_schedule(0.001, ()))
         state = create_state(variables, optimizer, frozen=frozen)
-        self.state, self.key = replicate((jax.tree.map(np.asarray, state), jax.random.key(0)), devices)
+        self.state, self.key = replicate((jax.tree.map(np.asarray, state), jax.random.key(0)), devices=devices)
         self.step = make_train_step(model, optimizer, devices=devices)
 
     def __call__(self, batch: Batch) -> jax.Array:

@@ -60,7 +60,7 @@ def uniform_rois(count: int, height: int, width: int) -> np.ndarray:
 def searched_rois(paths: Sequence[Path], count: int, height: int, width: int) -> np.ndarray:
     """Selective-search boxes of the images, scaled to the map, repeated where there are too few."""
     images = [load_image(path) for path in paths] or [
-        read_synthetic("val", 1).records[0].load().repeat(3, 0).repeat(3, 1)
+        read_synthetic(split="val", images=1).records[0].load().repeat(3, 0).repeat(3, 1)
     ]
     boxes = [
         selective_search(image, max_boxes=2000)

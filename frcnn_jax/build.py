@@ -68,8 +68,8 @@ def read_split_of(config: Config, split: str, on_problem: OnProblem | None = Non
     with handler as report:
         return read_split(
             config["dataset"],
-            config[f"{split}_split"],
-            folder=Path(folder) if folder else None,
+            split=config[f"{split}_split"],
+            folder=folder or None,
             year=config["year"],
             images=config[f"{split}_images"],
             class_names=config["class_names"],

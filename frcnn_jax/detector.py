@@ -1,6 +1,7 @@
 """`Detector`: a trained network for single images."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from PIL import Image, ImageOps
 
 from frcnn_jax.build import detection_options, image_sizes
 from frcnn_jax.data.batches import Sizes, prepare_test
-from frcnn_jax.data.records import load_image
+from frcnn_jax.data.records import check_image, load_image
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.predict import DetectionOptions, Detections, Predictions, make_predict_step, select_detections
 from frcnn_jax.models.fast_rcnn import FastRCNN
@@ -95,15 +96,16 @@ class Detector:
             Boxes `(D, 4)` float32 in the image's pixels, labels `(D,)` int32 from 1 to K, scores `(D,)`, best first.
 
         Raises:
-            InputError: The image can't be read, or image or RoIs have the wrong shape or are not finite.
+            InputError: The image can't be read, image or RoIs have the wrong shape or are not finite, or a number is
+                out of its range.
         """
         pixels = _read_image(image)
-        rois = np.asarray(self._search(pixels) if rois is None else rois, np.float32)
-        if rois.ndim != 2 or rois.shape[1] != 4 or not np.isfinite(rois).all():
-            raise InputError(f"rois must be finite (N, 4) boxes, got shape {rois.shape}")
+        rois = self._search(pixels) if rois is None else rois  # checked by prepare_test
+        if max_detections < 0:
+            raise InputError(f"max_detections must be at least 0, got {max_detections}")
         threshold = self._options.nms_iou if nms_threshold is None else nms_threshold
         if threshold not in self._predict:
-            self._predict[threshold] = make_predict_step(self._model, self._options._replace(nms_iou=threshold))
+            self._predict[threshold] = make_predict_step(self._model, options=replace(self._options, nms_iou=threshold))
         batch = prepare_test(
             pixels, rois, sizes=self._sizes, pixels=self._model.pixels, spatial_scale=self._model.spatial_scale
         )
@@ -114,10 +116,7 @@ class Detector:
 def _read_image(image: Any) -> np.ndarray:
     """A path, PIL image or array as `(H, W, 3)` uint8 RGB."""
     if isinstance(image, str | Path):
-        return load_image(Path(image))
+        return load_image(image)
     if isinstance(image, Image.Image):
         image = ImageOps.exif_transpose(image).convert("RGB")
-    pixels = np.asarray(image)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
-        raise InputError(f"the image must be (H, W, 3) uint8 RGB, got {pixels.shape} {pixels.dtype}")
-    return pixels
+    return check_image(image)

@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
             check_comp4(read_split_of(config, "val"), config["val_split"])
         found = evaluate_workdir(args.workdir, config, step=args.step, images=args.images, **scoring)
     else:
-        dataset = read_voc(args.voc, args.year, args.split)
+        dataset = read_voc(args.voc, split=args.split, year=args.year)
         detections = read_comp4(args.detections, dataset, year=args.year, split=args.split)
         found = Evaluation(dataset, detections, *score(detections, dataset, **scoring))
     print(results_table(found.results))

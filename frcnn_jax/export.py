@@ -73,7 +73,7 @@ def export_detector(
         raise InputError(f"rois must be at least {least} and at most {MOST_ROIS}, got {rois}")
     if unknown := set(platforms or ()) - set(PLATFORMS):
         raise InputError(f"platforms must be of {', '.join(PLATFORMS)}, got {', '.join(sorted(unknown))}")
-    predict = make_predict_step(model, options)
+    predict = make_predict_step(model, options=options)
     shapes = [
         jax.ShapeDtypeStruct((1, *shape), dtype)
         for shape, dtype in (

@@ -144,7 +144,9 @@ def _training_batches(
     config: Config, model: FastRCNN, dataset: Dataset, proposals: Mapping[str, np.ndarray]
 ) -> TrainingBatches:
     targets = (assign(proposals[r.image_id], r.boxes, r.labels) for r in dataset.records)
-    mean, std = target_statistics(targets, len(dataset.class_names), fg_iou=config["fg_iou"], flip=config["flip"])
+    mean, std = target_statistics(
+        targets, num_classes=len(dataset.class_names), fg_iou=config["fg_iou"], flip=config["flip"]
+    )
     return TrainingBatches(
         dataset.records,
         proposals,

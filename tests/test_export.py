@@ -85,7 +85,7 @@ def test_options(workdir):
     assert [aval.shape for aval in exported.out_avals] == [(1, 6, 50, 4), (1, 6, 50), (1, 6, 50)]
     assert exported.platforms == ("cpu", "cuda", "tpu")
     batch = batch_of_512()
-    ours = make_predict_step(model, options)(variables, batch)
+    ours = make_predict_step(model, options=options)(variables, batch)
     batch["image"] = np.pad(batch["image"], ((0, 0), (0, 16), (0, 48), (0, 0)))
     batch["rois"] = np.pad(batch["rois"], ((0, 0), (0, 88), (0, 0)))
     batch["roi_mask"] = np.pad(batch["roi_mask"], ((0, 0), (0, 88)))

@@ -117,7 +117,7 @@ def test_mistakes_of_convert_weights_are_one_line(options, text, tmp_path):
 def write_xml_folder(folder, split, count):
     """Synthetic images as somebody's own: a PNG and an XML each."""
     (folder / split).mkdir(parents=True)
-    dataset = read_synthetic(split, count)
+    dataset = read_synthetic(split=split, images=count)
     for record in dataset.records:
         name = record.image_id.replace("/", "_")
         Image.fromarray(record.load()).save(folder / split / f"{name}.png")

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from frcnn_jax.data.records import Record
+from frcnn_jax.data.records import Record, check_boxes, check_image
 from frcnn_jax.data.workers import end_with_parent
+from frcnn_jax.errors import InputError
 from frcnn_jax.models.pixels import PixelNorm
 from frcnn_jax.ops import boxes as box_ops
 
@@ -31,10 +32,17 @@ class Sizes:
     Attributes:
         shorter: Pixels of the shorter side.
         longer: The most pixels that the longer side may have.
+
+    Raises:
+        InputError: Unless 0 < shorter <= longer.
     """
 
     shorter: int = 600
     longer: int = 1000
+
+    def __post_init__(self) -> None:
+        if not 0 < self.shorter <= self.longer < math.inf:
+            raise InputError(f"sizes must be 0 < shorter <= longer, got {self.shorter} and {self.longer}")
 
     def scale(self, height: int, width: int) -> float:
         """Return the factor by which an image of this size is resized."""
@@ -57,7 +65,7 @@ class Sizes:
         return min((c for c in canvases if c[0] >= rows and c[1] >= columns), key=math.prod)
 
 
-def prepare_image(image: np.ndarray, size: Sizes, pixels: PixelNorm) -> Batch:
+def prepare_image(image: np.ndarray, *, size: Sizes, pixels: PixelNorm) -> Batch:
     """Normalise an image, resize it bilinearly and put it at the top left of its canvas, which is zero elsewhere.
 
     Args:
@@ -65,12 +73,16 @@ def prepare_image(image: np.ndarray, size: Sizes, pixels: PixelNorm) -> Batch:
         size: How it is resized.
         pixels: How it is normalised, before the resize as in the paper's code.
 
+    Raises:
+        InputError: `image` has another shape or type, or is empty.
+
     Returns:
         "image" `(rows, columns, 3)` float32, the canvas; "image_size" `(2,)` int32, the resized image's rows and
         columns; "scale" float32, the factor; "original_size" `(2,)` int32.
     """
     import cv2
 
+    image = check_image(image)
     height, width = image.shape[:2]
     scale = size.scale(height, width)
     rows, columns = max(round(scale * height), 1), max(round(scale * width), 1)
@@ -100,8 +112,14 @@ def prepare_test(
         What `prepare_image` does with a leading axis of 1, and "rois" `(1, R, 4)` and "roi_mask" `(1, R)`. With several
         sizes "image" and "image_size" are tuples with one entry per size, "level" `(1, R)` is the size that each RoI
         belongs to (`boxes.pyramid_level`), "rois" are in its pixels and "scale" is `(1, R)`.
+
+    Raises:
+        InputError: `image` or `rois` have another shape or type or are not finite, or there is no size.
     """
-    resized = [prepare_image(image, size, pixels) for size in sizes]
+    if not sizes:
+        raise InputError("sizes must hold at least one")
+    rois = check_boxes(rois, "rois")
+    resized = [prepare_image(image, size=size, pixels=pixels) for size in sizes]
     factors = np.array([at_size["scale"] for at_size in resized])
     level = box_ops.pyramid_level(rois, factors)
     scaled = rois * factors[level, None]
@@ -121,6 +139,14 @@ def pad(array: np.ndarray, count: int) -> np.ndarray:
     return np.pad(array, [(0, count - len(array))] + [(0, 0)] * (array.ndim - 1))
 
 
+def check_proposals(records: Sequence[Record], proposals: Mapping[str, np.ndarray]) -> None:
+    """Raise InputError unless every record has proposals."""
+    known = set(proposals)
+    missing = [record.image_id for record in records if record.image_id not in known]
+    if missing:
+        raise InputError(f"no proposals for {len(missing)} of {len(records)} records, such as {missing[0]!r}")
+
+
 @dataclass(frozen=True)
 class TestBatches:
     """One batch per image, in the records' order; see `prepare_test`."""
@@ -132,6 +158,9 @@ class TestBatches:
     sizes: Sequence[Sizes]
     pixels: PixelNorm
     spatial_scale: float | None
+
+    def __post_init__(self) -> None:
+        check_proposals(self.records, self.proposals)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -156,13 +185,13 @@ class RandomAccess(Protocol):
 
 
 def prefetch(
-    batches: RandomAccess, start: int = 0, *, stride: int = 1, threads: int = 2, workers: int = 0
+    batches: RandomAccess, *, start: int = 0, stride: int = 1, threads: int = 2, workers: int = 0
 ) -> Generator:
     """Yield the items `start`, `start + stride`, ... in order, made ahead of time.
 
     Args:
         batches: A random-access sequence whose items depend on their place alone.
-        start: The first place.
+        start: The first place; both numbers are those of a slice.
         stride: From one place to the next.
         threads: How many make items, in this process or in each worker.
         workers: Processes that make items; 0 for threads of this process. The items are the same however many.

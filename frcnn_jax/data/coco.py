@@ -14,7 +14,11 @@ from frcnn_jax.files import read_json
 
 
 def read_coco(
-    annotations: Path, image_dir: Path, class_names: Sequence[str] = (), on_problem: OnProblem = stop
+    annotations: str | Path,
+    *,
+    image_dir: str | Path,
+    class_names: Sequence[str] = (),
+    on_problem: OnProblem = stop,
 ) -> Dataset:
     """Read a COCO instances file (`{"images": [..], "annotations": [..], "categories": [..]}`).
 
@@ -31,6 +35,7 @@ def read_coco(
     Raises:
         InputError: the file is missing or not in this format.
     """
+    annotations = Path(annotations)
     content = read_json(annotations)
     try:
         categories = {int(c["id"]): str(c["name"]) for c in sorted(content["categories"], key=lambda c: int(c["id"]))}
@@ -76,7 +81,9 @@ def _read_image(
     for entry in entries:
         with ReportTo(on_problem, f"{where} ({name}): annotation {entry.get('id')}"):
             objects.append(_read_object(entry, labels, height, width))
-    return make_record(str(int(image["id"])), height, width, objects, partial(load_image, path, (height, width)))
+    return make_record(
+        str(int(image["id"])), height, width, objects, partial(load_image, path, expected_size=(height, width))
+    )
 
 
 def _read_object(entry: dict, labels: dict[int, int], height: int, width: int) -> tuple[list[float], int, bool]:

@@ -36,31 +36,40 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    "synthetic": Format(lambda s: read_synthetic(s.split, s.images)),
+    "synthetic": Format(lambda s: read_synthetic(split=s.split, images=s.images)),
     "voc": Format(
-        lambda s: read_voc(s.folder, s.year, s.split, s.class_names or VOC_CLASSES, s.on_problem),
+        lambda s: read_voc(
+            s.folder,
+            split=s.split,
+            year=s.year,
+            class_names=s.class_names or VOC_CLASSES,
+            on_problem=s.on_problem,
+        ),
         needs="--config.voc_dir=VOCDEVKIT, the folder that holds VOC<year>",
     ),
     "xml": Format(
-        lambda s: read_xml_folder(s.folder / s.split, s.class_names, s.on_problem),
+        lambda s: read_xml_folder(s.folder / s.split, class_names=s.class_names, on_problem=s.on_problem),
         needs="--config.data_dir=FOLDER, with images and <name>.xml in FOLDER/<split>",
     ),
     "coco": Format(
         lambda s: read_coco(
-            s.folder / "annotations" / f"instances_{s.split}.json", s.folder / s.split, s.class_names, s.on_problem
+            s.folder / "annotations" / f"instances_{s.split}.json",
+            image_dir=s.folder / s.split,
+            class_names=s.class_names,
+            on_problem=s.on_problem,
         ),
         needs="--config.data_dir=FOLDER, with annotations/instances_<split>.json and the images in FOLDER/<split>",
     ),
-    "tfds:voc/2007": Format(lambda s: read_tfds("voc/2007", s.split, s.folder, s.on_problem)),
-    "tfds:voc/2012": Format(lambda s: read_tfds("voc/2012", s.split, s.folder, s.on_problem)),
+    "tfds:voc/2007": Format(lambda s: read_tfds("voc/2007", split=s.split, data_dir=s.folder, on_problem=s.on_problem)),
+    "tfds:voc/2012": Format(lambda s: read_tfds("voc/2012", split=s.split, data_dir=s.folder, on_problem=s.on_problem)),
 }
 
 
 def read_split(
     dataset: str,
-    split: str,
     *,
-    folder: Path | None = None,
+    split: str,
+    folder: str | Path | None = None,
     year: int = 2007,
     images: int = 600,
     class_names: Sequence[str] = (),
@@ -88,7 +97,7 @@ def read_split(
     if FORMATS[dataset].needs and folder is None:
         raise InputError(f"the dataset {dataset!r} needs {FORMATS[dataset].needs}")
     problems: list[InputError] = []
-    source = Source(split, folder, year, images, class_names, noting(problems, on_problem))
+    source = Source(split, folder and Path(folder), year, images, class_names, noting(problems, on_problem))
     found = FORMATS[dataset].read(source)
     if not found.records or not found.class_names:
         what = "images" if found.class_names else "classes"

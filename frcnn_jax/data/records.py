@@ -8,12 +8,14 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from frcnn_jax.data.problems import OnProblem, ReportTo
 from frcnn_jax.errors import InputError
+from frcnn_jax.ops.boxes import as_float
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 100_000_000  # larger images are refused before they are decoded
@@ -21,7 +23,11 @@ MAX_PIXELS = 100_000_000  # larger images are refused before they are decoded
 
 @dataclass(frozen=True)
 class Record:
-    """One image and its ground truth."""
+    """One image and its ground truth.
+
+    Raises:
+        InputError: An array has another shape or type, a coordinate is not finite, or a label is below 1.
+    """
 
     image_id: str
     height: int
@@ -31,6 +37,13 @@ class Record:
     difficult: np.ndarray  # (G,) bool: evaluation ignores these objects and their detections
     load: Callable[[], np.ndarray]  # -> (height, width, 3) uint8 RGB; picklable
 
+    def __post_init__(self) -> None:
+        where = f"image {self.image_id!r}: "
+        check_labels(self.labels, check_boxes(self.boxes, f"{where}boxes"), f"{where}labels")
+        if self.difficult.shape != self.labels.shape or self.difficult.dtype != bool:
+            got = f"{self.difficult.shape} {self.difficult.dtype}"
+            raise InputError(f"{where}difficult must be {self.labels.shape} bool, got {got}")
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -38,6 +51,33 @@ class Dataset:
 
     class_names: tuple[str, ...]
     records: Sequence[Record]
+
+
+def check_boxes(boxes: Any, name: str) -> np.ndarray:
+    """Return `(N, 4)` boxes in float32; an error names them unless they are finite numbers of this shape."""
+    array = np.asarray(as_float(boxes, name), np.float32)
+    if array.ndim != 2 or array.shape[1] != 4 or not np.isfinite(array).all():
+        raise InputError(f"{name} must be finite (N, 4) boxes, got shape {array.shape}")
+    return array
+
+
+def check_labels(labels: Any, boxes: np.ndarray, name: str) -> np.ndarray:
+    """Return `(N,)` labels of `(N, 4)` boxes; InputError unless they are integers from 1."""
+    array = np.asarray(labels)
+    if array.shape != boxes.shape[:1] or array.dtype.kind not in "iu" or (array < 1).any():
+        least = f", the least is {array.min()}" if array.dtype.kind in "iu" and array.size else ""
+        raise InputError(
+            f"{name} must be ({len(boxes)},) integers of at least 1, got {array.shape} {array.dtype}{least}"
+        )
+    return array
+
+
+def check_image(image: Any) -> np.ndarray:
+    """Return an image as an array; InputError unless it is `(H, W, 3)` uint8 and not empty."""
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise InputError(f"the image must be (H, W, 3) uint8 RGB, got {array.shape} {array.dtype}")
+    return array
 
 
 def without_difficult(dataset: Dataset) -> Dataset:
@@ -49,7 +89,9 @@ def without_difficult(dataset: Dataset) -> Dataset:
     return Dataset(dataset.class_names, easy)
 
 
-def load_image(path: Path, expected_size: tuple[int, int] | None = None, *, data: bytes | None = None) -> np.ndarray:
+def load_image(
+    path: str | Path, *, expected_size: tuple[int, int] | None = None, data: bytes | None = None
+) -> np.ndarray:
     """Decode an image file.
 
     Pixels are turned upright by the EXIF orientation, unless `expected_size` is that of the pixels as stored. 16-bit

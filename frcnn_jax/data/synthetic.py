@@ -134,7 +134,7 @@ def _load(seed: int, split: str, i: int) -> np.ndarray:
     return draw_scene(seed, split, i).image
 
 
-def read_synthetic(split: str, images: int, *, seed: int = 0) -> Dataset:
+def read_synthetic(*, split: str, images: int, seed: int = 0) -> Dataset:
     """Return the first images of a split of the synthetic dataset; splits share no image.
 
     Args:

@@ -42,10 +42,10 @@ class _Image:
     size: tuple[int, int]
 
     def __call__(self) -> np.ndarray:
-        return load_image(Path(self.name), self.size, data=self.examples[self.index]["image"])
+        return load_image(self.name, expected_size=self.size, data=self.examples[self.index]["image"])
 
 
-def read_tfds(name: str, split: str, data_dir: Path | None = None, on_problem: OnProblem = stop) -> Dataset:
+def read_tfds(name: str, *, split: str, data_dir: str | Path | None = None, on_problem: OnProblem = stop) -> Dataset:
     """Read a split of VOC that `prepare_tfds`, or tensorflow-datasets itself, prepared in the ArrayRecord format.
 
     Args:
@@ -128,7 +128,7 @@ def prepare_tfds(source: Path, year: int, data_dir: Path | None = None) -> Path:
         if not splits:
             raise InputError(f"{source}: no split file in VOC{year}/ImageSets/Main")
         for voc in splits.values():
-            read_voc(root, year, voc)
+            read_voc(root, split=voc, year=year)
         builder = _local_builder(tfds, root, splits)(
             config=str(year), data_dir=str(data_dir) if data_dir else None, file_format="array_record"
         )

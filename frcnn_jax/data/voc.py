@@ -21,9 +21,10 @@ VOC_CLASSES = (
 
 
 def read_voc(
-    voc_dir: Path,
-    year: int,
+    voc_dir: str | Path,
+    *,
     split: str,
+    year: int = 2007,
     class_names: Sequence[str] = VOC_CLASSES,
     on_problem: OnProblem = stop,
 ) -> Dataset:
@@ -31,8 +32,8 @@ def read_voc(
 
     Args:
         voc_dir: the VOCdevkit folder.
-        year: the year of splits that name none.
         split: the name of a split file, or several joined, such as "2007_trainval+2012_trainval".
+        year: the year of splits that name none.
         class_names: the names of labels 1 to K.
         on_problem: receives missing or repeated images and annotations, malformed XML, unknown classes, and boxes that
             are reversed or not within the image.
@@ -40,10 +41,10 @@ def read_voc(
     Raises:
         InputError: a split file is missing or empty.
     """
-    images = []
+    voc_dir, images = Path(voc_dir), []
     for term in split.split("+"):
-        named_year, name = re.fullmatch(r"(?:(\d{4})_)?(.*)", term).groups()  # type: ignore[union-attr]
-        root = Path(voc_dir) / f"VOC{named_year or year}"
+        named_year, name = re.fullmatch(r"(?s)(?:(\d{4})_)?(.*)", term).groups()  # type: ignore[union-attr]
+        root = voc_dir / f"VOC{named_year or year}"
         for image_id in _split_file(root / "ImageSets" / "Main" / f"{name}.txt"):
             images.append((image_id, root / "Annotations" / f"{image_id}.xml", root / "JPEGImages", f"{image_id}.jpg"))
     return _read_images(images, class_names, voc_dir, on_problem)
@@ -59,7 +60,7 @@ def _split_file(path: Path) -> list[str]:
     return image_ids
 
 
-def read_xml_folder(folder: Path, class_names: Sequence[str] = (), on_problem: OnProblem = stop) -> Dataset:
+def read_xml_folder(folder: str | Path, *, class_names: Sequence[str] = (), on_problem: OnProblem = stop) -> Dataset:
     """Read a folder of images, each with an annotation `<name>.xml` in VOC's format.
 
     Args:
@@ -131,7 +132,7 @@ def _read_image(
     for node in tree.iter("object"):
         with ReportTo(on_problem, path):
             objects.append(_read_object(node, labels, height, width))
-    return make_record(image_id, height, width, objects, partial(load_image, image, (height, width)))
+    return make_record(image_id, height, width, objects, partial(load_image, image, expected_size=(height, width)))
 
 
 def _positive_integer(tree: Any, tag: str, path: Path) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 
 from frcnn_jax.data.batches import Sizes, TestBatches
 from frcnn_jax.data.records import Dataset, Record
+from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.metrics import ClassDetections, Curve
 from frcnn_jax.evaluation.pictures import draw_boxes, plot_precision_recall, side_by_side
 from frcnn_jax.evaluation.predict import DetectionOptions, make_predict_step, predict_split
@@ -34,6 +35,9 @@ class Evaluator:
         proposals: `(N, 4)` boxes by image id.
         sizes: How images are resized.
         options: How scores and deltas become detections.
+
+    Raises:
+        InputError: The dataset's classes are not K, or an image has no proposals.
     """
 
     def __init__(
@@ -45,7 +49,9 @@ class Evaluator:
         sizes: Sequence[Sizes],
         options: DetectionOptions = DetectionOptions(),
     ) -> None:
-        self._dataset, self._predict = dataset, make_predict_step(model, options)
+        if len(dataset.class_names) != model.num_classes:
+            raise InputError(f"the dataset has {len(dataset.class_names)} classes, the network {model.num_classes}")
+        self._dataset, self._predict = dataset, make_predict_step(model, options=options)
         self._batches = TestBatches(dataset.records, proposals, sizes, model.pixels, model.spatial_scale)
 
     def __call__(

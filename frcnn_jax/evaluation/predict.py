@@ -6,6 +6,7 @@ Shape letters: B images, R RoIs, K foreground classes, M detections per class, D
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,8 @@ import numpy as np
 from jax import lax
 from tqdm import tqdm
 
-from frcnn_jax.data.batches import TestBatches, prefetch
+from frcnn_jax.data.batches import ROI_MULTIPLE, TestBatches, prefetch
+from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.metrics import ClassDetections
 from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.ops import boxes as box_ops
@@ -32,18 +34,28 @@ class Detections(NamedTuple):
     scores: np.ndarray  # (D,) float32
 
 
-class DetectionOptions(NamedTuple):
+@dataclass(frozen=True)
+class DetectionOptions:
     """How scores and deltas become detections.
 
     Attributes:
-        nms_iou: Non-maximum suppression drops a box whose IoU with a better one of its class exceeds this.
-        candidates: Best-scoring RoIs of each class that enter its suppression, M.
+        nms_iou: Non-maximum suppression drops a box whose IoU with a better one of its class exceeds this; in [0, 1].
+        candidates: Best-scoring RoIs of each class that enter its suppression, M; 1 to 512.
         box_regression: Whether the deltas are applied; RoIs are the boxes otherwise.
+
+    Raises:
+        InputError: A number is out of its range.
     """
 
     nms_iou: float = 0.3
     candidates: int = 100
     box_regression: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.nms_iou <= 1:
+            raise InputError(f"nms_iou must be in [0, 1], got {self.nms_iou}")
+        if not 1 <= self.candidates <= ROI_MULTIPLE:
+            raise InputError(f"candidates must be 1 to {ROI_MULTIPLE}, got {self.candidates}")
 
 
 def decode_and_suppress(
@@ -78,7 +90,7 @@ def decode_and_suppress(
     return jax.vmap(one_image)(scores, deltas, *arguments)
 
 
-def make_predict_step(model: FastRCNN, options: DetectionOptions = DetectionOptions()) -> Callable[..., Predictions]:
+def make_predict_step(model: FastRCNN, *, options: DetectionOptions = DetectionOptions()) -> Callable[..., Predictions]:
     """Return the jitted `predict(variables, batch)`: the network, then `decode_and_suppress`."""
 
     @jax.jit
@@ -141,7 +153,9 @@ def predict_split(
 
     with tqdm(total=len(images), desc="evaluate", unit="image", disable=process > 0) as bar:
         begin = time.perf_counter()
-        for count, (i, batch) in enumerate(zip(images, prefetch(batches, process, stride=processes), strict=True)):
+        for count, (i, batch) in enumerate(
+            zip(images, prefetch(batches, start=process, stride=processes), strict=True)
+        ):
             device = count % len(devices)
             running.append((i, predict(on_device[device], jax.device_put(batch, devices[device]))))
             if len(running) == len(devices):

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from frcnn_jax.errors import InputError
 from frcnn_jax.models.pixels import PixelNorm
 from frcnn_jax.ops._roi_pool import roi_pool
 
@@ -45,6 +46,9 @@ class FastRCNN(nn.Module):
         pool: `(features (B, H', W', C), rois (B, R, 4)) -> (B, R, rows, columns, C)`, RoIs in canvas pixels.
         pixels: How images are normalised before they enter the backbone.
         classifier: "softmax", or "svm" where the logits are the margins of one SVM per class (section 5.4).
+
+    Raises:
+        InputError: An unknown classifier.
     """
 
     backbone: nn.Module
@@ -52,6 +56,11 @@ class FastRCNN(nn.Module):
     pool: Callable[[jax.Array, jax.Array], jax.Array]
     pixels: PixelNorm = PixelNorm()
     classifier: str = "softmax"
+
+    def __post_init__(self) -> None:
+        if self.classifier not in ("softmax", "svm"):
+            raise InputError(f"classifier must be softmax or svm, got {self.classifier!r}")
+        super().__post_init__()
 
     @property
     def num_classes(self) -> int:

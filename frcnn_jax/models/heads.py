@@ -10,25 +10,39 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from frcnn_jax.errors import InputError
+
 
 class FullyConnectedHead(nn.Module):
     """The paper's head: fc6 and fc7, each with ReLU and dropout, then the twin output layers (section 2.1).
 
     Attributes:
-        num_classes: K.
+        num_classes: K, at least 1.
         features: Widths of fc6 and fc7.
         ranks: Each layer's rank where it is factored into two (section 3.1); 0 for one full layer.
         std: Standard deviation of the initial fc6 and fc7, whose biases start at 0.1; None for He's initialisation.
         dropout: Fraction of activations dropped after each layer in training.
         dtype: What the layers compute in; parameters are float32.
+
+    Raises:
+        InputError: `num_classes` is below 1, `dropout` outside [0, 1), or `ranks` are not as many as `features`.
     """
 
     num_classes: int
     features: tuple[int, int] = (4096, 4096)
-    ranks: tuple[int, int] = (0, 0)
+    ranks: tuple[int, ...] = (0, 0)
     std: float | None = 0.005
     dropout: float = 0.5
     dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 1:
+            raise InputError(f"num_classes must be at least 1, got {self.num_classes}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout must be in [0, 1), got {self.dropout}")
+        if len(self.ranks) != len(self.features):
+            raise InputError(f"ranks must be {len(self.features)} numbers, one per layer, got {self.ranks}")
+        super().__post_init__()
 
     @nn.compact
     def __call__(

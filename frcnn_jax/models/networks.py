@@ -55,11 +55,13 @@ class Network(NamedTuple):
             dtype: What it computes in; parameters are float32.
             fc_ranks: Ranks of fc6 and fc7 where truncated SVD factored them, 0 for a full layer; both full where empty.
             classifier: "softmax" or "svm"; see `FastRCNN`.
+
+        Raises:
+            InputError: `num_classes` is below 1, `fc_ranks` are not two, or an unknown classifier.
         """
-        ranks = (fc_ranks[0], fc_ranks[1]) if fc_ranks else (0, 0)
         return FastRCNN(
             LayerBackbone(self.layers, self.spatial_scale, dtype),
-            FullyConnectedHead(num_classes, self.fc, ranks, self.fc_std, self.dropout, dtype),
+            FullyConnectedHead(num_classes, self.fc, tuple(fc_ranks) or (0, 0), self.fc_std, self.dropout, dtype),
             RoIPool(self.roi_size, self.spatial_scale),
             self.pixels,
             classifier,

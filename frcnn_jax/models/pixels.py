@@ -1,29 +1,41 @@
 """How a network wants its pixels: channel order, mean and scale."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
+
+from frcnn_jax.errors import InputError
 
 CAFFE_MEANS = np.array([102.9801, 115.9465, 122.7717])  # BGR, of 0 to 255: the paper's code, for all networks
 
 
-class PixelNorm(NamedTuple):
+@dataclass(frozen=True)
+class PixelNorm:
     """Channel order, and the mean and standard deviation that normalise pixels of 0 to 255.
 
     Attributes:
         order: "RGB" or "BGR".
         mean: Per channel, in `order`; subtracted first.
-        std: Per channel, in `order`.
+        std: Per channel, in `order`; over 0.
+
+    Raises:
+        InputError: An unknown order, or not three finite numbers.
     """
 
     order: str = "BGR"
     mean: tuple[float, float, float] = tuple(CAFFE_MEANS.tolist())
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
+    def __post_init__(self) -> None:
+        if self.order not in ("RGB", "BGR"):
+            raise InputError(f"order must be RGB or BGR, got {self.order!r}")
+        if np.shape(self.mean) != (3,) or not np.isfinite(self.mean).all():
+            raise InputError(f"mean must be three finite numbers, got {self.mean}")
+        if np.shape(self.std) != (3,) or not all(0 < value < np.inf for value in self.std):
+            raise InputError(f"std must be three finite numbers over 0, got {self.std}")
+
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Normalise a `(H, W, 3)` uint8 RGB image to float32 in the network's channel order."""
-        if self.order not in ("RGB", "BGR"):
-            raise ValueError(f"order must be RGB or BGR, got {self.order!r}")
         ordered = image if self.order == "RGB" else image[..., ::-1]
         centred = ordered.astype(np.float32) - np.asarray(self.mean, np.float32)
         return centred if set(self.std) == {1.0} else centred / np.asarray(self.std, np.float32)

@@ -33,7 +33,7 @@ WHERE = {  # by network: where to get ImageNet weights
 }
 
 
-def read_weights(path: Path) -> Arrays:
+def read_weights(path: str | Path) -> Arrays:
     """Read a .npz, .safetensors, .caffemodel, .pth or .h5 file.
 
     .npz and .safetensors files hold canonical arrays or torchvision's VGG16, .pth files torchvision's and .h5 files
@@ -61,12 +61,13 @@ def read_weights(path: Path) -> Arrays:
         raise InputError(f"{path}: not a readable {path.suffix} file of plain arrays ({reason})") from None
 
 
-def write_weights(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_weights(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays by name to a .npz or .safetensors file.
 
     Raises:
         InputError: another suffix, or the package safetensors is missing.
     """
+    path = Path(path)
     if path.suffix == ".npz":
         write_whole(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
     elif path.suffix == ".safetensors":

@@ -71,6 +71,8 @@ def read_proposals(
     Raises:
         InputError: no such file, an unknown kind or version, a malformed file, or one with none of the images.
     """
+    if max_boxes is not None and max_boxes < 1:
+        raise InputError(f"max_boxes must be at least 1, got {max_boxes}")
     arrays: dict[str, np.ndarray] = {}
     origin: dict[str, Path] = {}
     files = _files(source)

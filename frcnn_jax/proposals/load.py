@@ -17,7 +17,7 @@ def load_proposals(
     dataset: Dataset,
     *,
     source: str | Path = "",
-    cache_dir: Path,
+    cache_dir: str | Path,
     mode: str = "fast",
     max_boxes: int = 2000,
     workers: int | None = None,

@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from frcnn_jax.data.problems import OnProblem, ReportTo, stop
+from frcnn_jax.data.records import check_image
 from frcnn_jax.data.workers import end_with_parent
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import write_whole
@@ -45,13 +46,12 @@ def selective_search(image: np.ndarray, *, mode: str = "fast", max_boxes: int = 
         `(N, 4)` float32 boxes (x1, y1, x2, y2), 0-based and inclusive, best ranked first; N may be 0.
 
     Raises:
-        InputError: an unknown mode, or an image of another shape or type.
+        InputError: an unknown mode, `max_boxes` below 1, or an image of another shape or type.
     """
     import cv2
 
-    _check_mode(mode)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise InputError(f"selective search needs a (H, W, 3) uint8 image, got {image.shape} {image.dtype}")
+    _check_options(mode, max_boxes)
+    image = check_image(image)
     search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
     search.setBaseImage(np.ascontiguousarray(image[..., ::-1]))
     if mode == "fast":
@@ -65,9 +65,11 @@ def selective_search(image: np.ndarray, *, mode: str = "fast", max_boxes: int = 
     return np.stack([x, y, x + width - 1, y + height - 1], axis=1).astype(np.float32)
 
 
-def _check_mode(mode: str) -> None:
+def _check_options(mode: str, max_boxes: int) -> None:
     if mode not in MODES:
         raise InputError(f"selective search mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if max_boxes < 1:
+        raise InputError(f"max_boxes must be at least 1, got {max_boxes}")
 
 
 def _entries(cache_dir: Path, mode: str, max_boxes: int) -> Path:
@@ -101,7 +103,7 @@ def cached_selective_search(load: Callable[[], np.ndarray], cache_dir: Path, mod
 def search_images(
     images: Mapping[str, Callable[[], np.ndarray]],
     *,
-    cache_dir: Path,
+    cache_dir: str | Path,
     mode: str = "fast",
     max_boxes: int = 2000,
     workers: int | None = None,
@@ -123,11 +125,12 @@ def search_images(
         `(N, 4)` float32 boxes by image id.
 
     Raises:
-        InputError: an image can't be loaded (unless `on_problem` returns), or a worker process died.
+        InputError: an unknown mode, `max_boxes` below 1, a worker process died, or an image can't be loaded (unless
+            `on_problem` returns).
         OSError: the cache can't be written.
     """
-    _check_mode(mode)
-    cache_dir, workers = cache_dir.absolute(), workers or os.cpu_count() or 1  # a cluster's workers run elsewhere
+    _check_options(mode, max_boxes)
+    cache_dir, workers = Path(cache_dir).absolute(), workers or os.cpu_count() or 1  # a cluster's workers run elsewhere
     _report_other_versions(cache_dir, mode, max_boxes)
     search = partial(cached_selective_search, cache_dir=cache_dir, mode=mode, max_boxes=max_boxes)
     found: dict[str, np.ndarray] = {}

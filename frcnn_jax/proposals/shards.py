@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from frcnn_jax.data.records import check_boxes
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import write_whole
 
@@ -19,7 +20,7 @@ LARGEST_SIDE = 1 << 16  # pixels: boxes are uint16
 _FORMAT, _VERSION = "frcnn_jax proposals", 1
 
 
-def write_proposals(path: Path, proposals: Mapping[str, np.ndarray]) -> None:
+def write_proposals(path: str | Path, proposals: Mapping[str, np.ndarray]) -> None:
     """Write proposals as a shard, atomically.
 
     Args:
@@ -27,12 +28,13 @@ def write_proposals(path: Path, proposals: Mapping[str, np.ndarray]) -> None:
         proposals: by image id, `(N, 4)` boxes; they are rounded to integers.
 
     Raises:
-        InputError: `path` has another suffix, or boxes exceed uint16.
+        InputError: `path` has another suffix, or boxes are not finite `(N, 4)` or exceed uint16.
         OSError: the file can't be written.
     """
+    path = Path(path)
     if path.suffix != ".proposals":
         raise InputError(f"{path}: proposals are written to .proposals files")
-    boxes = [np.rint(boxes).reshape(-1, 4) for boxes in proposals.values()]
+    boxes = [np.rint(check_boxes(own, f"{path}: boxes of image {name!r}")) for name, own in proposals.items()]
     for image_id, array in zip(proposals, boxes, strict=True):
         if not ((array >= 0) & (array < LARGEST_SIDE)).all():
             raise InputError(f"{path}: boxes of image {image_id!r} are not within 0 to {LARGEST_SIDE - 1}")

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from frcnn_jax.data.batches import Batch, Sizes, pad, prepare_image
+from frcnn_jax.data.batches import Batch, Sizes, check_proposals, pad, prepare_image
 from frcnn_jax.data.records import Record
+from frcnn_jax.errors import InputError
 from frcnn_jax.models.pixels import PixelNorm
 from frcnn_jax.ops import boxes as box_ops
 from frcnn_jax.training.sampling import assign, sample
@@ -47,6 +48,10 @@ class TrainingBatches:
         flip: Whether mirrored images double the set.
         seed: Of all random draws.
         process: This process's number and how many there are; each makes its share of every batch.
+
+    Raises:
+        InputError: There is no record or size, a record has no proposals, a number is below 1, or `box_stats` has too
+            few classes.
     """
 
     records: Sequence[Record]
@@ -63,6 +68,19 @@ class TrainingBatches:
     flip: bool = True
     seed: int = 0
     process: tuple[int, int] = (0, 1)
+
+    def __post_init__(self) -> None:
+        check_proposals(self.records, self.proposals)
+        for name in ("records", "sizes"):
+            if not len(getattr(self, name)):
+                raise InputError(f"{name} must hold at least one")
+        for name in ("steps", "images_per_batch", "rois_per_image"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        outputs = max((int(label) for record in self.records for label in record.labels), default=0) + 1
+        shapes = [np.shape(self.box_stats[name]) for name in ("mean", "std")]
+        if any(len(shape) != 2 or shape[0] < outputs or shape[1] != 4 for shape in shapes):
+            raise InputError(f"box_stats must be (K + 1, 4) with K of at least {outputs - 1}, got {shapes}")
 
     def __len__(self) -> int:
         return self.steps
@@ -121,7 +139,7 @@ class TrainingBatches:
             fg_iou=self.fg_iou,
             bg_iou=self.bg_iou,
         )
-        batch = prepare_image(image, entry.size, self.pixels)
+        batch = prepare_image(image, size=entry.size, pixels=self.pixels)
         foreground = drawn.labels[:, None] > 0
         normalised = (drawn.deltas - self.box_stats["mean"][drawn.labels]) / self.box_stats["std"][drawn.labels]
         batch["rois"] = pad(box_ops.scale(drawn.rois, batch["scale"]), self.rois_per_image)

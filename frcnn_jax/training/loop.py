@@ -91,7 +91,7 @@ def train(
         tqdm(total=last, initial=start, desc="train", unit="step", smoothing=0.05, disable=out != workdir) as bar,
         defer_signals() as stopped,
         _Profile(schedule.profile, last, out, bar) as profile,
-        contextlib.closing(prefetch(batches, start, workers=data_workers)) as made,
+        contextlib.closing(prefetch(batches, start=start, workers=data_workers)) as made,
     ):
         rows = _MetricRows(log, bar, schedule.log_every, batches.images_per_batch, learning_rate)
         run = _Run(workdir, checkpoints, rows, score, start)

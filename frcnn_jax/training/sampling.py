@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from frcnn_jax.data.records import check_boxes, check_labels
+from frcnn_jax.errors import InputError
 from frcnn_jax.ops import boxes as box_ops
 
 
@@ -30,8 +32,13 @@ def assign(proposals: np.ndarray, gt_boxes: np.ndarray, gt_labels: np.ndarray) -
 
     Returns:
         Targets of the G + N boxes.
+
+    Raises:
+        ValueError: boxes are not finite `(N, 4)` numbers, or labels not `(G,)` integers of at least 1.
     """
-    rois = np.concatenate([gt_boxes, proposals]).astype(np.float32)
+    gt_boxes = check_boxes(gt_boxes, "gt_boxes")
+    gt_labels = check_labels(gt_labels, gt_boxes, "gt_labels")
+    rois = np.concatenate([gt_boxes, check_boxes(proposals, "proposals")])
     if not len(gt_boxes):
         nothing = np.zeros(len(rois), np.float32)
         return RoITargets(rois, nothing.astype(np.int32), np.zeros_like(rois), nothing)
@@ -40,6 +47,13 @@ def assign(proposals: np.ndarray, gt_boxes: np.ndarray, gt_labels: np.ndarray) -
     labels = np.where(overlap > 0, gt_labels[best], 0).astype(np.int32)
     deltas = np.where(overlap[:, None] > 0, box_ops.encode(rois, gt_boxes[best]), 0).astype(np.float32)
     return RoITargets(rois, labels, deltas, overlap)
+
+
+def _check_targets(targets: RoITargets) -> None:
+    shapes = [np.shape(field) for field in targets]
+    count = shapes[1][:1]
+    if shapes != [(*count, 4), count, (*count, 4), count]:
+        raise InputError(f"expected rois (N, 4), labels (N,), deltas (N, 4) and overlaps (N,), got {shapes}")
 
 
 def sample(
@@ -63,7 +77,13 @@ def sample(
 
     Returns:
         The RoIs drawn; labels and deltas of background are 0.
+
+    Raises:
+        InputError: a number is out of its range, or the fields of `targets` differ in length.
     """
+    _check_targets(targets)
+    if count < 0 or not 0 <= fg_fraction <= 1:
+        raise InputError(f"expected count >= 0 and fg_fraction in [0, 1], got {count} and {fg_fraction}")
     (fg,) = np.nonzero(targets.overlaps >= fg_iou)
     (bg,) = np.nonzero((targets.overlaps >= bg_iou[0]) & (targets.overlaps < bg_iou[1]))
     fg = rng.permutation(fg)[: round(count * fg_fraction)]
@@ -75,7 +95,7 @@ def sample(
 
 
 def target_statistics(
-    targets: Iterable[RoITargets], num_classes: int, *, fg_iou: float = 0.5, flip: bool = True
+    targets: Iterable[RoITargets], *, num_classes: int, fg_iou: float = 0.5, flip: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and standard deviation of each class's regression targets, in one pass over the images.
 
@@ -88,10 +108,16 @@ def target_statistics(
     Returns:
         mean: `(K + 1, 4)` float32; 0 for background and classes without boxes.
         std: `(K + 1, 4)` float32; 1 for background, classes without boxes and coordinates that do not vary.
+
+    Raises:
+        InputError: a label exceeds K, or the fields of an image's targets differ in length.
     """
     count = np.zeros((num_classes + 1, 1))
     total, squares = np.zeros((2, num_classes + 1, 4))
     for image in targets:
+        _check_targets(image)
+        if (largest := image.labels.max(initial=0)) > num_classes:
+            raise InputError(f"labels must be at most {num_classes}, got {largest}")
         fg = image.overlaps >= fg_iou
         deltas = image.deltas[fg].astype(np.float64)
         np.add.at(count, image.labels[fg], 1)

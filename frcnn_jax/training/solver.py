@@ -5,6 +5,7 @@
 The rate is inside the momentum buffer: `optax.sgd`, which applies it outside, differs after each change of rate.
 """
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,6 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+
+from frcnn_jax.errors import InputError
 
 BIAS_RATE = 2.0  # the multiplier of biases
 
@@ -43,11 +46,23 @@ def step_schedule(
         drops: steps from which on the rate is multiplied by `factor`.
         factor: the multiplier at each drop.
         warmup_steps: steps over which the rate rises linearly, from 1 / (warmup_steps + 1) of itself.
+
+    Raises:
+        InputError: a number is negative or not finite.
     """
+    _check_not_negative(learning_rate=learning_rate, factor=factor, warmup_steps=warmup_steps)
+    for step in drops:
+        _check_not_negative(drops=step)
     steps = optax.piecewise_constant_schedule(learning_rate, {int(step): factor for step in drops})
     if not warmup_steps:
         return steps
     return lambda count: steps(count) * jnp.minimum((count + 1) / (warmup_steps + 1), 1)
+
+
+def _check_not_negative(**numbers: float) -> None:
+    for name, value in numbers.items():
+        if not 0 <= value < math.inf:
+            raise InputError(f"{name} must be finite and at least 0, got {value}")
 
 
 def caffe_sgd(
@@ -59,7 +74,13 @@ def caffe_sgd(
         schedule: the learning rate by step.
         momentum, weight_decay: as in the formula.
         decay_biases: whether biases, the leaves named "bias", decay too. The paper says so; its code does not.
+
+    Raises:
+        InputError: `momentum` is outside [0, 1], or `weight_decay` negative.
     """
+    _check_not_negative(momentum=momentum, weight_decay=weight_decay)
+    if momentum > 1:
+        raise InputError(f"momentum must be at most 1, got {momentum}")
 
     def is_bias(params):
         return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "bias", params)

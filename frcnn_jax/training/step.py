@@ -15,10 +15,12 @@ import optax
 from jax import lax
 
 from frcnn_jax.data.batches import Batch
+from frcnn_jax.errors import InputError
 from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.training.losses import box_loss
 
 AXIS = "device"
+FIELDS = ("image", "image_size", "rois", "roi_mask", "labels", "box_targets", "index")  # of a batch, read by a step
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -56,7 +58,13 @@ def create_state(
         frozen: Names of layers that get no gradient and no momentum.
         step: Steps taken so far.
         opt_state: The optimizer's state; a fresh one where None.
+
+    Raises:
+        InputError: A frozen layer is not among those of `variables`; the text lists these.
     """
+    names = [name for layers in variables["params"].values() for name in layers]
+    if unknown := set(frozen).difference(names):
+        raise InputError(f"no layers {', '.join(sorted(unknown))} to freeze; the layers are {', '.join(names)}")
     trained, fixed = (
         {
             part: {name: layer for name, layer in layers.items() if (name in frozen) == is_frozen}
@@ -98,7 +106,11 @@ def train_step(
     Returns:
         The next state and the metrics "loss", "loss_cls", "loss_box", "foreground" (fraction of RoIs) and
         "gradient_norm".
+
+    Raises:
+        InputError: The batch lacks a field or one has another shape, or can't be split into `accumulate` parts.
     """
+    _check_batch(batch, accumulate)
     rois = _mean_over_devices(batch["roi_mask"].sum().astype(jnp.float32), axis_name)
     rois = jnp.maximum(rois, 1 / 64)  # no RoI at all: losses of 0
 
@@ -130,6 +142,19 @@ def train_step(
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
+def _check_batch(batch: Mapping[str, jax.Array], parts: int) -> None:
+    if missing := [name for name in FIELDS if name not in batch]:
+        raise InputError(f"the batch lacks {', '.join(missing)}")
+    images = len(batch["image"])
+    lead = (images, *batch["rois"].shape[-2:-1])
+    shapes = ((images, 2), (*lead, 4), lead, lead, (*lead, 4), (images,))
+    for name, expected in zip(FIELDS[1:], shapes, strict=True):
+        if batch[name].shape != expected:
+            raise InputError(f"the batch's {name} must be {expected}, got {batch[name].shape}")
+    if parts < 1 or images % parts:
+        raise InputError(f"accumulate must divide a device's {images} images, got {parts}")
+
+
 def _mean_over_devices(tree: Any, axis_name: str) -> Any:
     """`lax.pmean`, skipped for a single device, where XLA on CPU would still copy every gradient."""
     return tree if lax.axis_size(axis_name) == 1 else lax.pmean(tree, axis_name)
@@ -139,8 +164,9 @@ def make_train_step(
     model: FastRCNN,
     optimizer: optax.GradientTransformation,
     *,
+    box_loss_weight: float = 1.0,
+    accumulate: int = 1,
     devices: Sequence[jax.Device] | None = None,
-    **options: Any,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Return `train_step` mapped over devices by `jax.pmap`.
 
@@ -150,20 +176,26 @@ def make_train_step(
     Args:
         model: The network.
         optimizer: As in `create_state`.
+        box_loss_weight: As in `train_step`.
+        accumulate: As in `train_step`.
         devices: All local ones where None.
-        **options: `box_loss_weight` and `accumulate` of `train_step`.
+
+    Raises:
+        InputError: By the returned function: its batch can't be split over the devices, or see `train_step`.
     """
-    step = partial(train_step, model=model, optimizer=optimizer, **options)
+    step = partial(train_step, model=model, optimizer=optimizer, box_loss_weight=box_loss_weight, accumulate=accumulate)
     mapped = jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0, devices=devices)
     count = len(devices) if devices else jax.local_device_count()
 
-    def spread(value):
-        return value.reshape(count, -1, *value.shape[1:])
+    def step_fn(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        if len(batch["image"]) % count:
+            raise InputError(f"a batch must be a multiple of {count} images, one or more per device")
+        return mapped(state, jax.tree.map(lambda value: value.reshape(count, -1, *value.shape[1:]), batch), key)
 
-    return lambda state, batch, key: mapped(state, jax.tree.map(spread, batch), key)
+    return step_fn
 
 
-def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
+def replicate(tree: Any, *, devices: Sequence[jax.Device] | None = None) -> Any:
     """Place a tree on all devices, local ones where None, as the mapped step returns it: it compiles only once."""
     mesh = jax.sharding.Mesh(np.array(devices or jax.local_devices()), (AXIS,))
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))

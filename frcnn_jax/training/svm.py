@@ -190,7 +190,7 @@ def train_svms(
         spatial_scale: float | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Boxes and their features per image."""
-        batches = prefetch(TestBatches(records, boxes, [size], model.pixels, spatial_scale), start)
+        batches = prefetch(TestBatches(records, boxes, [size], model.pixels, spatial_scale), start=start)
         for batch in tqdm(batches, desc=title, unit="image", total=len(records), initial=start, smoothing=0.05):
             mask = batch["roi_mask"][0]
             yield batch["rois"][0, mask] / batch["scale"], jax.device_get(step(variables, batch))[0, mask]

@@ -21,7 +21,7 @@ def test_reads_by_hand(tmp_path):
             annotation(4, bbox=(-0.5, 20, 51, 20.5)),
         ],
     )
-    dataset = read_coco(path, tmp_path)
+    dataset = read_coco(path, image_dir=tmp_path)
     assert dataset.class_names == ("dog", "cat")
     (record,) = dataset.records
     assert (record.image_id, record.height, record.width) == ("7", 40, 50)
@@ -30,7 +30,12 @@ def test_reads_by_hand(tmp_path):
     np.testing.assert_array_equal(record.labels, [1, 2, 1, 1])
     np.testing.assert_array_equal(record.difficult, [False, True, False, False])
     assert record.load().shape == (40, 50, 3)
-    assert list(read_coco(path, tmp_path, ["cat", "cow", "dog"]).records[0].labels) == [3, 1, 3, 3]
+    assert list(read_coco(path, image_dir=tmp_path, class_names=["cat", "cow", "dog"]).records[0].labels) == [
+        3,
+        1,
+        3,
+        3,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -48,9 +53,9 @@ def test_reads_by_hand(tmp_path):
 def test_names_the_image_and_the_box(tmp_path, bad, text):
     path = write_coco(tmp_path, [bad, annotation(2)])
     with pytest.raises(InputError, match=text):
-        read_coco(path, tmp_path)
+        read_coco(path, image_dir=tmp_path)
     problems = []
-    (record,) = read_coco(path, tmp_path, on_problem=problems.append).records
+    (record,) = read_coco(path, image_dir=tmp_path, on_problem=problems.append).records
     assert len(record.boxes) == len(problems) == 1
 
 
@@ -69,22 +74,22 @@ def test_names_the_image_and_the_box(tmp_path, bad, text):
 def test_names_the_image(tmp_path, image, text):
     path = write_coco(tmp_path, [annotation()], images=[image])
     with pytest.raises(InputError, match=text):
-        read_coco(path, tmp_path)
-    assert read_coco(path, tmp_path, on_problem=lambda problem: None).records == []
+        read_coco(path, image_dir=tmp_path)
+    assert read_coco(path, image_dir=tmp_path, on_problem=lambda problem: None).records == []
 
 
 def test_a_repeated_image(tmp_path):
     image = {"id": 7, "file_name": "a.jpg", "width": 50, "height": 40}
     with pytest.raises(InputError, match="image '7' is listed twice"):
-        read_coco(write_coco(tmp_path, [], images=[image, image]), tmp_path)
+        read_coco(write_coco(tmp_path, [], images=[image, image]), image_dir=tmp_path)
 
 
 def test_a_repeated_annotation(tmp_path):
     path = write_coco(tmp_path, [annotation(5), annotation(5), annotation(None), annotation(None)])
     with pytest.raises(InputError, match=r"instances\.json: annotation 1: its id 5 is used twice"):
-        read_coco(path, tmp_path)
+        read_coco(path, image_dir=tmp_path)
     problems = []
-    (record,) = read_coco(path, tmp_path, on_problem=problems.append).records
+    (record,) = read_coco(path, image_dir=tmp_path, on_problem=problems.append).records
     assert (len(record.boxes), len(problems)) == (3, 1)
 
 
@@ -109,13 +114,13 @@ def test_any_other_json_is_one_problem(tmp_path_factory, value, field):
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, field: value} if field else value))
     with contextlib.suppress(InputError):
-        read_coco(path, folder)
+        read_coco(path, image_dir=folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"[]", b"\xff\xfe", b"{}"])
 def test_no_instances_file(tmp_path, content):
     (tmp_path / "i.json").write_bytes(content)
     with pytest.raises(InputError, match=r"i\.json: not a (COCO instances|JSON) file"):
-        read_coco(tmp_path / "i.json", tmp_path)
+        read_coco(tmp_path / "i.json", image_dir=tmp_path)
     with pytest.raises(InputError, match=r"none\.json: no such file"):
-        read_coco(tmp_path / "none.json", tmp_path)
+        read_coco(tmp_path / "none.json", image_dir=tmp_path)

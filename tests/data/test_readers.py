@@ -21,12 +21,12 @@ def coco(tmp_path):
 
 def test_reads_or_skips_a_problem(coco, capsys):
     with pytest.raises(InputError, match=r"annotation 3: bbox \[60"):
-        read_split("coco", "train", folder=coco)
+        read_split("coco", split="train", folder=coco)
     with pytest.raises(InputError, match=r"annotation 3"), problem_handler("stop", "train split") as on_problem:
-        read_split("coco", "train", folder=coco, on_problem=on_problem)
+        read_split("coco", split="train", folder=coco, on_problem=on_problem)
     assert not capsys.readouterr().err
     with problem_handler("skip", "train split") as on_problem:
-        (record,) = read_split("coco", "train", folder=coco, on_problem=on_problem).records
+        (record,) = read_split("coco", split="train", folder=coco, on_problem=on_problem).records
     assert list(record.difficult) == [False, True]
     said = capsys.readouterr().err
     assert said.startswith("train split: skipped 1 objects, boxes or images; the first: ")
@@ -38,7 +38,7 @@ def test_reads_or_skips_a_problem(coco, capsys):
 
 def test_without_difficult_objects_there_are_no_crowds(coco):
     (record,) = read_split(
-        "coco", "train", folder=coco, include_difficult=False, on_problem=lambda problem: None
+        "coco", split="train", folder=coco, include_difficult=False, on_problem=lambda problem: None
     ).records
     assert len(record.boxes) == 1
 
@@ -47,7 +47,7 @@ def test_an_unknown_dataset_lists_the_choices():
     with pytest.raises(
         InputError, match="dataset must be one of synthetic, voc, xml, coco, tfds:voc/2007, tfds:voc/2012, got 'kitti'"
     ):
-        read_split("kitti", "val")
+        read_split("kitti", split="val")
 
 
 @pytest.mark.parametrize(
@@ -55,28 +55,28 @@ def test_an_unknown_dataset_lists_the_choices():
 )
 def test_a_missing_folder_names_the_option(dataset, option):
     with pytest.raises(InputError, match=rf"dataset '{dataset}' needs --config\.{option}"):
-        read_split(dataset, "val")
+        read_split(dataset, split="val")
 
 
 def test_an_empty_split_names_the_first_problem(coco):
     problems = []
     (coco / "train" / "a.jpg").unlink()
     with pytest.raises(InputError, match=r"the split 'train' has no images; first problem: .*a\.jpg: no such image"):
-        read_split("coco", "train", folder=coco, on_problem=problems.append)
+        read_split("coco", split="train", folder=coco, on_problem=problems.append)
     assert len(problems) == 1
     write_coco(coco, [], categories=[]).rename(coco / "annotations" / "instances_val.json")
     with pytest.raises(InputError, match="the split 'val' has no classes"):
-        read_split("coco", "val", folder=coco, on_problem=problems.append)
+        read_split("coco", split="val", folder=coco, on_problem=problems.append)
 
 
 def test_the_classes_must_be_those_of_the_dataset():
     for names in ((), CLASS_NAMES, list(CLASS_NAMES)):
-        found = read_split("synthetic", "val", images=2, class_names=names)
-        expected = read_synthetic("val", 2)
+        found = read_split("synthetic", split="val", images=2, class_names=names)
+        expected = read_synthetic(split="val", images=2)
         assert found.class_names == expected.class_names
         np.testing.assert_array_equal(found.records[1].boxes, expected.records[1].boxes)
     with pytest.raises(InputError, match=r"synthetic has the classes striped, .*; leave class_names empty"):
-        read_split("synthetic", "val", images=2, class_names=("cat",))
+        read_split("synthetic", split="val", images=2, class_names=("cat",))
 
 
 def test_a_new_format_is_one_row(monkeypatch):
@@ -85,8 +85,8 @@ def test_a_new_format_is_one_row(monkeypatch):
 
     def read(source):
         given.append(source)
-        return Dataset(("cat",), read_synthetic("val", 1).records)
+        return Dataset(("cat",), read_synthetic(split="val", images=1).records)
 
     monkeypatch.setitem(FORMATS, "new", FORMATS["synthetic"]._replace(read=read))
-    assert read_split("new", "a split", year=2012, images=7, class_names=("cat",)).class_names == ("cat",)
+    assert read_split("new", split="a split", year=2012, images=7, class_names=("cat",)).class_names == ("cat",)
     assert given[0][:5] == ("a split", None, 2012, 7, ("cat",))

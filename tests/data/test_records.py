@@ -32,7 +32,7 @@ def write_voc(root, objects, *, size=(50, 40), image_id="000001"):
 
 def test_reads_the_devkit(tmp_path):
     root = write_voc(tmp_path, [voc_object(), voc_object("cat", (2, 3, 10, 20), 1)])
-    dataset = read_voc(root, 2007, "train")
+    dataset = read_voc(root, split="train")
     (record,) = dataset.records
     assert (record.image_id, record.height, record.width) == ("000001", 40, 50)
     np.testing.assert_array_equal(record.boxes, [[0, 0, 49, 39], [1, 2, 9, 19]])
@@ -44,7 +44,7 @@ def test_reads_the_devkit(tmp_path):
 
 def test_without_difficult(tmp_path):
     objects = [voc_object(), voc_object("cat", (5, 6, 20, 30), difficult=1), voc_object("cow", (2, 2, 9, 9))]
-    dataset = without_difficult(read_voc(write_voc(tmp_path, objects), 2007, "train"))
+    dataset = without_difficult(read_voc(write_voc(tmp_path, objects), split="train"))
     (record,) = dataset.records
     np.testing.assert_array_equal(record.labels, [12, 10])
     np.testing.assert_array_equal(record.boxes, [[0, 0, 49, 39], [1, 1, 8, 8]])
@@ -52,12 +52,12 @@ def test_without_difficult(tmp_path):
 
 
 def test_an_image_without_objects_is_a_record(tmp_path):
-    (record,) = read_voc(write_voc(tmp_path, []), 2007, "train").records
+    (record,) = read_voc(write_voc(tmp_path, []), split="train").records
     assert record.boxes.shape == (0, 4)
 
 
 def test_counts_of_the_real_set(shared):
-    records = read_voc(shared / "voc" / "VOCdevkit", 2007, "train").records
+    records = read_voc(shared / "voc" / "VOCdevkit", split="train").records
     assert len(records) == 2500
     assert sum(len(r.labels) for r in records) == 7843
     assert sum(r.difficult.sum() for r in records) == 1543
@@ -79,7 +79,7 @@ def test_counts_of_the_real_set(shared):
 )
 def test_names_the_file_and_the_box(tmp_path, bad, text):
     with pytest.raises(InputError, match=text):
-        read_voc(write_voc(tmp_path, [bad]), 2007, "train")
+        read_voc(write_voc(tmp_path, [bad]), split="train")
 
 
 def test_an_xml_bomb_is_refused(tmp_path):
@@ -87,7 +87,7 @@ def test_an_xml_bomb_is_refused(tmp_path):
     bomb = '<!DOCTYPE a [<!ENTITY b "bb">]><annotation>&b;</annotation>'
     (root / "VOC2007/Annotations/000001.xml").write_text(bomb)
     with pytest.raises(InputError, match=r"000001\.xml"):
-        read_voc(root, 2007, "train")
+        read_voc(root, split="train")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_names_what_is_missing(tmp_path, lost, text):
     root = write_voc(tmp_path, [])
     (root / "VOC2007" / lost).unlink()
     with pytest.raises(InputError, match=text):
-        read_voc(root, 2007, "train")
+        read_voc(root, split="train")
 
 
 def test_load_image_applies_the_exif_orientation(tmp_path):
@@ -123,7 +123,7 @@ def test_load_image_errors(tmp_path, monkeypatch):
         with pytest.raises(InputError, match=f"{name}.jpg: {text}"):
             load_image(tmp_path / f"{name}.jpg")
     with pytest.raises(InputError, match=r"annotated as \(9, 8\).*\(99, 99\)"):
-        load_image(whole, (9, 8))
+        load_image(whole, expected_size=(9, 8))
     monkeypatch.setattr("frcnn_jax.data.records.MAX_PIXELS", 100)
     with pytest.raises(InputError, match="99 x 99 pixels, expected at most 100"):
         load_image(whole)
@@ -140,13 +140,13 @@ def test_unions_of_years_and_splits(tmp_path):
         else:
             (tmp_path / "VOC2007").rename(tmp_path / "VOC2007-kept")
     (tmp_path / "VOC2007-kept").rename(tmp_path / "VOC2007")
-    dataset = read_voc(tmp_path, 2007, "train+2012_train")
+    dataset = read_voc(tmp_path, split="train+2012_train")
     assert [record.image_id for record in dataset.records] == ["000001", "2008_000003"]
-    assert [r.image_id for r in read_voc(tmp_path, 2007, "2012_train").records] == ["2008_000003"]
+    assert [r.image_id for r in read_voc(tmp_path, split="2012_train").records] == ["2008_000003"]
     with pytest.raises(InputError, match="image '000001' is listed twice"):
-        read_voc(tmp_path, 2007, "train+2007_train")
+        read_voc(tmp_path, split="train+2007_train")
     with pytest.raises(InputError, match=r"VOC2012/ImageSets/Main/test.txt: no such split file; its folder has train"):
-        read_voc(tmp_path, 2007, "train+2012_test")
+        read_voc(tmp_path, split="train+2012_test")
 
 
 def test_skips_the_object_or_the_image(tmp_path):
@@ -154,7 +154,7 @@ def test_skips_the_object_or_the_image(tmp_path):
     root = write_voc(tmp_path, objects)
     (root / "VOC2007/ImageSets/Main/train.txt").write_text("000001\n000002\n000001\n../../x\n")
     problems = []
-    dataset = read_voc(root, 2007, "train", on_problem=problems.append)
+    dataset = read_voc(root, split="train", on_problem=problems.append)
     (record,) = dataset.records
     np.testing.assert_array_equal(record.labels, [10])
     texts = ["unicorn", "box of 'dog' (9, 9, 2, 2)", "000002.jpg: no such image", "listed twice", "lies outside"]
@@ -174,7 +174,7 @@ def test_a_folder_of_images_and_xml(tmp_path):
     np.testing.assert_array_equal(record.labels, [2, 1])
     assert record.load().shape == (40, 50, 3)
     with pytest.raises(InputError, match="unknown class 'zebra'; the classes are ant"):
-        read_xml_folder(tmp_path / "own", ["ant"])
+        read_xml_folder(tmp_path / "own", class_names=["ant"])
     Image.new("RGB", (3, 3)).save(tmp_path / "own/b.png")
     with pytest.raises(InputError, match=r"b\.png: its annotation b\.xml is missing"):
         read_xml_folder(tmp_path / "own")
@@ -200,7 +200,7 @@ def test_an_unreadable_file_is_one_problem(tmp_path):
     (root / "Annotations/000002.xml").mkdir()
     Image.new("RGB", (50, 40)).save(root / "JPEGImages/000002.jpg")
     problems = []
-    (record,) = read_voc(tmp_path, 2007, "train", on_problem=problems.append).records
+    (record,) = read_voc(tmp_path, split="train", on_problem=problems.append).records
     assert record.image_id == "000001"
     for problem, text in zip(problems, ("x.jpg: can't be read (File name", "000002.xml: can't be read"), strict=True):
         assert text in str(problem)
@@ -217,7 +217,7 @@ def test_a_malformed_xml_is_one_problem(tmp_path_factory, text, raw):
     for content in (raw, text.encode(), f"<annotation>{text}</annotation>".encode()):
         (root / "VOC2007/Annotations/000001.xml").write_bytes(content)
         with pytest.raises(InputError, match=r"000001\.xml"):
-            read_voc(root, 2007, "train")
+            read_voc(root, split="train")
 
 
 @pytest.mark.parametrize("mode", ["L", "I;16", "CMYK", "RGBA", "P"])
@@ -237,8 +237,8 @@ def test_load_image_keeps_the_stored_orientation_if_annotated_so(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("L", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
-    assert load_image(tmp_path / "a.jpg", (20, 30)).shape == (20, 30, 3)
-    assert load_image(tmp_path / "a.jpg", (30, 20)).shape == (30, 20, 3)
+    assert load_image(tmp_path / "a.jpg", expected_size=(20, 30)).shape == (20, 30, 3)
+    assert load_image(tmp_path / "a.jpg", expected_size=(30, 20)).shape == (30, 20, 3)
 
 
 def test_pixels_of_32_bits_are_refused(tmp_path):

@@ -47,7 +47,7 @@ def test_scenes_are_as_promised():
 
 
 def test_records_match_what_they_load():
-    (record, *_) = read_synthetic("val", 3).records
+    (record, *_) = read_synthetic(split="val", images=3).records
     scene = draw_scene(0, "val", 0)
     np.testing.assert_array_equal(record.load(), scene.image)
     np.testing.assert_array_equal(record.boxes, scene.boxes)
@@ -55,12 +55,12 @@ def test_records_match_what_they_load():
 
 def test_an_empty_split_is_an_error():
     with pytest.raises(InputError, match="at least 1 image, got 0"):
-        read_synthetic("val", 0)
+        read_synthetic(split="val", images=0)
 
 
 def test_another_split_is_an_error():
     with pytest.raises(InputError, match="the synthetic dataset has the splits train, val, test, got 'trian'"):
-        read_synthetic("trian", 3)
+        read_synthetic(split="trian", images=3)
 
 
 @pytest.mark.nightly
@@ -76,7 +76,7 @@ def test_colour_and_size_do_not_solve_it(tmp_path):
             )
         return np.array(rows)
 
-    splits = {name: read_synthetic(name, count) for name, count in (("train", 150), ("val", 60))}
+    splits = {name: read_synthetic(split=name, images=count) for name, count in (("train", 150), ("val", 60))}
     proposals = {
         name: search_images({r.image_id: r.load for r in split.records}, cache_dir=tmp_path)
         for name, split in splits.items()

@@ -62,8 +62,10 @@ def test_boxes_come_back_to_the_pixel(devkit, packed, tmp_path):
             archive.add(devkit, "VOCdevkit")
     done = prepare(source, "--year", 2007, "--data-dir", tmp_path)
     assert done.returncode == 0, done.stderr
-    found = {record.image_id: record for record in read_tfds("voc/2007", "train+validation", tmp_path).records}
-    expected = [record for split in ("train", "val") for record in read_voc(devkit, 2007, split).records]
+    found = {
+        record.image_id: record for record in read_tfds("voc/2007", split="train+validation", data_dir=tmp_path).records
+    }
+    expected = [record for split in ("train", "val") for record in read_voc(devkit, split=split).records]
     assert found.keys() == {record.image_id for record in expected}
     for record in expected:
         other = found[record.image_id]
@@ -72,9 +74,9 @@ def test_boxes_come_back_to_the_pixel(devkit, packed, tmp_path):
             np.testing.assert_array_equal(getattr(other, name), getattr(record, name))
             assert getattr(other, name).dtype == getattr(record, name).dtype
         np.testing.assert_array_equal(pickle.loads(pickle.dumps(other)).load(), record.load())
-    assert len(read_tfds("voc/2007", "train[:2]", tmp_path).records) == 2
+    assert len(read_tfds("voc/2007", split="train[:2]", data_dir=tmp_path).records) == 2
     with pytest.raises(InputError, match=r"can't read the split 'test'"):
-        read_tfds("voc/2007", "test", tmp_path)
+        read_tfds("voc/2007", split="test", data_dir=tmp_path)
     code = f"import sys; from frcnn_jax.data.tfds import read_tfds; from pathlib import Path; print(len(read_tfds('voc/2007', 'train', Path({str(tmp_path)!r})).records), 'tensorflow' in sys.modules)"  # noqa: E501
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "3 False\n"
 
@@ -93,9 +95,9 @@ def test_a_source_that_cannot_be_prepared_is_one_line(tmp_path):
 
 def test_missing_data_and_packages(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"voc/2007: nothing prepared here; scripts/prepare_voc.py"):
-        read_tfds("voc/2007", "train", tmp_path)
+        read_tfds("voc/2007", split="train", data_dir=tmp_path)
     with pytest.raises(InputError, match=r"name must be voc/2007 or voc/2012, got 'coco/2017'"):
-        read_tfds("coco/2017", "train", tmp_path)
+        read_tfds("coco/2017", split="train", data_dir=tmp_path)
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(InputError, match="preparing needs TensorFlow"):
         prepare_tfds(tmp_path, 2007, tmp_path)

@@ -13,7 +13,7 @@ from frcnn_jax.evaluation.scores import score
 
 def test_results_and_ground_truth_by_hand(tmp_path):
     path = write_coco(tmp_path, [annotation(bbox=(1, 2, 10, 20)), annotation(2, category_id=9, iscrowd=1)])
-    dataset = read_coco(path, tmp_path)
+    dataset = read_coco(path, image_dir=tmp_path)
     truth = coco_ground_truth(dataset)
     assert [a["bbox"] for a in truth["annotations"]] == [[1, 2, 10, 20], [0, 0, 10, 20]]
     assert [(a["category_id"], a["iscrowd"], a["area"]) for a in truth["annotations"]] == [(1, 0, 200), (2, 1, 200)]
@@ -80,7 +80,7 @@ def test_annotations_need_no_area():
 def test_agrees_with_the_area_rule(shared):
     """pycocotools takes the mean precision at 101 recalls, we the exact area; crowds and difficult objects are treated
     alike. What remains are steps of the curve between two recalls, at most 1/101 of AP each way."""
-    dataset = read_voc(shared / "voc" / "VOCdevkit", 2007, "val")
+    dataset = read_voc(shared / "voc" / "VOCdevkit", split="val")
     detections = read_comp4(shared / "oracles" / "voc_eval", dataset, year=2007, split="val")
     results, _ = score(detections, dataset, metric="area")
     images, labels = range(1, len(dataset.records) + 1), range(1, len(dataset.class_names) + 1)

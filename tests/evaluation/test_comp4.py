@@ -94,7 +94,7 @@ def test_comp4_of_an_image_whose_name_is_no_utf8(tmp_path):
 
 
 def test_comp4_comes_back_with_its_scores(shared, tmp_path):
-    dataset = read_voc(shared / "voc" / "VOCdevkit", 2007, "val")
+    dataset = read_voc(shared / "voc" / "VOCdevkit", split="val")
     detections = read_comp4(shared / "oracles" / "voc_eval", dataset, year=2007, split="val")
     write_comp4(tmp_path, detections, dataset, year=2007, split="val")
     back = read_comp4(tmp_path, dataset, year=2007, split="val")

@@ -31,7 +31,7 @@ def curve(scores, boxes, images, gt_boxes, difficult=None):
 
 @pytest.mark.parametrize("metric", ["voc07_11point", "area"])
 def test_agrees_with_the_reference_evaluation(shared, metric):
-    dataset = read_voc(shared / "voc" / "VOCdevkit", 2007, "val")
+    dataset = read_voc(shared / "voc" / "VOCdevkit", split="val")
     detections = read_comp4(shared / "oracles" / "voc_eval", dataset, year=2007, split="val")
     results, _ = score(detections, dataset, metric=metric)
     expected = json.loads((shared / "oracles" / "voc_eval" / "expected.json").read_text())[metric]

@@ -127,7 +127,7 @@ def test_a_pyramid_equals_each_scale_by_itself(model_and_variables, rng):
             np.testing.assert_allclose(a[0, :60][level == i], b[0, :60][level == i], rtol=1e-4, atol=1e-5)
 
     # without box regression the boxes of the step are the RoIs, whatever their scale
-    boxes, _, valid = make_predict_step(model, DetectionOptions(box_regression=False))(variables, batch)
+    boxes, _, valid = make_predict_step(model, options=DetectionOptions(box_regression=False))(variables, batch)
     found = np.asarray(boxes[0])[np.asarray(valid[0])]
     assert len(found) > 10
     assert np.abs(found[:, None] - rois).max(axis=2).min(axis=1).max() < 1e-3

@@ -137,7 +137,7 @@ def test_kinds_equal_a_loop(seed):
 
 
 def test_agrees_with_the_curves_on_reference_detections(shared):
-    dataset = read_voc(shared / "voc" / "VOCdevkit", 2007, "val")
+    dataset = read_voc(shared / "voc" / "VOCdevkit", split="val")
     detections = read_comp4(shared / "oracles" / "voc_eval", dataset, year=2007, split="val")
     _, curves = score(detections, dataset)
     for label, (name, found) in enumerate(zip(dataset.class_names, detections, strict=True), 1):

@@ -21,7 +21,7 @@ SCRIPT = ROOT / "scripts" / "make_proposals.py"
 
 @pytest.fixture(scope="module")
 def images():
-    return {record.image_id: record.load for record in read_synthetic("test", 3).records}
+    return {record.image_id: record.load for record in read_synthetic(split="test", images=3).records}
 
 
 def test_boxes_lie_within_the_image(images):

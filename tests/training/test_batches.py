@@ -73,7 +73,7 @@ def test_any_image_fits_its_canvas(rng):
 def test_prepare_image_subtracts_bgr_means_and_pads_with_zeros():
     image = np.zeros((30, 50, 3), np.uint8)
     image[...] = (10, 20, 30)  # RGB
-    batch = prepare_image(image, Sizes(60, 100), PixelNorm())
+    batch = prepare_image(image, size=Sizes(60, 100), pixels=PixelNorm())
     assert batch["image"].shape == (64, 112, 3)
     assert list(batch["image_size"]) == [60, 100]
     np.testing.assert_allclose(
@@ -167,16 +167,16 @@ def test_an_image_without_objects_and_one_without_proposals_train():
 
 
 def test_prefetch_keeps_the_order_and_starts_anywhere():
-    indices = [int(batch["index"][0]) for batch in prefetch(training_batches(), 33)]
+    indices = [int(batch["index"][0]) for batch in prefetch(training_batches(), start=33)]
     assert indices == [2 * step for step in range(33, 40)]
 
 
 @pytest.mark.slow
 def test_worker_processes_make_the_same_batches():
     batches = training_batches(steps=9)
-    expected = list(prefetch(batches, 2))
+    expected = list(prefetch(batches, start=2))
     for workers in (1, 2, 3):
-        found = list(prefetch(batches, 2, workers=workers))
+        found = list(prefetch(batches, start=2, workers=workers))
         assert len(found) == 7
         for a, b in zip(found, expected, strict=True):
             jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -211,7 +211,7 @@ def test_test_batches_come_in_order():
 
 def test_voc_needs_few_shapes_and_little_padding(shared):
     """At most 6 step programs in an epoch; at most 15 % of the canvases is padding."""
-    records = read_voc(shared / "voc" / "VOCdevkit", 2007, "train").records
+    records = read_voc(shared / "voc" / "VOCdevkit", split="train").records
     batches = TrainingBatches(records, {}, STATS, [Sizes(600, 1000)], PixelNorm(), steps=1)
     shapes, pixels, canvas_pixels = set(), 0, 0
     for batch in batches.plan(0):

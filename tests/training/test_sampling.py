@@ -103,7 +103,7 @@ def test_target_statistics_equal_all_at_once(rng, flip):
         mirrored = [
             assign(box_ops.flip(t.rois[2:], 60), box_ops.flip(GT, 60), GT_LABELS) for t in images
         ]  # the first two are the ground truth
-    mean, std = target_statistics(images, 4, flip=flip)
+    mean, std = target_statistics(images, num_classes=4, flip=flip)
     every = images + (mirrored if flip else [])
     for label in range(5):
         deltas = np.concatenate([t.deltas[(t.overlaps >= 0.5) & (t.labels == label)] for t in every]).astype(np.float64)

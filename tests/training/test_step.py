@@ -274,7 +274,7 @@ def count_programs(run):
 @pytest.mark.slow
 def test_an_epoch_over_voc_compiles_at_most_six_programs(shared):
     """The plan of the whole epoch at a tenth of its size: one step of each kind of batch, and 20 more."""
-    records = read_voc(shared / "voc" / "VOCdevkit", 2007, "train").records
+    records = read_voc(shared / "voc" / "VOCdevkit", split="train").records
     nothing = {record.image_id: np.zeros((0, 4), np.float32) for record in records}
     stats = {"mean": np.zeros((21, 4), np.float32), "std": np.ones((21, 4), np.float32)}
     batches = TrainingBatches(records, nothing, stats, [Sizes(60, 100)], PixelNorm(), steps=2500, rois_per_image=16)

@@ -119,7 +119,7 @@ def test_the_class_layer_gives_the_margins(model_and_variables, rng):
 @pytest.mark.slow
 def test_training_goes_on_where_it_was(model_and_variables, tmp_path, rng, monkeypatch):
     model, variables = model_and_variables
-    records = read_synthetic("train", 6).records
+    records = read_synthetic(split="train", images=6).records
     proposals = {record.image_id: rng.uniform(0, 140, (40, 4)).astype(np.float32) for record in records}
     for boxes in proposals.values():
         boxes.sort(axis=1)
