@@ -3,7 +3,7 @@ r"""Network S in AlexNet's order on VOC2007 train, scored on val; README.md in t
     frcnn train --workdir W --config voc07_alexnet \
         --config.voc_dir=VOCDEVKIT --config.weights=alexnet_imagenet_conv.npz
 
-fc6 and fc7 start at random.
+fc6 and fc7 start from random weights.
 """
 
 from ml_collections import ConfigDict

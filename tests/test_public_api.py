@@ -181,7 +181,7 @@ def wrong_labels(name):
     return [
         (z(2, dtype=int), rf"{form} \(2,\) int64"),
         (z(3), rf"{form} \(3,\) float32"),
-        (z(3, dtype=int), rf"{form} \(3,\) int64, the least is 0"),
+        (z(3, dtype=int), rf"{form} \(3,\) int64, minimum 0"),
     ]
 
 
@@ -324,7 +324,7 @@ ROWS = {
     ),
     "Sizes": Row(
         errors=of_rows(
-            (sizes, rf"sizes must be 0 < shorter <= longer, got {sizes[0]} and {sizes[1]}")
+            (sizes, rf"expected 0 < shorter <= longer, got {sizes[0]} and {sizes[1]}")
             for sizes in ((0, 9), (-1, 9), (9, 8), (NAN, 9), (9, np.inf))
         )
     ),
@@ -360,7 +360,7 @@ ROWS = {
         (
             *of_rows([((bad, BOXES), text) for bad, text in WRONG_IMAGES], **PREPARING),
             *of_rows([((IMAGE, bad), text) for bad, text in wrong_boxes("rois")], **PREPARING),
-            ((IMAGE, BOXES), PREPARING | {"sizes": []}, "sizes must hold at least one"),
+            ((IMAGE, BOXES), PREPARING | {"sizes": []}, "sizes must not be empty"),
         ),
         [((IMAGE, NO_BOXES), (1, 512, 4))],
     ),
@@ -397,8 +397,8 @@ ROWS = {
     "PixelNorm": Row(
         errors=(
             (("GBR",), {}, "order must be RGB or BGR, got 'GBR'"),
-            ((), {"std": (1, 0, 1)}, r"std must be three finite numbers over 0, got \(1, 0, 1\)"),
-            ((), {"std": (1, 1)}, r"std must be three finite numbers over 0, got \(1, 1\)"),
+            ((), {"std": (1, 0, 1)}, r"std must be three positive finite numbers, got \(1, 0, 1\)"),
+            ((), {"std": (1, 1)}, r"std must be three positive finite numbers, got \(1, 1\)"),
             ((), {"mean": (1, NAN, 1)}, r"mean must be three finite numbers, got \(1, nan, 1\)"),
         )
     ),
@@ -492,9 +492,9 @@ ROWS = {
         errors=tuple(
             (([RECORD][:count], proposals, stats), PREPARING_RUN | options, text)
             for count, proposals, stats, options, text in (
-                (0, {}, STATS, {}, "records must hold at least one"),
+                (0, {}, STATS, {}, "records must not be empty"),
                 (1, {}, STATS, {}, NO_PROPOSALS),
-                (1, {"a": BOXES}, STATS, {"sizes": []}, "sizes must hold at least one"),
+                (1, {"a": BOXES}, STATS, {"sizes": []}, "sizes must not be empty"),
                 (1, {"a": BOXES}, STATS, {"steps": 0}, "steps must be at least 1, got 0"),
                 (1, {"a": BOXES}, STATS, {"rois_per_image": -1}, "rois_per_image must be at least 1, got -1"),
                 (1, {"a": BOXES}, {"mean": z(2, 4), "std": z(2, 4)}, {}, r"must be \(K \+ 1, 4\) with K of at least 2"),

@@ -1,4 +1,4 @@
-"""Images resized into canvases of static shapes, batches for testing, and loading ahead of time.
+"""Images resized onto canvases of static shapes, test batches, and prefetching.
 
 A canvas has one of four shapes per `Sizes`, so that few programs are compiled. Arrays are NumPy.
 
@@ -27,14 +27,14 @@ Batch = dict[str, Any]  # of arrays
 
 @dataclass(frozen=True)
 class Sizes:
-    """How images are resized: to a shorter side, unless the longer side would exceed its limit.
+    """Rule for resizing images: to a given shorter side, unless the longer side would exceed its limit.
 
     Attributes:
         shorter: Pixels of the shorter side.
-        longer: The most pixels that the longer side may have.
+        longer: Limit of the longer side in pixels.
 
     Raises:
-        InputError: Unless 0 < shorter <= longer.
+        InputError: `shorter` is not positive, or exceeds `longer`.
     """
 
     shorter: int = 600
@@ -42,7 +42,7 @@ class Sizes:
 
     def __post_init__(self) -> None:
         if not 0 < self.shorter <= self.longer < math.inf:
-            raise InputError(f"sizes must be 0 < shorter <= longer, got {self.shorter} and {self.longer}")
+            raise InputError(f"expected 0 < shorter <= longer, got {self.shorter} and {self.longer}")
 
     def scale(self, height: int, width: int) -> float:
         """Return the factor by which an image of this size is resized."""
@@ -52,7 +52,7 @@ class Sizes:
     def canvas(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns of the smallest canvas that holds the resized image.
 
-        The four canvases are the shorter side by 4/3 of it or by `longer`, landscape and portrait, rounded up to
+        The four canvases measure the shorter side by 4/3 of it or by `longer`, landscape and portrait, rounded up to
         multiples of 16.
         """
         scale = self.scale(height, width)
@@ -73,12 +73,12 @@ def prepare_image(image: np.ndarray, *, size: Sizes, pixels: PixelNorm) -> Batch
         size: How it is resized.
         pixels: How it is normalised, before the resize as in the paper's code.
 
-    Raises:
-        InputError: `image` has another shape or type, or is empty.
-
     Returns:
-        "image" `(rows, columns, 3)` float32, the canvas; "image_size" `(2,)` int32, the resized image's rows and
-        columns; "scale" float32, the factor; "original_size" `(2,)` int32.
+        A dict: "image" `(rows, columns, 3)` float32, the canvas; "image_size" `(2,)` int32, the resized image's rows
+        and columns; "scale" float32, the factor; "original_size" `(2,)` int32.
+
+    Raises:
+        InputError: `image` has the wrong shape or type, or is empty.
     """
     import cv2
 
@@ -106,18 +106,19 @@ def prepare_test(
         rois: `(N, 4)` in the image's pixels; N may be 0.
         sizes: How the image is resized; several make an image pyramid (section 5.2).
         pixels: How it is normalised.
-        spatial_scale: The network's. RoIs that fall in the same cells as an earlier one are dropped; None keeps all.
+        spatial_scale: Feature-map cells per pixel; RoIs that cover the same cells as an earlier one are dropped. None
+            keeps all.
 
     Returns:
-        What `prepare_image` does with a leading axis of 1, and "rois" `(1, R, 4)` and "roi_mask" `(1, R)`. With several
-        sizes "image" and "image_size" are tuples with one entry per size, "level" `(1, R)` is the size that each RoI
-        belongs to (`boxes.pyramid_level`), "rois" are in its pixels and "scale" is `(1, R)`.
+        The arrays of `prepare_image` with a leading axis of 1, "rois" `(1, R, 4)` and "roi_mask" `(1, R)`. With several
+        sizes "image" and "image_size" are tuples with one entry per size, "level" `(1, R)` is the size at which each
+        RoI is pooled (`boxes.pyramid_level`), "rois" are in its pixels and "scale" is `(1, R)`.
 
     Raises:
-        InputError: `image` or `rois` have another shape or type or are not finite, or there is no size.
+        InputError: `image` or `rois` have the wrong shape or type or are not finite, or `sizes` is empty.
     """
     if not sizes:
-        raise InputError("sizes must hold at least one")
+        raise InputError("sizes must not be empty")
     rois = check_boxes(rois, "rois")
     resized = [prepare_image(image, size=size, pixels=pixels) for size in sizes]
     factors = np.array([at_size["scale"] for at_size in resized])
@@ -135,7 +136,7 @@ def prepare_test(
 
 
 def pad(array: np.ndarray, count: int) -> np.ndarray:
-    """Append zeros to `(N, ...)` for `(count, ...)`."""
+    """Append zeros to `(N, ...)` to make `(count, ...)`."""
     return np.pad(array, [(0, count - len(array))] + [(0, 0)] * (array.ndim - 1))
 
 
@@ -177,7 +178,7 @@ class TestBatches:
 
 
 class RandomAccess(Protocol):
-    """A sequence that any place can be read of."""
+    """A sequence with random access."""
 
     def __len__(self) -> int: ...
 
@@ -187,14 +188,14 @@ class RandomAccess(Protocol):
 def prefetch(
     batches: RandomAccess, *, start: int = 0, stride: int = 1, threads: int = 2, workers: int = 0
 ) -> Generator:
-    """Yield the items `start`, `start + stride`, ... in order, made ahead of time.
+    """Yield the items `start`, `start + stride`, ... in order, prepared ahead of time.
 
     Args:
-        batches: A random-access sequence whose items depend on their place alone.
-        start: The first place; both numbers are those of a slice.
-        stride: From one place to the next.
-        threads: How many make items, in this process or in each worker.
-        workers: Processes that make items; 0 for threads of this process. The items are the same however many.
+        batches: A random-access sequence whose items depend only on their index.
+        start: Index of the first item.
+        stride: Difference between successive indices.
+        threads: Number of threads that prepare items, in this process or in each worker.
+        workers: Number of processes that prepare items; 0 for threads of this process. It does not change the items.
     """
     import grain
     from absl import flags
@@ -203,7 +204,7 @@ def prefetch(
     ahead = items.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads))
     if workers:
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
+            flags.FLAGS.mark_as_parsed()  # grain reads its own absl flags
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
         ahead = ahead.mp_prefetch(options, lambda *_: end_with_parent())
     made = iter(ahead)

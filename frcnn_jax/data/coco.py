@@ -1,6 +1,6 @@
 """COCO instances files.
 
-Boxes there are (x, y, width, height), 0-based, width = x2 - x1 + 1.
+Their boxes are (x, y, width, height), 0-based, with width = x2 - x1 + 1.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Problems in a user's data, and what happens to them.
+"""Handling of problems in a user's data.
 
 Readers pass each problem, an InputError that names the file and the box, to `on_problem`. The default, `stop`, raises
 it. If a handler returns, the reader skips that object or image and continues.
@@ -21,11 +21,11 @@ def stop(problem: InputError) -> None:
 
 @contextmanager
 def problem_handler(on_error: str, what: str) -> Iterator[OnProblem]:
-    """Yield an `on_problem`, and report on stderr, in one line at the end, what it made readers skip.
+    """Yield an `on_problem`; at the end, report in one line on stderr what readers skipped.
 
     Args:
         on_error: "stop" raises the first problem; "skip" counts them.
-        what: Named in that line, such as "train split".
+        what: Name of the data in that line, such as "train split".
     """
     problems: list[InputError] = []
     yield stop if on_error == "stop" else problems.append
@@ -45,7 +45,7 @@ def noting(problems: list[InputError], on_problem: OnProblem) -> OnProblem:
 
 @dataclass(slots=True)  # faster than @contextmanager: entered once per object
 class ReportTo:
-    """Block whose InputError goes to `on_problem`, prefixed with `where`; if that returns, the block ends."""
+    """Context that passes an InputError to `on_problem`, prefixed with `where`; if that returns, the block ends."""
 
     on_problem: OnProblem
     where: object = ""

@@ -18,7 +18,7 @@ from frcnn_jax.errors import InputError
 
 
 class Source(NamedTuple):
-    """What `read_split` was given; each reader uses what it needs."""
+    """Arguments of `read_split`; each reader uses those it needs."""
 
     split: str
     folder: Any  # a Path; None only if the format needs none
@@ -32,7 +32,7 @@ class Format(NamedTuple):
     """A row of `FORMATS`."""
 
     read: Callable[[Source], Dataset]
-    needs: str = ""  # the option that names its folder, if that is required
+    needs: str = ""  # the option that names its folder, if required
 
 
 FORMATS = {
@@ -80,17 +80,17 @@ def read_split(
 
     Args:
         dataset: A row of `FORMATS`.
-        split: In the form of that dataset, such as "2007_trainval+2012_trainval" for "voc".
-        folder: Where the dataset lies; tensorflow-datasets has a default.
-        year: "voc": the year of splits that name none.
-        images: "synthetic": the number of images, at least 1.
-        class_names: The names of labels 1 to K; by default those of the dataset.
-        include_difficult: Keep objects marked difficult, and COCO's crowd regions. Training on COCO wants False.
-        on_problem: Receives every problem of the reader; see `frcnn_jax.data.records`.
+        split: Name of the split in that dataset, such as "2007_trainval+2012_trainval" for "voc".
+        folder: Folder of the dataset; "synthetic" needs none, and tensorflow-datasets has a default.
+        year: For "voc", the year of splits that name none.
+        images: For "synthetic", the number of images, at least 1.
+        class_names: Names of labels 1 to K; by default those of the dataset.
+        include_difficult: Whether to keep objects marked difficult and COCO's crowd regions; False to train on COCO.
+        on_problem: Receives every problem of the reader; see `frcnn_jax.data.problems`.
 
     Raises:
-        InputError: The dataset or its split is unknown, the folder is missing, no image or class is left, or the
-            dataset has other classes than `class_names`.
+        InputError: The dataset or its split is unknown, the folder is missing, no image or class remains, or the
+            classes of the dataset differ from `class_names`.
     """
     if dataset not in FORMATS:
         raise InputError(f"dataset must be one of {', '.join(FORMATS)}, got {dataset!r}")

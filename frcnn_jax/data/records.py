@@ -1,4 +1,4 @@
-"""Records and datasets, and what annotation readers share.
+"""Records, datasets, and helpers shared by annotation readers.
 
 Boxes are `(G, 4)` float32 (x1, y1, x2, y2), 0-based and inclusive; labels are 1 to K.
 """
@@ -26,7 +26,7 @@ class Record:
     """One image and its ground truth.
 
     Raises:
-        InputError: An array has another shape or type, a coordinate is not finite, or a label is below 1.
+        InputError: An array has the wrong shape or type, a coordinate is not finite, or a label is below 1.
     """
 
     image_id: str
@@ -54,7 +54,7 @@ class Dataset:
 
 
 def check_boxes(boxes: Any, name: str) -> np.ndarray:
-    """Return `(N, 4)` boxes in float32; an error names them unless they are finite numbers of this shape."""
+    """Return `(N, 4)` boxes as float32; InputError unless they are finite numbers of this shape."""
     array = np.asarray(as_float(boxes, name), np.float32)
     if array.ndim != 2 or array.shape[1] != 4 or not np.isfinite(array).all():
         raise InputError(f"{name} must be finite (N, 4) boxes, got shape {array.shape}")
@@ -65,7 +65,7 @@ def check_labels(labels: Any, boxes: np.ndarray, name: str) -> np.ndarray:
     """Return `(N,)` labels of `(N, 4)` boxes; InputError unless they are integers from 1."""
     array = np.asarray(labels)
     if array.shape != boxes.shape[:1] or array.dtype.kind not in "iu" or (array < 1).any():
-        least = f", the least is {array.min()}" if array.dtype.kind in "iu" and array.size else ""
+        least = f", minimum {array.min()}" if array.dtype.kind in "iu" and array.size else ""
         raise InputError(
             f"{name} must be ({len(boxes)},) integers of at least 1, got {array.shape} {array.dtype}{least}"
         )
@@ -94,12 +94,12 @@ def load_image(
 ) -> np.ndarray:
     """Decode an image file.
 
-    Pixels are turned upright by the EXIF orientation, unless `expected_size` is that of the pixels as stored. 16-bit
-    grey keeps its upper 8 bits; transparency is dropped.
+    The EXIF orientation is applied unless the pixels as stored have `expected_size`. 16-bit grey keeps its upper 8
+    bits; transparency is dropped.
 
     Args:
         path: The file.
-        expected_size: (height, width) by the annotation; None accepts any.
+        expected_size: Height and width by the annotation; None accepts any.
         data: The content, if already read; `path` is then used only in messages.
 
     Returns:
@@ -116,7 +116,7 @@ def load_image(
                 if file.width * file.height > MAX_PIXELS:
                     raise InputError(f"{path}: {file.width} x {file.height} pixels, expected at most {MAX_PIXELS}")
                 if file.mode in ("I", "F"):
-                    raise InputError(f"{path}: pixels of 32 bits, expected 8 or 16 bits per channel")
+                    raise InputError(f"{path}: 32-bit pixels, expected 8 or 16 bits per channel")
                 stored = (file.height, file.width) == expected_size
                 upright = file if stored else ImageOps.exif_transpose(file)
                 if upright.mode.startswith("I;16"):
@@ -155,7 +155,7 @@ def image_path(folder: Path, name: str) -> Path:
 def collect_records(
     images: Iterable[tuple[str, Callable[[], Record]]], source: object, on_problem: OnProblem
 ) -> list[Record]:
-    """Return the records of (id, reader) pairs; a repeated id and an InputError of a reader are problems."""
+    """Return the records of (id, reader) pairs; repeated ids and readers' InputErrors go to `on_problem`."""
     records, seen = [], set()
     for image_id, read in images:
         with ReportTo(on_problem):

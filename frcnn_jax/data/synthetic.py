@@ -43,7 +43,7 @@ def draw_scene(seed: int, split: str, i: int) -> Scene:
     for place in rng.permutation(len(labels)):
         shape = rng.choice(SHAPES)
         texture = CLASS_NAMES[labels[place] - 1] if labels[place] else rng.choice(_DISTRACTORS)
-        for _ in range(20):  # tries; an image may have no room for the shape
+        for _ in range(20):  # attempts: there may be no room for the shape
             window, inside, local = _silhouette(rng, shape)
             covered = {k: np.sum(owner[window][inside] == k) for k in np.unique(owner[window][inside]) if k >= 0}
             left = {k: np.sum(owner == k) - lost for k, lost in covered.items()}
@@ -68,7 +68,7 @@ def _extent(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def _background(rng: np.random.Generator) -> np.ndarray:
-    """A colour gradient, with rectangles and bars of near colours."""
+    """Return a colour gradient with rectangles and bars of similar colours."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
     corner = rng.uniform(40, 215, (2, 3))
     blend = (np.cos(a := rng.uniform(0, 2 * np.pi)) * x / WIDTH + np.sin(a) * y / HEIGHT + 1)[..., None] / 2
@@ -82,7 +82,7 @@ def _background(rng: np.random.Generator) -> np.ndarray:
 
 
 def _window(x: float, y: float, radius: float) -> tuple[slice, slice]:
-    """The pixels within `radius` of a point along both axes."""
+    """Return the pixels within `radius` of a point along both axes."""
     return tuple(
         slice(max(int(centre - radius), 0), min(int(centre + radius) + 2, side))
         for centre, side in ((y, HEIGHT), (x, WIDTH))
@@ -94,7 +94,7 @@ def _rotate(x, y, angle):
 
 
 def _silhouette(rng: np.random.Generator, shape: str) -> tuple[tuple[slice, slice], np.ndarray, tuple]:
-    """A window somewhere within the image, the shape's mask there, and coordinates in pixels about its centre."""
+    """Return a random window of the image, the shape's mask in it, and pixel coordinates about its centre."""
     half = 0.5 * SMALLEST * (LARGEST / SMALLEST) ** rng.uniform(0, 1)
     x, y = (rng.uniform(half, side - 1 - half) for side in (WIDTH, HEIGHT))
     window = _window(x, y, half)
@@ -111,7 +111,7 @@ def _silhouette(rng: np.random.Generator, shape: str) -> tuple[tuple[slice, slic
 
 
 def _paint(rng: np.random.Generator, texture: str, local: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """A texture of a dark and a light random colour, `(rows, columns, 3)`."""
+    """Return a texture of a dark and a light random colour, `(rows, columns, 3)`."""
     dark = rng.uniform(10, 130, 3)
     light = dark + rng.uniform(80, 125, 3)
     u, v = _rotate(*local, rng.uniform(0, np.pi))
@@ -139,11 +139,11 @@ def read_synthetic(*, split: str, images: int, seed: int = 0) -> Dataset:
 
     Args:
         split: One of SPLITS.
-        images: How many, at least 1.
-        seed: Other seeds give other images.
+        images: Number of images, at least 1.
+        seed: Seed of the images.
 
     Raises:
-        InputError: An unknown split, or fewer than one image.
+        InputError: The split is unknown, or `images` is below 1.
     """
     if split not in SPLITS:
         raise InputError(f"the synthetic dataset has the splits {', '.join(SPLITS)}, got {split!r}")

@@ -1,6 +1,6 @@
-"""VOC through tensorflow-datasets, whose builder needs TensorFlow to prepare it; reading does not.
+"""VOC through tensorflow-datasets; preparing it needs TensorFlow, reading does not.
 
-Boxes there are (ymin, xmin, ymax, xmax): VOC's 1-based values as fractions of the annotated size.
+Its boxes are (ymin, xmin, ymax, xmax): VOC's 1-based values as fractions of the annotated size.
 """
 
 import io
@@ -9,7 +9,6 @@ import re
 import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from frcnn_jax.data.records import Dataset, Record, collect_records, load_image,
 from frcnn_jax.data.voc import read_voc, voc_box
 from frcnn_jax.errors import InputError
 
-_SPLITS = {"train": "train", "validation": "val", "test": "test"}  # tensorflow-datasets': VOC's
+_SPLITS = {"train": "train", "validation": "val", "test": "test"}  # by the name in tensorflow-datasets, the name in VOC
 
 
 def _tfds() -> Any:
@@ -32,17 +31,8 @@ def _tfds() -> Any:
     return tensorflow_datasets
 
 
-@dataclass(frozen=True)
-class _Image:
-    """Loads an image of a data source; picklable."""
-
-    examples: Sequence[Mapping[str, Any]]
-    index: int
-    name: str
-    size: tuple[int, int]
-
-    def __call__(self) -> np.ndarray:
-        return load_image(self.name, expected_size=self.size, data=self.examples[self.index]["image"])
+def _load(examples: Sequence[Mapping[str, Any]], index: int, name: str, size: tuple[int, int]) -> np.ndarray:
+    return load_image(name, expected_size=size, data=examples[index]["image"])
 
 
 def read_tfds(name: str, *, split: str, data_dir: str | Path | None = None, on_problem: OnProblem = stop) -> Dataset:
@@ -50,12 +40,12 @@ def read_tfds(name: str, *, split: str, data_dir: str | Path | None = None, on_p
 
     Args:
         name: "voc/2007" or "voc/2012".
-        split: In tensorflow-datasets' form, such as "train+validation" or "test[:10%]".
-        data_dir: Where it was prepared; by default tensorflow-datasets' own, ~/tensorflow_datasets.
+        split: Name in tensorflow-datasets' form, such as "train+validation" or "test[:10%]".
+        data_dir: Folder it was prepared in; by default tensorflow-datasets' own, ~/tensorflow_datasets.
         on_problem: Receives boxes that are reversed or not within the image, and repeated images.
 
     Raises:
-        InputError: Unknown name or split, nothing prepared in `data_dir`, or another file format.
+        InputError: The name or split is unknown, nothing is prepared in `data_dir`, or it is in another file format.
     """
     if name not in ("voc/2007", "voc/2012"):
         raise InputError(f"tensorflow-datasets' name must be voc/2007 or voc/2012, got {name!r}")
@@ -94,7 +84,7 @@ def _read_image(
         with ReportTo(on_problem, f"{source}: {file_name}"):
             y1, x1, y2, x2 = np.round(np.asarray(fractions, np.float64) * [height, width, height, width])
             objects.append((voc_box(names[label], (x1, y1, x2, y2), height, width), label + 1, difficult))
-    load = _Image(examples, index, f"{source}/{file_name}", (height, width))
+    load = partial(_load, examples, index, f"{source}/{file_name}", (height, width))
     return make_record(Path(file_name).stem, height, width, objects, load)
 
 
@@ -104,13 +94,13 @@ def prepare_tfds(source: Path, year: int, data_dir: Path | None = None) -> Path:
     Args:
         source: A VOCdevkit folder, or a folder with the official tar files.
         year: 2007 or 2012.
-        data_dir: Where to write; by default ~/tensorflow_datasets.
+        data_dir: Folder to write to; by default ~/tensorflow_datasets.
 
     Returns:
         The folder of the prepared dataset.
 
     Raises:
-        InputError: TensorFlow is missing, `source` has nothing of that year, or `read_voc` finds a problem in it.
+        InputError: TensorFlow is not installed, `source` lacks that year, or `read_voc` finds a problem in it.
     """
     tfds = _tfds()
     try:

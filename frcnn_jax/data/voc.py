@@ -32,7 +32,7 @@ def read_voc(
 
     Args:
         voc_dir: The VOCdevkit folder.
-        split: The name of a split file, or several joined, such as "2007_trainval+2012_trainval".
+        split: Name of a split file, or several joined by "+", such as "2007_trainval+2012_trainval".
         year: The year of splits that name none.
         class_names: The names of labels 1 to K.
         on_problem: Receives missing or repeated images and annotations, malformed XML, unknown classes, and boxes that
@@ -64,7 +64,7 @@ def read_xml_folder(folder: str | Path, *, class_names: Sequence[str] = (), on_p
     """Read a folder of images, each with an annotation `<name>.xml` in VOC's format.
 
     Args:
-        folder: Holds both images and annotations.
+        folder: The folder of both images and annotations.
         class_names: The names of labels 1 to K; by default every class found, in alphabetical order.
         on_problem: Receives what `read_voc` reports, images without an annotation, and annotations that fit two images.
 
@@ -154,7 +154,7 @@ def voc_box(name: str, corners: Sequence[Any], height: int, width: int) -> list[
     """Return a 0-based box from VOC's 1-based (xmin, ymin, xmax, ymax), numbers or text.
 
     Raises:
-        InputError: Not four numbers, reversed, or not within the image; the text names the class and the corners.
+        InputError: The corners are not four numbers, reversed, or not within the image; the message names them and the class.
     """
     try:
         x1, y1, x2, y2 = (float(corner) - 1 for corner in corners)

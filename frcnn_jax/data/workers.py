@@ -10,7 +10,7 @@ from typing import Any
 def end_with_parent() -> None:
     """Make this worker process exit when its parent does, even if the parent is killed.
 
-    Ctrl-C and a scheduler's SIGTERM also reach the worker, but the parent is to act on them first: SIGINT is ignored,
+    Ctrl-C and a scheduler's SIGTERM also reach the worker, but the parent should act on them first: SIGINT is ignored,
     SIGTERM ends the worker after 5 seconds.
     """
 

@@ -18,12 +18,12 @@ Layer = Conv | Pool | Norm
 
 
 class LayerBackbone(nn.Module):
-    """Convolutions, max pools and local response normalisations in a row, run once per image (section 2.1).
+    """A sequence of convolutions, max pools and local response normalisations, run once per image (section 2.1).
 
     Attributes:
-        layers: In order.
-        spatial_scale: Map cells per pixel: one over the product of the strides.
-        dtype: What the layers compute in; parameters are float32.
+        layers: The layers, in order.
+        spatial_scale: Feature-map cells per pixel: one over the product of the strides.
+        dtype: Type of the computation; parameters stay float32.
     """
 
     layers: tuple[Layer, ...]
@@ -59,7 +59,7 @@ class _Convolution(nn.Module):
 
 
 def _inside(size, canvas):
-    """`(B, H, W, 1)` bool: the canvas cells within each image's `(B, 2)` size."""
+    """Return the `(B, H, W, 1)` mask of the canvas cells within each image's `(B, 2)` size."""
     rows = jnp.arange(canvas[0]) < size[:, :1]
     columns = jnp.arange(canvas[1]) < size[:, 1:]
     return (rows[:, :, None] & columns[:, None, :])[..., None]

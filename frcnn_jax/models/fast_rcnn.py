@@ -1,4 +1,4 @@
-"""Fast R-CNN: a backbone run once per image, a pool that cuts a feature for each RoI, and a head (section 2.1).
+"""Fast R-CNN: a backbone run once per image, a pool that extracts a feature per RoI, and a head (section 2.1).
 
 Shape letters: B images, R RoIs, K foreground classes, C channels.
 """
@@ -18,11 +18,11 @@ from frcnn_jax.ops._roi_pool import roi_pool
 
 @dataclass(frozen=True)
 class RoIPool:
-    """RoI max pooling as a pool of `FastRCNN`; see `roi_pool`.
+    """RoI max pooling with fixed options, the pool of `FastRCNN`; see `roi_pool`.
 
     Attributes:
-        output_size: (rows, columns) of bins.
-        spatial_scale: Map cells per pixel, the backbone's.
+        output_size: Rows and columns of bins.
+        spatial_scale: Feature-map cells per pixel, the backbone's.
     """
 
     output_size: tuple[int, int] = (7, 7)
@@ -41,14 +41,14 @@ class FastRCNN(nn.Module):
 
     Attributes:
         backbone: `(images (B, H, W, 3), image_size (B, 2)) -> (B, H', W', C)`, with a `spatial_scale`.
-        head: `(pooled, train) -> (logits (B, R, K + 1), deltas (B, R, K + 1, 4))`, with a `num_classes`. One that
-            draws per image also takes `image_index`.
+        head: `(pooled) -> (logits (B, R, K + 1), deltas (B, R, K + 1, 4))`, with a `num_classes`; called as
+            `(pooled, True, image_index)` in training.
         pool: `(features (B, H', W', C), rois (B, R, 4)) -> (B, R, rows, columns, C)`, RoIs in canvas pixels.
         pixels: How images are normalised before they enter the backbone.
-        classifier: "softmax", or "svm" where the logits are the margins of one SVM per class (section 5.4).
+        classifier: "softmax", or "svm" if the logits are the margins of one SVM per class (section 5.4).
 
     Raises:
-        InputError: An unknown classifier.
+        InputError: The classifier is unknown.
     """
 
     backbone: nn.Module
@@ -64,12 +64,12 @@ class FastRCNN(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """K, the number of foreground classes."""
         return self.head.num_classes  # type: ignore[attr-defined]
 
     @property
     def spatial_scale(self) -> float:
-        """Map cells per pixel."""
+        """Feature-map cells per pixel."""
         return self.backbone.spatial_scale  # type: ignore[attr-defined]
 
     def setup(self) -> None:
@@ -92,8 +92,8 @@ class FastRCNN(nn.Module):
             images: `(B, H, W, 3)` canvases.
             image_size: `(B, 2)` rows and columns of each image in its canvas.
             rois: `(B, R, 4)` in canvas pixels.
-            train: Whether dropout is on; needs `rngs={"dropout": key}`.
-            image_index: `(B,)` integers; dropout folds its key with them. 0 to B - 1 where None.
+            train: Whether to apply dropout, which needs `rngs={"dropout": key}`.
+            image_index: `(B,)` integers folded into the dropout key; 0 to B - 1 if None.
         """
         pooled = self.pooled(images, image_size, rois)
         return self.head(pooled, train, image_index) if train else self.head(pooled)
@@ -103,31 +103,31 @@ class FastRCNN(nn.Module):
         return self.pool(self.backbone(images, image_size), rois)
 
     def predict(self, images: jax.Array, image_size: jax.Array, rois: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return scores and deltas; arguments as in `__call__`.
+        """Return scores and unnormalised deltas; arguments as in `__call__`.
 
         Returns:
-            Scores `(B, R, K + 1)`, probabilities or an SVM's margins, and deltas `(B, R, K + 1, 4)` as `decode` takes
-            them.
+            Scores `(B, R, K + 1)`, probabilities or an SVM's margins, and deltas `(B, R, K + 1, 4)`, the input
+            of `decode`.
         """
         return self.outputs(self.pooled(images, image_size, rois))
 
     def predict_pyramid(
         self, images: Sequence[jax.Array], image_size: Sequence[jax.Array], rois: jax.Array, level: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Return scores and deltas of RoIs that are each pooled at one of several scales (section 5.2).
+        """Return scores and deltas as `predict` does, each RoI pooled at one of several scales (section 5.2).
 
         Args:
-            images: Per scale, `(B, H, W, 3)`.
-            image_size: Per scale, `(B, 2)`.
-            rois: `(B, R, 4)` in the pixels of their own scale.
-            level: `(B, R)` integers, the scale of each RoI.
+            images: `(B, H, W, 3)` canvases, per scale.
+            image_size: `(B, 2)` rows and columns, per scale.
+            rois: `(B, R, 4)` in pixels of each RoI's scale.
+            level: `(B, R)` integers, the index of each RoI's scale.
         """
         pooled = [self.pooled(*scale, rois) for scale in zip(images, image_size, strict=True)]
         own = level[..., None, None, None]
         return self.outputs(jnp.stack([jnp.where(own == i, of_scale, 0) for i, of_scale in enumerate(pooled)]).sum(0))
 
     def outputs(self, pooled: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return what `predict` does, from pooled features."""
+        """Return scores and deltas as `predict` does, from pooled features."""
         logits, deltas = self.head(pooled)
         scores = logits if self.classifier == "svm" else jax.nn.softmax(logits)
         return scores, deltas * self.box_std.value + self.box_mean.value

@@ -19,13 +19,13 @@ class FullyConnectedHead(nn.Module):
     Attributes:
         num_classes: K, at least 1.
         features: Widths of fc6 and fc7.
-        ranks: Each layer's rank where it is factored into two (section 3.1); 0 for one full layer.
-        std: Standard deviation of the initial fc6 and fc7, whose biases start at 0.1; None for He's initialisation.
+        ranks: Rank of each layer factored by truncated SVD (section 3.1); 0 for a full layer.
+        std: Standard deviation of the initial fc6 and fc7 kernels; None for He initialisation. Biases start at 0.1.
         dropout: Fraction of activations dropped after each layer in training.
-        dtype: What the layers compute in; parameters are float32.
+        dtype: Type of the computation; parameters stay float32.
 
     Raises:
-        InputError: `num_classes` is below 1, `dropout` outside [0, 1), or `ranks` are not as many as `features`.
+        InputError: `num_classes` is below 1, `dropout` is outside [0, 1), or `ranks` and `features` differ in length.
     """
 
     num_classes: int
@@ -52,9 +52,9 @@ class FullyConnectedHead(nn.Module):
 
         Args:
             pooled: `(B, R, rows, columns, C)`.
-            train: Whether to drop activations, drawn from the rng "dropout".
-            image_index: `(B,)` integers that the rng is folded with, one per image: the masks then do not depend on
-                how images are spread over devices. 0 to B - 1 where None.
+            train: Whether to apply dropout, which draws from the rng "dropout".
+            image_index: `(B,)` integers folded into the rng, so that masks do not depend on how images are distributed
+                over devices; 0 to B - 1 if None.
 
         Returns:
             Logits `(B, R, K + 1)` and normalised deltas `(B, R, K + 1, 4)`, float32.
@@ -84,9 +84,9 @@ class FullyConnectedHead(nn.Module):
 
 
 def _image_keys(module: nn.Module, images: int, image_index: jax.Array | None) -> jax.Array:
-    """`(B,)` keys: the "dropout" rng as `apply` was given it, folded with each image's index.
+    """Return `(B,)` keys: the "dropout" rng that `apply` was given, folded with each image's index.
 
-    `make_rng` would fold in the module's path and a call count, too.
+    `make_rng` would also fold in the module's path and a call count.
     """
     if not module.has_rng("dropout"):
         module.make_rng("dropout")  # raises Flax's own error

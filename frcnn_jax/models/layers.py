@@ -1,6 +1,6 @@
-"""Convolution, max pooling and local response normalisation as Caffe has them, with derivatives that are fast on CPU.
+"""Caffe's convolution, max pooling and local response normalisation, with derivatives that are fast on CPU.
 
-XLA's own derivatives of these are exact but slow there; `benchmarks/bench_layers.py` measures both. Reverse mode only.
+XLA's own derivatives are exact but slow there; `benchmarks/bench_layers.py` measures both. Reverse mode only.
 
 Shape letters: B images, H rows, W columns, C channels.
 """
@@ -25,7 +25,7 @@ class Conv(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """Max pooling, the stride at most the kernel; the output size rounds up, as Caffe's."""
+    """Max pooling whose output size is rounded up, as in Caffe; the stride is at most the kernel."""
 
     kernel: int
     stride: int
@@ -33,7 +33,7 @@ class Pool(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """Local response normalisation across `size` channels (odd): x / (k + alpha / size * sum x^2)^beta, as Caffe's."""
+    """Local response normalisation across `size` channels (odd): x / (k + alpha / size * sum x^2)^beta, as in Caffe."""
 
     alpha: float
     k: float
@@ -42,7 +42,7 @@ class Norm(NamedTuple):
 
 
 def output_size(layer: Conv | Pool | Norm, size: Any) -> Any:
-    """Rows or columns after a layer, of an int or an int32 array; Caffe's rounding."""
+    """Return the rows or columns after a layer, for an int or an int32 array, with Caffe's rounding."""
     if isinstance(layer, Norm):
         return size
     reach = size + 2 * layer.padding - layer.kernel
@@ -54,12 +54,17 @@ def output_size(layer: Conv | Pool | Norm, size: Any) -> Any:
 
 
 def convolve(x: jax.Array, kernel: jax.Array, layer: Conv) -> jax.Array:
-    """`(B, H, W, C)` by `(k, k, C / groups, features)`; groups as convolutions side by side, several times faster on
-    CPU than one with `feature_group_count`."""
+    """Convolve `(B, H, W, C)` with a `(k, k, C / groups, features)` kernel.
+
+    Groups are separate convolutions, several times faster on CPU than one with `feature_group_count`.
+    """
     wide = min(kernel.shape[2], layer.features // layer.groups) >= 128
-    one = _convolve_3x3 if wide and (layer.kernel, layer.stride, layer.padding) == (3, 1, 1) else _convolve
+    is_3x3 = (layer.kernel, layer.stride, layer.padding) == (3, 1, 1)
+    convolve_group = (
+        _convolve_3x3 if wide and is_3x3 else partial(_convolve, stride=layer.stride, padding=layer.padding)
+    )
     parts = [
-        one(part, weights, layer.stride, layer.padding)
+        convolve_group(part, weights)
         for part, weights in zip(
             jnp.split(x, layer.groups, axis=-1), jnp.split(kernel, layer.groups, axis=-1), strict=True
         )
@@ -67,28 +72,28 @@ def convolve(x: jax.Array, kernel: jax.Array, layer: Conv) -> jax.Array:
     return jnp.concatenate(parts, axis=-1) if layer.groups > 1 else parts[0]
 
 
-def _convolve(x, kernel, stride, padding):
+def _convolve(x, kernel, stride=1, padding=1):
     edges = [(padding, padding)] * 2
     return lax.conv_general_dilated(x, kernel, (stride, stride), edges, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-# On CPU the weight gradient of a wide 3x3 convolution is nine matrix products, one a tap.
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve_3x3(x, kernel, stride, padding):
-    return _convolve(x, kernel, stride, padding)
+# On CPU the weight gradient of a wide 3x3 convolution is nine matrix products, one per tap.
+@jax.custom_vjp
+def _convolve_3x3(x, kernel):
+    return _convolve(x, kernel)
 
 
-def _convolve_3x3_forward(x, kernel, stride, padding):
-    return _convolve(x, kernel, stride, padding), (x, kernel)
+def _convolve_3x3_forward(x, kernel):
+    return _convolve(x, kernel), (x, kernel)
 
 
-def _convolve_3x3_backward(stride, padding, residuals, gradient):
+def _convolve_3x3_backward(residuals, gradient):
     x, kernel = residuals
-    (x_gradient,) = jax.linear_transpose(lambda x: _convolve(x, kernel, stride, padding), x)(gradient)
+    (x_gradient,) = jax.linear_transpose(lambda x: _convolve(x, kernel), x)(gradient)
 
     def by_taps(x, gradient):
         padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        flat_gradient = gradient.reshape(-1, gradient.shape[3]).T  # once: products by it on the left are the fastest
+        flat_gradient = gradient.reshape(-1, gradient.shape[3]).T  # transposed once: it is fastest on the left
 
         def tap(number):
             seen = lax.dynamic_slice(padded, (0, number // 3, number % 3, 0), x.shape)
@@ -98,7 +103,7 @@ def _convolve_3x3_backward(stride, padding, residuals, gradient):
         return taps.swapaxes(1, 2).reshape(kernel.shape)
 
     def by_convolution(x, gradient):
-        return jax.linear_transpose(lambda kernel: _convolve(x, kernel, stride, padding), kernel)(gradient)[0]
+        return jax.linear_transpose(lambda kernel: _convolve(x, kernel), kernel)(gradient)[0]
 
     return x_gradient, lax.platform_dependent(x, gradient, cpu=by_taps, default=by_convolution)
 
@@ -107,7 +112,7 @@ _convolve_3x3.defvjp(_convolve_3x3_forward, _convolve_3x3_backward)
 
 
 def _pool_edges(layer, sizes):
-    """Padding before and after the rows and the columns."""
+    """Return the padding before and after the rows and the columns."""
     return [
         (layer.padding, (output_size(layer, size) - 1) * layer.stride + layer.kernel - size - layer.padding)
         for size in sizes
@@ -116,7 +121,7 @@ def _pool_edges(layer, sizes):
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool(x: jax.Array, layer: Pool) -> jax.Array:
-    """Max pooling of `(B, H, W, C)`, the output size rounded up. The gradient goes to the first maximum, row by row."""
+    """Pool `(B, H, W, C)`; the gradient goes to each window's first maximum in row-major order."""
     k, s = layer.kernel, layer.stride
     edges = ((0, 0), *_pool_edges(layer, x.shape[1:3]), (0, 0))
     return lax.reduce_window(x, jnp.array(-jnp.inf, x.dtype), lax.max, (1, k, k, 1), (1, s, s, 1), edges)
@@ -133,13 +138,13 @@ def _max_pool_backward(layer, residuals, gradient):
     (rows, columns), (top, left) = pooled.shape[1:3], (layer.padding, layer.padding)
     edges = ((0, 0), *_pool_edges(layer, x.shape[1:3]), (0, 0))
     padded = jnp.pad(x, edges, constant_values=-jnp.inf)
-    first = jnp.full(pooled.shape, k * k, jnp.int32)  # of a window's taps, the first that holds its maximum
+    first = jnp.full(pooled.shape, k * k, jnp.int32)  # per window, the first tap that holds its maximum
     for tap in reversed(range(k * k)):
         i, j = divmod(tap, k)
         seen = padded[:, i : i + (rows - 1) * s + 1 : s, j : j + (columns - 1) * s + 1 : s]
         first = jnp.where(seen == pooled, tap, first)
 
-    # cells whose row and column leave the same remainders by the stride get their gradients from the same taps
+    # cells with equal row and column modulo the stride get their gradients from the same taps
     extra = (k - 1) // s
 
     def cells(row, column):
@@ -158,14 +163,14 @@ max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def _window_sum(x, size):
-    """The sum over the `size` nearest channels."""
+    """Return the sum over the `size` nearest channels."""
     padded = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (size // 2, size // 2)))
     return sum(padded[..., i : i + x.shape[-1]] for i in range(size))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def local_response_norm(x: jax.Array, layer: Norm) -> jax.Array:
-    """Normalisation across channels of `(B, H, W, C)` (Krizhevsky et al. 2012, section 3.3; alpha over n as Caffe)."""
+    """Normalise `(B, H, W, C)` across channels (Krizhevsky et al. 2012, section 3.3; alpha over n as in Caffe)."""
     return _local_response_norm_forward(x, layer)[0]
 
 

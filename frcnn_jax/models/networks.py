@@ -18,17 +18,17 @@ from frcnn_jax.models.pixels import CAFFE_MEANS, PixelNorm
 
 
 class Network(NamedTuple):
-    """A row: what `build` makes a `FastRCNN` of.
+    """A row of `NETWORKS`, from which `build` makes a `FastRCNN`.
 
     Attributes:
-        layers: The backbone's.
+        layers: Layers of the backbone.
         frozen: Names of layers that training does not change.
         roi_size: Rows and columns of bins.
         fc: Widths of fc6 and fc7.
-        spatial_scale: Map cells per pixel.
+        spatial_scale: Feature-map cells per pixel.
         pixels: How images are normalised.
-        fc_std: Standard deviation of the initial fc6 and fc7; None for He's initialisation.
-        dropout: After fc6 and fc7.
+        fc_std: Standard deviation of the initial fc6 and fc7 kernels; None for He initialisation.
+        dropout: Fraction of activations dropped after fc6 and fc7 in training.
     """
 
     layers: tuple[Layer, ...]
@@ -52,12 +52,12 @@ class Network(NamedTuple):
 
         Args:
             num_classes: K.
-            dtype: What it computes in; parameters are float32.
-            fc_ranks: Ranks of fc6 and fc7 where truncated SVD factored them, 0 for a full layer; both full where empty.
+            dtype: Type of the computation; parameters stay float32.
+            fc_ranks: Ranks of fc6 and fc7 factored by truncated SVD, 0 for a full layer; both are full if empty.
             classifier: "softmax" or "svm"; see `FastRCNN`.
 
         Raises:
-            InputError: `num_classes` is below 1, `fc_ranks` are not two, or an unknown classifier.
+            InputError: `num_classes` is below 1, `fc_ranks` are not two, or the classifier is unknown.
         """
         return FastRCNN(
             LayerBackbone(self.layers, self.spatial_scale, dtype),
@@ -68,7 +68,7 @@ class Network(NamedTuple):
         )
 
     def trained_from(self, name: str) -> "Network":
-        """Return the row with the layers before `name`, and no others, frozen.
+        """Return this network with exactly the layers before `name` frozen.
 
         "fc6" freezes all convolutions (section 4.5), "bbox_pred" all but the box layer (stage-wise training, section
         5.1).
@@ -84,7 +84,7 @@ class Network(NamedTuple):
 
 
 def _blocks(*blocks: tuple[int, int]) -> tuple[Layer, ...]:
-    """VGG: blocks of (convolutions, features) of 3x3, with a 2/2 pool between blocks."""
+    """Return VGG's layers: blocks of (depth, features) 3x3 convolutions, with a 2/2 pool between blocks."""
     layers: list[Layer] = []
     for i, (depth, features) in enumerate(blocks, 1):
         layers += [Pool(2, 2)] if i > 1 else []
@@ -133,7 +133,7 @@ NETWORKS = {
         (7, 7),
         (4096, 4096),
     ),
-    # for the synthetic data set: minutes on a CPU, from random weights
+    # for the synthetic data set: trains from random weights in minutes on a CPU
     "tiny": Network(
         _blocks((1, 16), (2, 32), (2, 64)),
         (),
@@ -151,7 +151,7 @@ def get_network(name: str) -> Network:
     """Return the row `name` of `NETWORKS`.
 
     Raises:
-        InputError: There is no such row; the text lists the choices.
+        InputError: There is no such row; the message lists the choices.
     """
     if name not in NETWORKS:
         raise InputError(f"network must be one of {', '.join(NETWORKS)}, got {name!r}")

@@ -1,4 +1,4 @@
-"""How a network wants its pixels: channel order, mean and scale."""
+"""Pixel normalisation: channel order, mean and scale."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from frcnn_jax.errors import InputError
 
-CAFFE_MEANS = np.array([102.9801, 115.9465, 122.7717])  # BGR, of 0 to 255: the paper's code, for all networks
+CAFFE_MEANS = np.array([102.9801, 115.9465, 122.7717])  # BGR, 0 to 255; the paper's code has them for all networks
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,10 @@ class PixelNorm:
     Attributes:
         order: "RGB" or "BGR".
         mean: Per channel, in `order`; subtracted first.
-        std: Per channel, in `order`; over 0.
+        std: Per channel, in `order`; positive.
 
     Raises:
-        InputError: An unknown order, or not three finite numbers.
+        InputError: The order is unknown, or the mean or std is not three finite numbers, or a std is not positive.
     """
 
     order: str = "BGR"
@@ -32,7 +32,7 @@ class PixelNorm:
         if np.shape(self.mean) != (3,) or not np.isfinite(self.mean).all():
             raise InputError(f"mean must be three finite numbers, got {self.mean}")
         if np.shape(self.std) != (3,) or not all(0 < value < np.inf for value in self.std):
-            raise InputError(f"std must be three finite numbers over 0, got {self.std}")
+            raise InputError(f"std must be three positive finite numbers, got {self.std}")
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Normalise a `(H, W, 3)` uint8 RGB image to float32 in the network's channel order."""

@@ -9,7 +9,7 @@ from frcnn_jax.errors import InputError
 
 
 def truncated_svd(kernel: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Factor a kernel into the product of two that is closest to it (equation 5).
+    """Return the factors of the closest approximation of a kernel with a given rank (equation 5).
 
     Args:
         kernel: `(inputs, outputs)`, the transpose of the paper's W.
@@ -27,14 +27,14 @@ def compress_head(params: Mapping[str, Any], ranks: tuple[int, int]) -> dict[str
     """Factor fc6 and fc7 of a trained network by truncated SVD.
 
     Args:
-        params: Of `FastRCNN`.
-        ranks: Of fc6 and fc7; 0 keeps a layer as it is.
+        params: Parameters of a `FastRCNN`.
+        ranks: Ranks of fc6 and fc7; 0 keeps the full layer.
 
     Returns:
         The parameters of a `FastRCNN` with these `fc_ranks`.
 
     Raises:
-        InputError: A rank is not less than both sizes of its layer, or the layer is factored already.
+        InputError: A rank is not below both dimensions of its layer, or the layer is already factored.
     """
     head = dict(params["head"])
     for name, rank in zip(("fc6", "fc7"), ranks, strict=True):

@@ -24,7 +24,7 @@ from frcnn_jax.models.pixels import CAFFE_MEANS
 from frcnn_jax.models.weights import Arrays, to_canonical
 
 _TORCH_VGG16 = "import torch, torchvision as t; torch.save(t.models.vgg16(weights='DEFAULT').state_dict(), 'vgg16.pth')"
-WHERE = {  # by network: where to get ImageNet weights
+WHERE = {  # sources of ImageNet weights by network
     "vgg16": "VGG_ILSVRC_16_layers.caffemodel (www.robots.ox.ac.uk/~vgg/research/very_deep), or torchvision's: "
     f'python -c "{_TORCH_VGG16}"',
     "caffenet": "bvlc_reference_caffenet.caffemodel (dl.caffe.berkeleyvision.org)",
@@ -37,14 +37,14 @@ def read_weights(path: str | Path) -> Arrays:
     """Read a .npz, .safetensors, .caffemodel, .pth or .h5 file.
 
     .npz and .safetensors files hold canonical arrays or torchvision's VGG16, .pth files torchvision's and .h5 files
-    Keras's VGG16. The adapted first layer of these is exact except at the border of the image: they pad with their mean
-    colour, this library with its own, less than 1 of 255 grey levels apart. ImageNet's classifier is dropped.
+    Keras's VGG16. The adapted first layer of these is exact except at the image border: padding stands for the mean
+    colour, and theirs differs from this library's by less than 1 of 255 grey levels. ImageNet's classifier is dropped.
 
     Returns:
         Canonical arrays.
 
     Raises:
-        InputError: The file is missing, of another kind, damaged or would run code, or a package to read it is missing.
+        InputError: The file is missing, damaged, of an unknown kind or would run code, or its reader is not installed.
     """
     path = Path(path)
     if path.suffix not in _READERS:
@@ -56,7 +56,7 @@ def read_weights(path: str | Path) -> Arrays:
         return _from_torchvision(arrays) if "features.0.weight" in arrays else arrays
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except Exception as error:  # damage shows as many kinds of error
+    except Exception as error:  # damaged files raise errors of many kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: not a readable {path.suffix} file of plain arrays ({reason})") from None
 
@@ -65,7 +65,7 @@ def write_weights(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays by name to a .npz or .safetensors file.
 
     Raises:
-        InputError: Another suffix, or the package safetensors is missing.
+        InputError: The suffix is unknown, or the package safetensors is not installed.
     """
     path = Path(path)
     if path.suffix == ".npz":
@@ -101,7 +101,7 @@ def _varint(data: memoryview) -> tuple[int, memoryview]:
 
 
 def _fields(message: memoryview) -> dict[int, list[Any]]:
-    """Decode a protocol buffer: by field number its values, integers or bytes."""
+    """Decode a protocol buffer into its values, integers or bytes, by field number."""
     fields = defaultdict(list)
     while message:
         key, message = _varint(message)
@@ -119,7 +119,7 @@ def _fields(message: memoryview) -> dict[int, list[Any]]:
 
 
 def _blob_array(blob: Mapping[int, list[Any]]) -> np.ndarray:
-    """A BlobProto: num, channels, height, width (fields 1 to 4), data (5), shape (7), double_data (8)."""
+    """Decode a BlobProto: num, channels, height, width (fields 1 to 4), data (5), shape (7), double_data (8)."""
     shape = []
     for dims in _fields(blob[7][-1])[1] if blob[7] else []:
         while dims:
@@ -130,13 +130,13 @@ def _blob_array(blob: Mapping[int, list[Any]]) -> np.ndarray:
 
 
 def _read_caffemodel(path: Path) -> Arrays:
-    """A NetParameter of caffe.proto without the ImageNet classifier fc8.
+    """Read a NetParameter of caffe.proto, without the ImageNet classifier fc8.
 
     Files of trained Fast R-CNNs hold cls_score and bbox_pred, the latter for unnormalised targets.
     """
     net = _fields(memoryview(path.read_bytes()))
     arrays: Arrays = {}
-    # V1LayerParameters (field 2) and LayerParameters (100), and their fields name and blobs
+    # V1LayerParameters (field 2) and LayerParameters (100), with the fields of their name and blobs
     for field, name_field, blobs_field in ((2, 4, 6), (100, 1, 7)):
         for layer in map(_fields, net[field]):
             name = b"".join(layer[name_field][-1:]).decode()
@@ -172,7 +172,7 @@ _STORAGES = {
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Unpickler of torch state dicts: ordered dictionaries of tensors, no other global."""
+    """Unpickler of torch state dicts: ordered dictionaries of tensors; refuses any other global."""
 
     def __init__(self, file: io.BytesIO, storage: Callable[[str], bytes]):
         super().__init__(file)
@@ -210,19 +210,19 @@ def _read_pth(path: Path) -> Arrays:
             io.BytesIO(archive.read(pickled)), lambda key: archive.read(f"{folder}data/{key}")
         ).load()
     if not isinstance(state, dict) or not all(isinstance(array, np.ndarray) for array in state.values()):
-        raise InputError("not a state dict, tensors by name")
+        raise InputError("expected a state dict of tensors")
     return dict(state)
 
 
 def _from_torchvision(arrays: Arrays) -> Arrays:
-    """Torchvision's pixels are RGB in [0, 1], minus (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225)."""
+    """Adapt to torchvision's pixels, RGB in [0, 1], minus (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225)."""
     mean, std, rgb = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225]), CAFFE_MEANS[::-1]
     factor, shift = 1 / (255 * std), (rgb / 255 - mean) / std
     return _adapt_pixels(_rename(arrays, _TORCHVISION), order=[2, 1, 0], factor=factor[::-1], shift=shift[::-1])
 
 
 def _read_h5(path: Path) -> Arrays:
-    """Keras's pixels are BGR in [0, 255] minus (103.939, 116.779, 123.68); its layouts are Flax's."""
+    """Read Keras's VGG16: its pixels are BGR in [0, 255] minus (103.939, 116.779, 123.68), its layouts Flax's."""
     arrays: Arrays = {}
 
     def collect(name: str, item: Any) -> None:
@@ -245,9 +245,9 @@ def _rename(arrays: Arrays, layers: Mapping[str, str | None]) -> Arrays:
 
 
 def _adapt_pixels(arrays: Arrays, *, order: list[int], factor: np.ndarray, shift: np.ndarray) -> Arrays:
-    """Adapt conv1_1, whose input channels are `order` of x * factor + shift, to our pixels x."""
+    """Adapt conv1_1 to BGR pixels x: its input channels, taken in `order`, expect x * factor + shift."""
     if not {"conv1_1.weight", "conv1_1.bias"} <= set(arrays):
-        return arrays  # `merge_weights` names what is missing
+        return arrays  # `merge_weights` reports missing ones
     weight = arrays["conv1_1.weight"][:, order].astype(np.float64)
     bias = arrays["conv1_1.bias"] + (weight.sum(axis=(2, 3)) * shift).sum(axis=1)
     weight = weight * factor[:, None, None]

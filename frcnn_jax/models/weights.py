@@ -1,7 +1,7 @@
-"""Canonical arrays to and from the parameters of a network.
+"""Conversion between canonical arrays and the parameters of a network.
 
-The way of pretrained weights: a file, `weight_files.read_weights`, canonical arrays, `merge_weights`, parameters. And
-back: `canonical_arrays`, then `weight_files.write_weights`.
+Pretrained weights are read by `weight_files.read_weights` as canonical arrays, which `merge_weights` turns into
+parameters. `canonical_arrays` and `weight_files.write_weights` do the reverse.
 
 Canonical arrays have Caffe's names and layouts: `<layer>.weight`, OIHW for convolutions and (outputs, inputs) for fc
 layers, the inputs of fc6 in C, H, W order; `<layer>.bias`. Flax has HWIO, (inputs, outputs) and H, W, C order.
@@ -24,11 +24,11 @@ OUTPUTS = ("cls_score", "bbox_pred")
 
 
 def to_canonical(array: np.ndarray, pooled: tuple[int, int, int] | None = None) -> np.ndarray:
-    """Change a parameter from Flax's layout to Caffe's.
+    """Convert a parameter from Flax's layout to Caffe's.
 
     Args:
         array: Kernel or bias.
-        pooled: Rows, columns and channels of the pooled features, if the kernel's inputs are these.
+        pooled: Rows, columns and channels of the pooled features, for the kernel that takes them.
     """
     if array.ndim == 4:
         return array.transpose(3, 2, 0, 1)
@@ -39,7 +39,7 @@ def to_canonical(array: np.ndarray, pooled: tuple[int, int, int] | None = None) 
 
 
 def from_canonical(array: np.ndarray, pooled: tuple[int, int, int] | None = None) -> np.ndarray:
-    """Change a parameter from Caffe's layout to Flax's: the inverse of `to_canonical`."""
+    """Convert a parameter from Caffe's layout to Flax's, the inverse of `to_canonical`."""
     if array.ndim == 4:
         return array.transpose(2, 3, 1, 0)
     if pooled:
@@ -57,7 +57,7 @@ def _canonical_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _pooled_inputs(params: Mapping[str, Any], roi_size: tuple[int, int]) -> dict[Key, tuple[int, int, int]]:
-    """The kernel that takes the pooled features, and their shape; its channels are those of the last convolution."""
+    """Return the kernel that takes the pooled features, and their shape, with the channels of the last convolution."""
     *_, channels = (layer["bias"].shape[0] for _, layer in sorted(params["backbone"].items()))
     first = "fc6_reduce" if "fc6_reduce" in params["head"] else "fc6"
     return {("head", first, "kernel"): (*roi_size, channels)}
@@ -71,16 +71,16 @@ def merge_weights(
     All convolutions are required; fc6 and fc7 may be missing together, and so may cls_score and bbox_pred.
 
     Args:
-        params: Of `FastRCNN`, initialised, or their shapes.
+        params: Initialised parameters of a `FastRCNN`, or their shapes.
         arrays: Canonical arrays.
         roi_size: Rows and columns of the network's pooled features.
         source: Where the arrays come from, for messages.
 
     Returns:
-        The parameters; layers without an array are those of `params`.
+        The parameters; layers without an array are those in `params`.
 
     Raises:
-        InputError: Lists by name every tensor that is missing, unknown, of another shape or not finite.
+        InputError: Tensors are missing, unknown, of the wrong shape or not finite; the message lists each.
     """
     flat: dict[Key, Any] = flax.traverse_util.flatten_dict(params)
     layers = {name.rpartition(".")[0] for name in arrays}
@@ -106,7 +106,7 @@ def canonical_arrays(params: Mapping[str, Any], *, roi_size: tuple[int, int]) ->
     """Return all parameters as canonical arrays: the exact inverse of `merge_weights`.
 
     Args:
-        params: Of `FastRCNN`.
+        params: Parameters of a `FastRCNN`.
         roi_size: Rows and columns of the network's pooled features.
     """
     flat: dict[Key, Any] = flax.traverse_util.flatten_dict(params)
@@ -117,14 +117,15 @@ def canonical_arrays(params: Mapping[str, Any], *, roi_size: tuple[int, int]) ->
 def fold_box_stats(arrays: Mapping[str, np.ndarray], mean: np.ndarray, std: np.ndarray) -> Arrays:
     """Fold the statistics of the box targets into bbox_pred, which then predicts unnormalised targets.
 
-    The paper's code saves its models so (`snapshot` in lib/fast_rcnn/train.py).
+    The paper's code does so when it saves a model (`snapshot` in lib/fast_rcnn/train.py).
 
     Args:
         arrays: Canonical arrays.
-        mean, std: `(K + 1, 4)`, the statistics that the targets were normalised by.
+        mean: `(K + 1, 4)`, subtracted from the targets in training.
+        std: `(K + 1, 4)`, by which the targets were then divided.
 
     Returns:
-        The arrays with another bbox_pred.
+        The arrays, bbox_pred replaced.
     """
     mean, std = np.asarray(mean).reshape(-1), np.asarray(std).reshape(-1)
     weight, bias = arrays["bbox_pred.weight"] * std[:, None], arrays["bbox_pred.bias"] * std + mean
@@ -139,23 +140,23 @@ def load_pretrained(
     keep_classifier: bool = False,
     source: str,
 ) -> dict[str, Any]:
-    """Return fresh parameters with the pretrained layers that training starts from.
+    """Return the parameters that training starts from: fresh ones with pretrained layers.
 
-    The output layers start afresh, unless `keep_classifier`: then only the box layer does, for stage-wise training.
+    The output layers stay fresh; with `keep_classifier` only the box layer does, for stage-wise training.
 
     Args:
         params: Freshly initialised.
-        arrays: By canonical name.
+        arrays: Canonical arrays.
         roi_size: See `merge_weights`.
-        keep_classifier: Whether cls_score is taken from the arrays, too.
+        keep_classifier: Whether to take cls_score from the arrays as well.
         source: Where the arrays come from, for messages.
 
     Raises:
-        InputError: The arrays do not fit, or have no cls_score where it is to be kept.
+        InputError: The arrays do not fit, or have no cls_score to keep.
     """
     outputs = {name for name in arrays if name.split(".")[0] in OUTPUTS}
     if keep_classifier and not outputs:
-        raise InputError(f"{source}: no cls_score in it; the box head alone is trained on a trained detector")
+        raise InputError(f"{source}: no cls_score in it; training the box layer alone needs a trained detector")
     if not keep_classifier:
         arrays = {name: array for name, array in arrays.items() if name not in outputs}
     merged = merge_weights(params, arrays, roi_size=roi_size, source=source)

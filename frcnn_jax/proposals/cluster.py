@@ -14,14 +14,14 @@ from frcnn_jax.errors import InputError
 def dask_executor(scheduler: str, *, timeout: float = 30) -> Iterator[Executor]:
     """Yield an executor for `search_images` on a Dask cluster, which reassigns the images of a worker that dies.
 
-    Workers load the images and write the cache under the same absolute paths as here.
+    Workers load the images and write the cache under the same absolute paths as this process.
 
     Args:
-        scheduler: Its address, such as "tcp://10.0.0.1:8786".
+        scheduler: Address of the scheduler, such as "tcp://10.0.0.1:8786".
         timeout: Seconds to wait for the scheduler, and for a first worker.
 
     Raises:
-        InputError: Distributed is not installed, the scheduler doesn't answer or is lost, it has no worker, or an
+        InputError: `distributed` is not installed, the scheduler doesn't answer or is lost, it has no worker, or an
             image's workers died repeatedly.
     """
     try:
@@ -34,7 +34,7 @@ def dask_executor(scheduler: str, *, timeout: float = 30) -> Iterator[Executor]:
         client = Client(scheduler, timeout=timeout, set_as_default=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{scheduler}: no Dask scheduler answers ({_first_line(error)})") from None
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # the lines below say it shorter
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # the errors below are shorter
     with client:
         try:
             client.wait_for_workers(1, timeout=timeout)

@@ -1,6 +1,6 @@
-"""Files of proposals, the library's own and other programs'. Nothing in a file is executed.
+"""Proposal files of this library and of other programs. Nothing in a file is executed.
 
-| file | content | boxes there |
+| file | content | boxes |
 |---|---|---|
 | `.proposals` | a shard of `write_proposals` | 0-based, inclusive (x1, y1, x2, y2) |
 | `.npz` | an `(N, 4)` array per image id | the same |
@@ -23,7 +23,7 @@ from frcnn_jax.proposals.mat_files import read_mat_boxes
 from frcnn_jax.proposals.pickles import read_pickle
 from frcnn_jax.proposals.shards import LARGEST_SIDE, read_shard
 
-# by suffix; each yields (image id, boxes), and raises whatever a malformed file causes
+# by suffix; each yields (image id, boxes), and raises errors of many kinds on a malformed file
 _READERS: dict[str, Callable[[Path], Iterable[tuple[str, np.ndarray]]]] = {
     ".proposals": read_shard,
     ".npz": lambda path: read_npz(path).items(),
@@ -33,7 +33,7 @@ _READERS: dict[str, Callable[[Path], Iterable[tuple[str, np.ndarray]]]] = {
 
 
 class Proposals(Mapping[str, np.ndarray]):
-    """`(N, 4)` float32 boxes by image id; the arrays behind them may be memory-mapped and of another type."""
+    """`(N, 4)` float32 boxes by image id; the stored arrays may be memory-mapped and of another type."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray]):
         self._arrays = arrays
@@ -59,17 +59,17 @@ def read_proposals(
 
     Args:
         source: Files of the kinds listed in this module.
-        sizes: (height, width) by id of the images to read. Boxes up to a pixel over the edge are clipped. By default
-            every image of the source is read, of any size.
-        max_boxes: The most boxes per image; the first ones are kept.
+        sizes: Height and width, by id, of the images to read. Boxes up to a pixel over the edge are clipped. By default
+            every image in the source is read, at any size.
+        max_boxes: Maximum number of boxes per image; the first ones are kept.
         on_problem: Receives images without proposals, boxes that are not finite, reversed or outside the image, arrays
-            that aren't boxes, repeated images, and the malformed ones of several files.
+            that aren't boxes, repeated images, and, if there are several files, malformed ones.
 
     Returns:
         `(N, 4)` float32 boxes (x1, y1, x2, y2) by image id, 0-based and inclusive.
 
     Raises:
-        InputError: No such file, an unknown kind or version, a malformed file, or one with none of the images.
+        InputError: A file is missing, malformed or of an unknown kind or version, or none of the images has proposals.
     """
     if max_boxes is not None and max_boxes < 1:
         raise InputError(f"max_boxes must be at least 1, got {max_boxes}")
@@ -86,12 +86,12 @@ def read_proposals(
                 continue
             with ReportTo(on_problem):
                 if image_id in arrays:
-                    raise InputError(f"{path}: image {image_id!r} is in {first} too")
+                    raise InputError(f"{path}: image {image_id!r} is also in {first}")
                 size = sizes[image_id] if sizes else (LARGEST_SIDE, LARGEST_SIDE)
                 arrays[image_id] = _checked(boxes, size, max_boxes, f"{path}: image {image_id!r}", on_problem)
     if sizes and not origin.keys() & sizes.keys():
-        found = f"its images are such as {next(iter(origin))!r}" if origin else "it has none"
-        raise InputError(f"{source}: no image such as {next(iter(sizes))!r}, {found}; is it of another dataset?")
+        found = f"it has images such as {next(iter(origin))!r}" if origin else "it has no images"
+        raise InputError(f"{source}: no image such as {next(iter(sizes))!r}; {found}; is it for another dataset?")
     missing = [image_id for image_id in sizes or () if image_id not in arrays]
     for image_id in missing:
         on_problem(
@@ -101,19 +101,19 @@ def read_proposals(
 
 
 def _files(source: str | Path) -> list[Path]:
-    whole = Path(source)
-    paths = [whole] if whole.exists() else [Path(part) for part in str(source).split("+")]
+    single = Path(source)
+    paths = [single] if single.exists() else [Path(part) for part in str(source).split("+")]
     found = []
     for path in paths:
         if path.is_dir():
             inside = sorted(file for file in path.iterdir() if file.suffix in _READERS and file.is_file())
             if not inside:
-                raise InputError(f"{path}: no files of proposals ({', '.join(_READERS)}) in this folder")
+                raise InputError(f"{path}: no proposal files ({', '.join(_READERS)}) in this folder")
             found += inside
         elif not path.is_file():
-            raise InputError(f"{path}: no such file or folder of proposals")
+            raise InputError(f"{path}: no such proposal file or folder")
         elif path.suffix not in _READERS:
-            raise InputError(f"{path}: expected a file of proposals ({', '.join(_READERS)})")
+            raise InputError(f"{path}: expected a proposal file ({', '.join(_READERS)})")
         else:
             found.append(path)
     return found
@@ -122,15 +122,15 @@ def _files(source: str | Path) -> list[Path]:
 def _read_file(path: Path) -> list[tuple[str, np.ndarray]]:
     try:
         return list(_READERS[path.suffix](path))
-    except Exception as error:  # malformed: the readers' errors are of many kinds
+    except Exception as error:  # malformed files raise errors of many kinds
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: not a readable {path.suffix} file of proposals ({reason})") from None
+        raise InputError(f"{path}: not a readable {path.suffix} proposal file ({reason})") from None
 
 
 def _checked(
     boxes: np.ndarray, size: tuple[int, int], max_boxes: int | None, where: str, on_problem: OnProblem
 ) -> np.ndarray:
-    """Return the valid ones of the first boxes, clipped to the image: float32, or uint16 as in a shard."""
+    """Return the valid boxes among the first `max_boxes`, clipped to the image: float32, or uint16 as in a shard."""
     if boxes.dtype.kind not in "fiu" or (boxes.size and (boxes.ndim != 2 or boxes.shape[1] != 4)):
         raise InputError(f"{where}: expected (N, 4) boxes, got {boxes.shape} {boxes.dtype}")
     height, width = size

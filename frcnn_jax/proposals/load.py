@@ -1,4 +1,4 @@
-"""Proposals for a dataset, searched or read from files."""
+"""Proposals for a dataset, from selective search or from files."""
 
 from collections.abc import Mapping
 from concurrent.futures import Executor
@@ -28,20 +28,20 @@ def load_proposals(
 
     Args:
         dataset: The images.
-        source: Files of proposals, see `read_proposals`; selective search if empty.
-        cache_dir: Where the search keeps its results.
-        mode: Of the search, "fast" or "quality".
-        max_boxes: The most boxes per image; the first ones are kept.
-        workers: Processes of the search; by default one per core.
-        executor: Runs the search in place of those.
+        source: Proposal files, see `read_proposals`; selective search if empty.
+        cache_dir: Folder where the search caches its results.
+        mode: Mode of the search, "fast" or "quality".
+        max_boxes: Maximum number of boxes per image; the first ones are kept.
+        workers: Number of processes that search; by default one per core.
+        executor: Runs the search instead of these processes.
         on_problem: Receives images that can't be loaded or have no proposals, and what `read_proposals` reports. With
-            `stop`, the default, files of proposals are read without loading any image.
+            `stop`, the default, proposal files are read without loading any image.
 
     Returns:
         The dataset without the images reported to `on_problem`, and `(N, 4)` float32 boxes by image id.
 
     Raises:
-        InputError: No image is left, or see `read_proposals` and `search_images`.
+        InputError: No image remains; see also `read_proposals` and `search_images`.
     """
     problems: list[InputError] = []
     handler = noting(problems, on_problem)

@@ -24,7 +24,7 @@ _COMPLEX = 0x800  # a flag
 
 
 def read_mat_boxes(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the image ids and boxes of a file of `read_proposals`; malformed ones raise errors of many kinds."""
+    """Yield the image ids and boxes of a proposal file; malformed files raise errors of many kinds."""
     content = read_mat(path)
     if "boxes" not in content:
         raise InputError("no variable 'boxes'")
@@ -43,7 +43,7 @@ def read_mat_boxes(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 def _zero_based(boxes: np.ndarray, order: list[int]) -> np.ndarray:
     if boxes.dtype.kind not in "fiu" or boxes.ndim != 2 or boxes.shape[1] != 4:
-        return boxes  # rejected later, with the name of its image
+        return boxes  # rejected later, in a message that names the image
     return boxes[:, order].astype(np.float64) - 1
 
 
@@ -51,7 +51,7 @@ def read_mat(path: Path) -> dict[str, Any]:
     """Return the variables by name: a numeric array, a str, an object array of these for a cell array, else None.
 
     Raises:
-        Exception: Of many kinds, if the file is malformed.
+        Exception: The file is malformed; the errors are of many kinds.
     """
     data = path.read_bytes()
     order = {b"IM": "<", b"MI": ">"}.get(data[126:128])

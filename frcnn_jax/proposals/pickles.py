@@ -42,7 +42,7 @@ class _Array:
 
 def _buffer(data: Any, kind: _Dtype, shape: tuple, order: str) -> _Array:
     array = _Array()
-    data = data.encode("latin1") if isinstance(data, str) else data  # Python 2's
+    data = data.encode("latin1") if isinstance(data, str) else data  # as pickled by Python 2
     array.array = np.frombuffer(data, kind.dtype).reshape(shape, order="F" if order == "F" else "C")
     return array
 
@@ -65,7 +65,7 @@ _NUMPY = {
 
 
 class _NumbersUnpickler(pickle.Unpickler):
-    """Reads containers, strings, numbers and numeric NumPy arrays, which are rebuilt here; refuses other globals."""
+    """Unpickler of containers, strings, numbers and numeric NumPy arrays, rebuilt here; refuses other globals."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] == "numpy" and name in _NUMPY:
@@ -78,9 +78,9 @@ class _NumbersUnpickler(pickle.Unpickler):
 
 
 def read_pickle(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield image ids and boxes, by falling `objectness_logits`; malformed files raise errors of many kinds.
+    """Yield image ids and boxes, by descending `objectness_logits`; malformed files raise errors of many kinds.
 
-    Detectron's former names, `indexes` and `scores`, are read as well.
+    Detectron's older names, `indexes` and `scores`, are accepted as well.
     """
     data = path.read_bytes()
     for opcode, argument, _ in pickletools.genops(data):  # raises if a length exceeds the file

@@ -35,18 +35,18 @@ def _digest(image: np.ndarray) -> bytes:
 
 
 def selective_search(image: np.ndarray, *, mode: str = "fast", max_boxes: int = 2000) -> np.ndarray:
-    """Return the proposals of selective search (Uijlings et al. 2013) for one image, as the paper uses (section 2.3).
+    """Return selective search's proposals for an image (Uijlings et al. 2013), the paper's choice (section 2.3).
 
     Args:
         image: `(H, W, 3)` uint8 RGB.
         mode: "fast" or "quality" (more boxes, several times slower).
-        max_boxes: The most boxes returned, the best ranked ones.
+        max_boxes: Maximum number of boxes; the best ranked are kept.
 
     Returns:
         `(N, 4)` float32 boxes (x1, y1, x2, y2), 0-based and inclusive, best ranked first; N may be 0.
 
     Raises:
-        InputError: An unknown mode, `max_boxes` below 1, or an image of another shape or type.
+        InputError: The mode is unknown, `max_boxes` is below 1, or the image has the wrong shape or type.
     """
     import cv2
 
@@ -73,7 +73,7 @@ def _check_options(mode: str, max_boxes: int) -> None:
 
 
 def _entries(cache_dir: Path, mode: str, max_boxes: int) -> Path:
-    """The folder of the cache for these parameters and this version of OpenCV."""
+    """Return the cache folder for these parameters and this version of OpenCV."""
     import cv2
 
     return cache_dir / f"selective_search-{mode}-{max_boxes}-cv{cv2.__version__}"
@@ -82,14 +82,14 @@ def _entries(cache_dir: Path, mode: str, max_boxes: int) -> Path:
 def cached_selective_search(load: Callable[[], np.ndarray], cache_dir: Path, mode: str, max_boxes: int) -> np.ndarray:
     """Return `selective_search(load())` through a cache keyed by pixels, parameters and OpenCV's version.
 
-    An entry is a uint16 .npy file, written atomically: kills and concurrent writers do no harm.
+    An entry is a uint16 .npy file, written atomically, so that kills and concurrent writers do no harm.
     """
     import cv2
 
     cv2.setNumThreads(1)
     image = load()
     if max(image.shape[:2]) > np.iinfo(np.uint16).max:
-        raise InputError(f"proposals are kept as uint16: an image of {image.shape[:2]} pixels is too large")
+        raise InputError(f"proposals are stored as uint16: an image of {image.shape[:2]} pixels is too large")
     path = _entries(cache_dir, mode, max_boxes) / f"{_digest(image).hex()}.npy"
     try:
         return np.load(path, allow_pickle=False).astype(np.float32)
@@ -113,20 +113,20 @@ def search_images(
     """Run selective search on many images in worker processes, with a cache and a progress bar.
 
     Args:
-        images: By image id, a picklable function that loads the `(H, W, 3)` uint8 RGB image.
-        cache_dir: The cache, from which interrupted work resumes. Any number of processes may share it.
-        mode: As for `selective_search`.
-        max_boxes: As for `selective_search`.
-        workers: The number of processes; by default one per core.
-        executor: Runs the searches in place of those, such as `dask_executor`'s.
+        images: Picklable functions that load `(H, W, 3)` uint8 RGB images, by image id.
+        cache_dir: The cache's folder, which any number of processes may share; interrupted work resumes from it.
+        mode: As in `selective_search`.
+        max_boxes: As in `selective_search`.
+        workers: Number of processes; by default one per core.
+        executor: Runs the searches instead of these processes, such as `dask_executor`'s.
         on_problem: Receives the InputError of an image that can't be loaded; if it returns, the image is skipped.
 
     Returns:
         `(N, 4)` float32 boxes by image id.
 
     Raises:
-        InputError: An unknown mode, `max_boxes` below 1, a worker process died, or an image can't be loaded (unless
-            `on_problem` returns).
+        InputError: The mode is unknown, `max_boxes` is below 1, a worker process died, or an image can't be loaded
+            (unless `on_problem` returns).
         OSError: The cache can't be written.
     """
     _check_options(mode, max_boxes)
@@ -154,13 +154,13 @@ def _report_other_versions(cache_dir: Path, mode: str, max_boxes: int) -> None:
     own = _entries(cache_dir, mode, max_boxes)
     others = sorted(path.name for path in cache_dir.glob(f"selective_search-{mode}-{max_boxes}-cv*"))
     if others and own.name not in others:
-        print(f"{cache_dir} holds {', '.join(others)}; this is {own.name}: searched anew", file=sys.stderr)
+        print(f"{cache_dir} has {', '.join(others)} but not {own.name}; searching again", file=sys.stderr)
 
 
 def _run_bounded(
     pool: Executor, search: Callable, images: Mapping[str, Callable], limit: int
 ) -> Generator[tuple[str, Future[np.ndarray]], None, None]:
-    """Yield (id, finished search), with at most `limit` images submitted at a time; closing cancels those."""
+    """Yield (id, finished search), with at most `limit` images submitted at a time; closing cancels these."""
     todo = iter(images.items())
     running: dict[Future[np.ndarray], str] = {}
     with tqdm(total=len(images), desc="selective search", unit="image", smoothing=0.05) as bar:

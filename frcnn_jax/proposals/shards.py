@@ -1,4 +1,4 @@
-"""Shards: the library's own files of proposals, memory-mapped when read.
+"""Shards: this library's proposal files, memory-mapped when read.
 
 A shard is three consecutive .npy arrays: UTF-8 JSON `{"format", "version", "images": [id, ..]}` as uint8, offsets
 `(images + 1,)` int64, and boxes `(offsets[-1], 4)` uint16. Image i has the boxes offsets[i] to offsets[i + 1].
@@ -25,10 +25,10 @@ def write_proposals(path: str | Path, proposals: Mapping[str, np.ndarray]) -> No
 
     Args:
         path: A .proposals file.
-        proposals: By image id, `(N, 4)` boxes; they are rounded to integers.
+        proposals: `(N, 4)` boxes by image id; they are rounded to integers.
 
     Raises:
-        InputError: `path` has another suffix, or boxes are not finite `(N, 4)` or exceed uint16.
+        InputError: `path` has the wrong suffix, or boxes are not finite `(N, 4)` or exceed uint16.
         OSError: The file can't be written.
     """
     path = Path(path)
@@ -54,7 +54,7 @@ def write_proposals(path: str | Path, proposals: Mapping[str, np.ndarray]) -> No
 
 
 def _read_array(file: BinaryIO) -> np.ndarray:
-    """Like `np.load`, whose message for other content speaks of pickles."""
+    """Read an array like `np.load`, whose message for other content mentions pickles."""
     try:
         return np.lib.format.read_array(file, allow_pickle=False)
     except ValueError:
@@ -62,7 +62,7 @@ def _read_array(file: BinaryIO) -> np.ndarray:
 
 
 def read_shard(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the image ids and `(N, 4)` uint16 boxes of a shard; malformed ones raise errors of many kinds."""
+    """Yield the image ids and `(N, 4)` uint16 boxes of a shard; malformed files raise errors of many kinds."""
     with open(path, "rb") as file:
         header = json.loads(_read_array(file).tobytes())
         if header["format"] != _FORMAT or header["version"] != _VERSION:

@@ -1,7 +1,7 @@
-"""Batches of a training run, each a pure function of the seed and the step, so that a checkpoint needs only the step.
+"""Training batches, each a pure function of seed and step, so that a checkpoint needs only the step.
 
-An epoch's plan says which images, mirrored or not, in which order and at which size. A batch holds images of one
-canvas; the paper's code pads to the larger of two random images instead. Arrays are NumPy.
+An epoch's plan sets the order, orientation and size of its images. A batch holds images of one canvas; the paper's
+code pads to the larger of two random images instead. Arrays are NumPy.
 
 Shape letters: B images, R RoIs, K foreground classes.
 """
@@ -31,27 +31,27 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TrainingBatches:
-    """The batches of a training run by step: a random-access sequence.
+    """The batches of a training run, a random-access sequence by step.
 
     Attributes:
-        records: The split.
+        records: The training split.
         proposals: `(N, 4)` boxes by image id.
-        box_stats: "mean" and "std", `(K + 1, 4)` each, that normalise regression targets; see `target_statistics`.
-        sizes: How images are resized; of several, one is drawn per image and epoch.
+        box_stats: "mean" and "std" of the regression targets, `(K + 1, 4)` each; see `target_statistics`.
+        sizes: How images are resized; if several, one is drawn per image and epoch.
         pixels: How images are normalised.
-        steps: The length of the sequence.
-        images_per_batch: B, over all processes.
-        rois_per_image: R in each image.
-        fg_fraction: The most foreground among the RoIs; see `sample`.
-        fg_iou: The least IoU of foreground.
-        bg_iou: The range [low, high) of background's IoU.
-        flip: Whether mirrored images double the set.
-        seed: Of all random draws.
-        process: This process's number and how many there are; each makes its share of every batch.
+        steps: Number of steps, the length of the sequence.
+        images_per_batch: B, summed over all processes.
+        rois_per_image: R.
+        fg_fraction: Maximum fraction of foreground RoIs; see `sample`.
+        fg_iou: Minimum IoU of foreground.
+        bg_iou: Range [low, high) of the IoU of background.
+        flip: Whether to add mirrored images.
+        seed: Seed of all random draws.
+        process: Index of this process and number of processes; each makes its share of every batch.
 
     Raises:
-        InputError: There is no record or size, a record has no proposals, a number is below 1, or `box_stats` has too
-            few classes.
+        InputError: `records` or `sizes` is empty, a record has no proposals, a number is below 1, or `box_stats` has
+            too few classes.
     """
 
     records: Sequence[Record]
@@ -73,7 +73,7 @@ class TrainingBatches:
         check_proposals(self.records, self.proposals)
         for name in ("records", "sizes"):
             if not len(getattr(self, name)):
-                raise InputError(f"{name} must hold at least one")
+                raise InputError(f"{name} must not be empty")
         for name in ("steps", "images_per_batch", "rois_per_image"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -89,15 +89,15 @@ class TrainingBatches:
     def plan(self, epoch: int) -> list[list[Entry]]:
         """Return the batches of an epoch: every image once per orientation.
 
-        A canvas whose images do not fill its last batch repeats its first ones.
+        If the last batch of a canvas is not full, the canvas's first images fill it.
         """
         by_canvas: dict[tuple[int, int], list[Entry]] = {}
-        ways = (False, True) if self.flip else (False,)
+        orientations = (False, True) if self.flip else (False,)
         draws = np.random.default_rng((self.seed, epoch, 2)).integers(
-            len(self.sizes), size=(len(self.records), len(ways))
+            len(self.sizes), size=(len(self.records), len(orientations))
         )
         for (i, record), drawn in zip(enumerate(self.records), draws, strict=True):
-            for mirrored, draw in zip(ways, drawn, strict=True):
+            for mirrored, draw in zip(orientations, drawn, strict=True):
                 size = self.sizes[draw]
                 by_canvas.setdefault(size.canvas(record.height, record.width), []).append(Entry(i, mirrored, size))
         rng = np.random.default_rng((self.seed, epoch))
@@ -110,7 +110,7 @@ class TrainingBatches:
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def __getitem__(self, step: int) -> Batch:
-        """Return the process's share of a step's batch.
+        """Return this process's share of a step's batch.
 
         Returns:
             A dict of arrays: "image" `(B, rows, columns, 3)`, "image_size" `(B, 2)`, "scale" `(B,)`, "original_size"

@@ -52,7 +52,7 @@ def _this_process() -> ocp.options.MultiprocessingOptions:
 
 @dataclass(frozen=True)
 class NewestAndBest:
-    """An orbax preservation policy: the `newest` steps and the `best` ones by score, of equal scores the later."""
+    """An orbax preservation policy: the `newest` steps and the `best` ones by score, later ones first on ties."""
 
     newest: int
     best: int
@@ -102,7 +102,7 @@ class Checkpoints:
         """
         self.wait()
         with self._failure_named(step):
-            _manifest(self._folder / str(step)).unlink(missing_ok=True)  # of a step that was set aside
+            _manifest(self._folder / str(step)).unlink(missing_ok=True)  # left by a step that was set aside
             if jax.process_count() > 1:  # orbax takes process-local arrays only as NumPy's
                 items = jax.device_get(items)
             args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
@@ -261,7 +261,7 @@ def load_model(workdir: Path, model: Any, step: int | None = None) -> tuple[Any,
         The variables, and their step.
 
     Raises:
-        InputError: As `restore`.
+        InputError: As in `restore`.
     """
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), model)

@@ -1,4 +1,4 @@
-"""Training in several processes, joined by `jax.distributed`: consistency checks, and an end for all of them at once.
+"""Multi-process training with `jax.distributed`: joining, consistency checks and a common exit.
 
 With a single process these functions do nothing.
 """
@@ -29,14 +29,14 @@ def join_processes(coordinator: str | None, count: int | None, index: int | None
     """Call `jax.distributed.initialize`, but exit with one line and status 1 where jax would abort.
 
     Args:
-        coordinator: Address and port of process 0; None for what jax finds in the cluster's environment, as in the
-            next two.
+        coordinator: Address and port of process 0. If None, jax reads it from the cluster's environment; so too for
+            `count` and `index`.
         count: Number of processes.
         index: Index of this process.
         timeout: Seconds within which all processes must join.
 
     Raises:
-        InputError: Jax finds no cluster, or the coordinator's port is in use.
+        InputError: JAX finds no cluster, or the coordinator's port is in use.
     """
     if coordinator and index == 0:  # jax crashes on a port in use
         try:
@@ -62,7 +62,7 @@ def join_processes(coordinator: str | None, count: int | None, index: int | None
 
 @contextlib.contextmanager
 def exit_together() -> Iterator[None]:
-    """Give the other processes EXIT_TIMEOUT seconds to exit, too, when this one does.
+    """Give the other processes EXIT_TIMEOUT seconds to exit as well when this one does.
 
     Without it jax waits for minutes and then aborts.
     """
@@ -102,7 +102,7 @@ def fail_together() -> Iterator[None]:
 
 
 def check_consistent(settings: str, workdir: Path) -> None:
-    """Check that all processes have the same config, number of devices and results, or lack of results.
+    """Check that all processes agree on the config, the number of devices and whether results exist.
 
     Args:
         settings: The config as text.
@@ -125,10 +125,10 @@ def check_consistent(settings: str, workdir: Path) -> None:
 
 
 def check_shared(workdir: Path) -> None:
-    """Check that all processes see the same folder, by a temporary file of process 0.
+    """Check, with a temporary file from process 0, that all processes see the same folder.
 
     Raises:
-        InputError: They don't; raised in every process.
+        InputError: They see different folders; raised in every process.
     """
     if jax.process_count() == 1:
         return

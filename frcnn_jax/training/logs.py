@@ -35,7 +35,7 @@ class RunLog:
         """Append a row, and a point to the curve of each value that is not None.
 
         Raises:
-            OSError: It can't be written, as when the disk is full.
+            OSError: The files can't be written, as when the disk is full.
         """
         self._rows.write((json.dumps({"step": step, **values}) + "\n").encode())
         points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items() if value is not None]

@@ -28,12 +28,12 @@ Score = Callable[[Any], float | None]
 
 
 class Schedule(NamedTuple):
-    """When the loop does what, in steps.
+    """Intervals of the loop's actions, in steps.
 
     Attributes:
-        log_every: Between rows of metrics.
-        checkpoint_every: Between checkpoints; the last step has one, too.
-        eval_every: Between scores on the val split; 0 for none.
+        log_every: Interval between rows of metrics.
+        checkpoint_every: Interval between checkpoints; the last step is saved as well.
+        eval_every: Interval between evaluations on the val split; 0 for none.
         profile: First and last step of a trace in `workdir`/profile; empty for none.
     """
 
@@ -43,7 +43,7 @@ class Schedule(NamedTuple):
     profile: tuple[int, ...] = ()
 
     def evaluates(self, step: int, last: int) -> bool:
-        """Whether a step, other than the last, is scored."""
+        """Return whether a step before the last is scored."""
         return bool(self.eval_every) and 0 < step < last and step % self.eval_every == 0
 
 
@@ -65,25 +65,25 @@ def train(
     """Train from the state's step to the last batch.
 
     Args:
-        state: Replicated.
-        step_fn: Of `make_train_step`.
-        batches: One per step.
-        key: Of dropout; replicated.
+        state: Initial state, replicated.
+        step_fn: Step function, from `make_train_step`.
+        batches: One batch per step.
+        key: Dropout key, replicated.
         schedule: When to log, save, evaluate and profile.
-        learning_rate: For the log.
-        checkpoints: Open, for saving.
-        workdir: For messages.
-        out: Where logs go: the workdir, but a scratch folder in processes after the first.
-        score: From variables to mAP on the val split.
-        scored: MAP by step, of earlier runs.
-        data_workers: Processes that make batches.
+        learning_rate: Learning rate by step, for the log.
+        checkpoints: Open writer of checkpoints.
+        workdir: The workdir, for messages.
+        out: Folder of the logs: the workdir, or a scratch folder in non-zero processes.
+        score: Function from variables to mAP on the val split.
+        scored: Scores by step from earlier runs.
+        data_workers: Number of processes that prepare batches; 0 for threads.
 
     Returns:
         The last state.
 
     Raises:
         InputError: The loss or a parameter is not finite, or a checkpoint can't be written.
-        Interrupted: SIGINT or SIGTERM came; the state is saved.
+        Interrupted: SIGINT or SIGTERM arrived; the state is saved.
     """
     start, last = int(state.step), len(batches)
     with (
@@ -118,22 +118,22 @@ def train(
 
 
 def saved_at(step: int, workdir: Path) -> str:
-    """Return the text of an interruption after a checkpoint."""
+    """Return the message of an interruption after a checkpoint."""
     return f"step {step} is saved in {workdir}; run the same command to resume"
 
 
 class _Run:
-    """What the loop does beside stepping."""
+    """Logging, saving and evaluation during a run."""
 
     def __init__(self, workdir: Path, checkpoints: Checkpoints, rows: "_MetricRows", score: Score | None, start: int):
         self.workdir, self.checkpoints, self.rows, self.score, self.saved = workdir, checkpoints, rows, score, start
 
     def log(self, at: int, metrics: dict[str, jax.Array]) -> None:
-        """Take a step's metrics; those of the step before are looked at, so that the device need not wait."""
+        """Add a step's metrics and check those of the step before, so that the device need not wait."""
         self._check_finite(self.rows.take(at, metrics), at - 1)
 
     def save(self, at: int, state: TrainState) -> None:
-        """End the row of metrics, which a kill would cut in two otherwise, and begin to write a checkpoint."""
+        """Write the pending row of metrics, which a kill could split otherwise, and start writing a checkpoint."""
         self._check_finite(self.rows.flush(at), at)
         self._check_finite(all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.params)), at)
         if jax.process_index() == 0:
@@ -141,7 +141,7 @@ class _Run:
         self.saved = at
 
     def evaluate(self, at: int, state: TrainState) -> None:
-        """Score the parameters, which are saved: a signal ends it, and the next start does it again."""
+        """Score the saved parameters; if a signal interrupts this, the next start repeats it."""
         assert self.score
         with self.rows.paused(), interrupt_on_signals(saved_at(at, self.workdir)):
             found = self.score(state.variables)
@@ -157,7 +157,7 @@ class _Run:
 
 
 class _MetricRows:
-    """Means of the step metrics since the last row, with rates and times, written at every `every` steps."""
+    """Means of the step metrics since the last row, with rates and times, written every `every` steps."""
 
     def __init__(self, log: RunLog, bar: Any, every: int, images: int, learning_rate: optax.Schedule) -> None:
         self.log, self._bar, self._every, self._images, self._learning_rate = log, bar, every, images, learning_rate
@@ -166,7 +166,7 @@ class _MetricRows:
         self._since, self._waited = time.perf_counter(), 0.0
 
     def next_batch(self, made: Iterator[Batch]) -> Batch:
-        """Return the next batch; the wait for it is counted."""
+        """Return the next batch and measure the wait for it."""
         asked = time.perf_counter()
         batch = next(made)
         self._waited += time.perf_counter() - asked
@@ -174,13 +174,13 @@ class _MetricRows:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Exclude the time inside from rates."""
+        """Exclude the time spent inside from rates."""
         began = time.perf_counter()
         yield
         self._since += time.perf_counter() - began
 
     def take(self, at: int, metrics: dict[str, jax.Array]) -> bool:
-        """Add the metrics of the step before and keep these; whether the former loss is finite."""
+        """Add the metrics of the step before and keep these; return whether the former loss is finite."""
         finite = self._add() if self._pending else True
         if finite and self._steps and (at - 1) % self._every == 0:
             self._write(at - 1)
@@ -188,7 +188,7 @@ class _MetricRows:
         return finite
 
     def flush(self, at: int) -> bool:
-        """Add the metrics of step `at` and end the row; whether its loss is finite."""
+        """Add the metrics of step `at` and write the row; return whether its loss is finite."""
         finite = self._add()
         if finite:
             self._write(at)
@@ -216,7 +216,7 @@ class _MetricRows:
 
 
 def _peak_memory() -> int:
-    """Peak bytes in use: the device's or, on a CPU, the process's."""
+    """Return the peak bytes in use by the device or, on a CPU, by the process."""
     if stats := jax.local_devices()[0].memory_stats():
         return stats["peak_bytes_in_use"]
     import resource  # not on Windows
@@ -238,7 +238,7 @@ class _Profile:
             self._began = at
 
     def after(self, at: int, stop: bool, metrics: Any) -> None:
-        """End the trace after its last step, or where the run stops."""
+        """End the trace after its last step, or when the run stops."""
         if self._began and (at == self._last or stop):
             jax.block_until_ready(metrics)
             self._bar.write(f"writing the profile of steps {self._began} to {at} to {self._out}")

@@ -18,7 +18,7 @@ def box_loss(deltas: jax.Array, targets: jax.Array, labels: jax.Array) -> jax.Ar
         labels: `(...,)` integers in [0, K]; 0 is background. A label above K gives NaN, one below 0 gives 0.
 
     Returns:
-        `(...,)`.
+        `(...,)` losses.
 
     Raises:
         InputError: The shapes do not match, or `labels` are not integers.

@@ -1,4 +1,4 @@
-"""Sampling of an image's foreground and background RoIs, and their targets (paper, section 2.3). NumPy, float32.
+"""Sampling of foreground and background RoIs and their targets in an image (section 2.3). NumPy, float32.
 
 Shape letters: N candidate boxes, R RoIs drawn, G ground-truth boxes, K foreground classes.
 """
@@ -14,7 +14,7 @@ from frcnn_jax.ops import boxes as box_ops
 
 
 class RoITargets(NamedTuple):
-    """Boxes of an image and their targets: those of the ground-truth box with the highest IoU."""
+    """Boxes of an image, with targets from the ground-truth box of highest IoU."""
 
     rois: np.ndarray  # (N, 4) float32
     labels: np.ndarray  # (N,) int32: that box's class; 0 without overlap
@@ -23,7 +23,7 @@ class RoITargets(NamedTuple):
 
 
 def assign(proposals: np.ndarray, gt_boxes: np.ndarray, gt_labels: np.ndarray) -> RoITargets:
-    """Assign each box its target. Ground-truth boxes are candidates too and come first.
+    """Assign targets to ground-truth boxes and proposals, in this order.
 
     Args:
         proposals: `(N, 4)`.
@@ -34,7 +34,7 @@ def assign(proposals: np.ndarray, gt_boxes: np.ndarray, gt_labels: np.ndarray) -
         Targets of the G + N boxes.
 
     Raises:
-        ValueError: Boxes are not finite `(N, 4)` numbers, or labels not `(G,)` integers of at least 1.
+        InputError: Boxes are not finite `(N, 4)` numbers, or labels not `(G,)` integers of at least 1.
     """
     gt_boxes = check_boxes(gt_boxes, "gt_boxes")
     gt_labels = check_labels(gt_labels, gt_boxes, "gt_labels")
@@ -68,12 +68,12 @@ def sample(
     """Draw RoIs without replacement, foreground first.
 
     Args:
-        targets: The candidates; not changed.
-        rng: The source of randomness.
-        count: The number of RoIs; fewer are drawn if there are too few candidates.
-        fg_fraction: The largest share of foreground RoIs, in [0, 1]; the number is rounded.
-        fg_iou: The lowest IoU of foreground.
-        bg_iou: (low, high): background has an IoU in [low, high).
+        targets: The candidates, left unchanged.
+        rng: Source of randomness.
+        count: Number of RoIs; fewer are drawn if there are too few candidates.
+        fg_fraction: Maximum fraction of foreground RoIs, in [0, 1]; their number is rounded.
+        fg_iou: Minimum IoU of foreground.
+        bg_iou: Range [low, high) of the IoU of background.
 
     Returns:
         The RoIs drawn; labels and deltas of background are 0.
@@ -100,14 +100,14 @@ def target_statistics(
     """Return the mean and standard deviation of each class's regression targets, in one pass over the images.
 
     Args:
-        targets: Those of each image.
+        targets: Targets per image.
         num_classes: K.
-        fg_iou: The lowest IoU of boxes that count.
-        flip: Whether mirrored images, in which dx changes its sign, count too.
+        fg_iou: Minimum IoU of the boxes that count.
+        flip: Whether mirrored images, in which dx changes sign, count as well.
 
     Returns:
-        Mean: `(K + 1, 4)` float32; 0 for background and classes without boxes.
-        std: `(K + 1, 4)` float32; 1 for background, classes without boxes and coordinates that do not vary.
+        The mean, `(K + 1, 4)` float32, 0 for background and classes without boxes; and the standard deviation,
+        `(K + 1, 4)` float32, 1 for background, classes without boxes and coordinates that do not vary.
 
     Raises:
         InputError: A label exceeds K, or the fields of an image's targets differ in length.

@@ -22,7 +22,7 @@ def defer_signals() -> Iterator[Callable[[], bool]]:
 def interrupt_on_signals(message: str) -> Iterator[None]:
     """Raise `Interrupted(message)` on SIGINT and SIGTERM.
 
-    Where Python discards the exception, as in a callback of its garbage collector, it is raised a moment later.
+    If Python discards the exception, as in a callback of its garbage collector, it is raised again shortly after.
     """
     hook = sys.unraisablehook
 

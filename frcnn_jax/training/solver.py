@@ -1,4 +1,4 @@
-"""Stochastic gradient descent with momentum by Caffe's rule (paper, section 2.3).
+"""Stochastic gradient descent with momentum by Caffe's rule (section 2.3).
 
     V = momentum * V + rate * multiplier * (g + decay * w),    w = w - V
 
@@ -43,7 +43,7 @@ def step_schedule(
 
     Args:
         learning_rate: The rate after the warm-up.
-        drops: Steps from which on the rate is multiplied by `factor`.
+        drops: Steps at which the rate is multiplied by `factor`.
         factor: The multiplier at each drop.
         warmup_steps: Steps over which the rate rises linearly, from 1 / (warmup_steps + 1) of itself.
 
@@ -72,8 +72,9 @@ def caffe_sgd(
 
     Args:
         schedule: The learning rate by step.
-        momentum, weight_decay: As in the formula.
-        decay_biases: Whether biases, the leaves named "bias", decay too. The paper says so; its code does not.
+        momentum: As in the formula, in [0, 1].
+        weight_decay: As in the formula, at least 0.
+        decay_biases: Whether biases, the leaves named "bias", decay as well: yes in the paper, no in its code.
 
     Raises:
         InputError: `momentum` is outside [0, 1], or `weight_decay` negative.

@@ -20,11 +20,11 @@ from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.training.losses import box_loss
 
 AXIS = "device"
-FIELDS = ("image", "image_size", "rois", "roi_mask", "labels", "box_targets", "index")  # of a batch, read by a step
+FIELDS = ("image", "image_size", "rois", "roi_mask", "labels", "box_targets", "index")  # read from a batch
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that a step changes, and the frozen layers and box statistics that it reads."""
+    """What a step updates, and the frozen layers and box statistics that it reads."""
 
     step: jax.Array  # () int32
     params: Any  # the trained layers
@@ -53,14 +53,14 @@ def create_state(
     """Return the state at a step.
 
     Args:
-        variables: Of a `FastRCNN`.
-        optimizer: Whose state it holds.
+        variables: Variables of a `FastRCNN`.
+        optimizer: The optimizer whose state it holds.
         frozen: Names of layers that get no gradient and no momentum.
         step: Steps taken so far.
-        opt_state: The optimizer's state; a fresh one where None.
+        opt_state: The optimizer's state; a fresh one if None.
 
     Raises:
-        InputError: A frozen layer is not among those of `variables`; the text lists these.
+        InputError: A frozen layer is not among those of `variables`; the message lists these.
     """
     names = [name for layers in variables["params"].values() for name in layers]
     if unknown := set(frozen).difference(names):
@@ -94,13 +94,13 @@ def train_step(
     same images gives the same update.
 
     Args:
-        state: The same on every device.
-        batch: The device's part of a batch of `TrainingBatches`.
-        key: The run's; dropout folds it with each image's "index".
+        state: The state, the same on every device.
+        batch: The device's share of a batch of `TrainingBatches`.
+        key: The run's dropout key, folded with each image's "index".
         model: The network.
         optimizer: As in `create_state`.
         box_loss_weight: Lambda of equation 1.
-        accumulate: The device's images go through the network in this many parts, whose gradients are summed.
+        accumulate: Number of parts into which the device's images are split, and whose gradients are summed.
         axis_name: The mapped axis.
 
     Returns:
@@ -108,11 +108,11 @@ def train_step(
         "gradient_norm".
 
     Raises:
-        InputError: The batch lacks a field or one has another shape, or can't be split into `accumulate` parts.
+        InputError: The batch lacks a field, has one of the wrong shape, or can't be split into `accumulate` parts.
     """
     _check_batch(batch, accumulate)
     rois = _mean_over_devices(batch["roi_mask"].sum().astype(jnp.float32), axis_name)
-    rois = jnp.maximum(rois, 1 / 64)  # no RoI at all: losses of 0
+    rois = jnp.maximum(rois, 1 / 64)  # losses are 0 without any RoI
 
     def loss_fn(params, part):
         variables = {"params": _join(params, state.frozen), "box_stats": state.box_stats}
@@ -156,7 +156,7 @@ def _check_batch(batch: Mapping[str, jax.Array], parts: int) -> None:
 
 
 def _mean_over_devices(tree: Any, axis_name: str) -> Any:
-    """`lax.pmean`, skipped for a single device, where XLA on CPU would still copy every gradient."""
+    """Apply `lax.pmean`, skipped for a single device, where XLA on CPU would still copy every gradient."""
     return tree if lax.axis_size(axis_name) == 1 else lax.pmean(tree, axis_name)
 
 
@@ -170,18 +170,18 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Return `train_step` mapped over devices by `jax.pmap`.
 
-    The returned function takes a batch of all B images; the state, alike on all devices and without a device axis, is
-    donated.
+    The returned function takes a batch of all B images. The state, the same on all devices and without a device axis,
+    is donated.
 
     Args:
         model: The network.
         optimizer: As in `create_state`.
         box_loss_weight: As in `train_step`.
         accumulate: As in `train_step`.
-        devices: All local ones where None.
+        devices: Devices to map over; all local ones if None.
 
     Raises:
-        InputError: By the returned function: its batch can't be split over the devices, or see `train_step`.
+        InputError: Raised by the returned function: the batch can't be split over the devices, or as in `train_step`.
     """
     step = partial(train_step, model=model, optimizer=optimizer, box_loss_weight=box_loss_weight, accumulate=accumulate)
     mapped = jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0, devices=devices)
@@ -196,6 +196,6 @@ def make_train_step(
 
 
 def replicate(tree: Any, *, devices: Sequence[jax.Device] | None = None) -> Any:
-    """Place a tree on all devices, local ones where None, as the mapped step returns it: it compiles only once."""
+    """Place a tree on devices (all local ones if None) as the mapped step returns it, which then compiles only once."""
     mesh = jax.sharding.Mesh(np.array(devices or jax.local_devices()), (AXIS,))
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))

@@ -69,7 +69,7 @@ class HardNegativeSVMs:
 
     Args:
         positives: `(P, C)` scaled features per class.
-        seed: Of the solver.
+        seed: Seed of the solver.
     """
 
     def __init__(self, positives: Sequence[np.ndarray], *, seed: int = 0):
@@ -120,7 +120,7 @@ class HardNegativeSVMs:
             self.negatives[k] = negatives[negatives @ self.weights[k] + self.biases[k] >= EASY_MARGIN]
 
     def save(self, path: Path, **more: Any) -> None:
-        """Write the state, and further arrays with it, to a .npz file, atomically."""
+        """Write the state and further arrays to a .npz file, atomically."""
         arrays = {f"{name}_{k}": a for name in ("positives", "negatives") for k, a in enumerate(getattr(self, name))}
         arrays |= {name: getattr(self, name) for name in ("added", "weights", "biases")}
         write_whole(path, lambda file: np.savez(file, allow_pickle=False, **arrays, **more))
@@ -130,10 +130,10 @@ class HardNegativeSVMs:
         """Read a state that `save` wrote.
 
         Returns:
-            The SVMs, and by name the further arrays.
+            The SVMs, and the further arrays by name.
 
         Raises:
-            InputError: Another file, or a damaged one.
+            InputError: The file is damaged or was not written by `save`.
         """
         try:
             arrays = read_npz(path)
@@ -162,19 +162,20 @@ def train_svms(
     Positives are the objects; negatives are mined from proposals and objects of other classes, image by image.
 
     Args:
-        model, variables: Trained with a softmax.
+        model: The network, trained with a softmax.
+        variables: Its variables.
         records: The training split.
         proposals: `(N, 4)` boxes by image id.
         size: How images are resized.
         state: A file written every SAVE_EVERY images; if it exists, training resumes from it.
-        negative_images: Negatives come from the first so many images; None for all.
-        seed: Of the sample of images that the norm of fc7 is measured on, and of the solver.
+        negative_images: Number of images, from the first, that negatives are mined in; None for all.
+        seed: Seed of the solver, and of the sample of images on which the norm of fc7 is measured.
 
     Returns:
-        The parameters of `model` with another cls_score, see `write_classifier`.
+        The parameters of `model`, cls_score replaced; see `write_classifier`.
 
     Raises:
-        InputError: Scikit-learn is missing, or `state` is not such a file.
+        InputError: The package scikit-learn is not installed, or `state` is not such a file.
     """
     try:
         import sklearn.svm  # noqa: F401 - fail before the long work
@@ -189,7 +190,7 @@ def train_svms(
         start: int = 0,
         spatial_scale: float | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Boxes and their features per image."""
+        """Yield the boxes and their features per image."""
         batches = prefetch(TestBatches(records, boxes, [size], model.pixels, spatial_scale), start=start)
         for batch in tqdm(batches, desc=title, unit="image", total=len(records), initial=start, smoothing=0.05):
             mask = batch["roi_mask"][0]
@@ -225,16 +226,16 @@ def train_svms(
 def write_classifier(
     params: Mapping[str, Any], weights: np.ndarray, biases: np.ndarray, scale: np.float32
 ) -> dict[str, Any]:
-    """Put SVMs into the class layer: logits are then their margins, and 0 for the background.
+    """Put SVMs into the class layer: logits are then their margins, and 0 for background.
 
     Args:
-        params: Of `FastRCNN`.
+        params: Parameters of a `FastRCNN`.
         weights: `(K, C)`, for scaled features.
         biases: `(K,)`.
-        scale: Of the features that the SVMs were trained on; the class layer takes them unscaled.
+        scale: Factor of the features that the SVMs were trained on; the class layer takes unscaled features.
 
     Returns:
-        The parameters with another cls_score.
+        The parameters, cls_score replaced.
     """
     kernel = np.pad((weights * scale).T, ((0, 0), (1, 0))).astype(np.float32)
     bias = np.pad(biases, (1, 0)).astype(np.float32)

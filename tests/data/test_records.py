@@ -243,5 +243,5 @@ def test_load_image_keeps_the_stored_orientation_if_annotated_so(tmp_path):
 
 def test_pixels_of_32_bits_are_refused(tmp_path):
     Image.fromarray(np.zeros((9, 9), np.float32)).save(tmp_path / "a.tif")
-    with pytest.raises(InputError, match="pixels of 32 bits"):
+    with pytest.raises(InputError, match="32-bit pixels"):
         load_image(tmp_path / "a.tif")

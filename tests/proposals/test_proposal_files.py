@@ -124,7 +124,7 @@ def test_several_files_are_one_set(tmp_path):
     assert set(read_proposals(tmp_path, sizes=SIZES)) == set(BOXES)
     assert set(read_proposals(f"{tmp_path}/p.npz+{tmp_path}/q.proposals")) == {"a", "b"}
     write_shard(tmp_path / "s", {"c": BOXES["c"]})
-    with pytest.raises(InputError, match=r"s\.proposals: image 'c' is in .*r\.pkl too"):
+    with pytest.raises(InputError, match=r"s\.proposals: image 'c' is also in .*r\.pkl"):
         read_proposals(tmp_path)
     (tmp_path / "s.proposals").write_bytes(b"broken")
     problems = []
@@ -171,7 +171,7 @@ def test_one_based_files_hold_no_zero(tmp_path):
 def test_another_data_set(tmp_path):
     path = write_npz(tmp_path / "a")
     with pytest.raises(
-        InputError, match=r"no image such as '000005', its images are such as 'a'; is it of another dataset\?"
+        InputError, match=r"no image such as '000005'; it has images such as 'a'; is it for another dataset\?"
     ):
         read_proposals(path, sizes={"000005": (9, 9)})
     sizes = {**SIZES, "000005": (9, 9), "000007": (9, 9)}
@@ -273,9 +273,9 @@ def test_missing_and_unknown_files(tmp_path):
     (tmp_path / "a.txt").touch()
     for source, text in (
         ("b.npz", "b.npz: no such file or folder of proposals"),
-        ("a.txt", r"a.txt: expected a file of proposals \(.proposals, .npz, .mat, .pkl\)"),
-        ("", r"no files of proposals \(.*\) in this folder"),
-        ("a.txt+b.npz", "a.txt: expected a file of proposals"),
+        ("a.txt", r"a.txt: expected a proposal file \(.proposals, .npz, .mat, .pkl\)"),
+        ("", r"no proposal files \(.*\) in this folder"),
+        ("a.txt+b.npz", "a.txt: expected a proposal file"),
     ):
         with pytest.raises(InputError, match=text):
             read_proposals(str(tmp_path / source))
@@ -307,7 +307,7 @@ def test_a_cut_file_is_called_that(write, what, tmp_path):
     path = write(tmp_path / "a")
     for content in (b"", b"PK", b"broken", path.read_bytes()[:70]):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=rf"of proposals \(cut short or not a {what}\)$"):
+        with pytest.raises(InputError, match=rf"proposal file \(cut short or not a {what}\)$"):
             read_proposals(path)
 
 
