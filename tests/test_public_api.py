@@ -439,7 +439,7 @@ ROWS = {
     ),
     "read_proposals": Row(
         errors=(
-            (("missing.npz",), {}, "missing.npz: no such file or folder of proposals"),
+            (("missing.npz",), {}, "missing.npz: no such proposal file or folder"),
             (("missing.npz",), {"max_boxes": 0}, "max_boxes must be at least 1, got 0"),
         )
     ),

@@ -154,7 +154,7 @@ def voc_box(name: str, corners: Sequence[Any], height: int, width: int) -> list[
     """Return a 0-based box from VOC's 1-based (xmin, ymin, xmax, ymax), numbers or text.
 
     Raises:
-        InputError: The corners are not four numbers, reversed, or not within the image; the message names them and the class.
+        InputError: They are not four numbers, reversed or outside the image; the message names them and the class.
     """
     try:
         x1, y1, x2, y2 = (float(corner) - 1 for corner in corners)

@@ -1,6 +1,6 @@
 """The table of networks: S, M and L of the paper, S in AlexNet's order, and a tiny one.
 
-To add a network, add a row to `NETWORKS`; tests/models/test_networks.py then checks that padding changes none of its
+To add a network, add a row to `NETWORKS`; tests/models/test_fast_rcnn.py then checks that padding changes none of its
 results. Another kind of backbone or head needs no row: `FastRCNN` takes any.
 """
 

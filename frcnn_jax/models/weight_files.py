@@ -215,14 +215,14 @@ def _read_pth(path: Path) -> Arrays:
 
 
 def _from_torchvision(arrays: Arrays) -> Arrays:
-    """Adapt to torchvision's pixels, RGB in [0, 1], minus (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225)."""
+    """Convert from torchvision: RGB in [0, 1], minus (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225)."""
     mean, std, rgb = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225]), CAFFE_MEANS[::-1]
     factor, shift = 1 / (255 * std), (rgb / 255 - mean) / std
     return _adapt_pixels(_rename(arrays, _TORCHVISION), order=[2, 1, 0], factor=factor[::-1], shift=shift[::-1])
 
 
 def _read_h5(path: Path) -> Arrays:
-    """Read Keras's VGG16: its pixels are BGR in [0, 255] minus (103.939, 116.779, 123.68), its layouts Flax's."""
+    """Read Keras's VGG16, for BGR pixels in [0, 255] minus (103.939, 116.779, 123.68), in Flax's layouts."""
     arrays: Arrays = {}
 
     def collect(name: str, item: Any) -> None:

@@ -124,7 +124,7 @@ def _read_file(path: Path) -> list[tuple[str, np.ndarray]]:
         return list(_READERS[path.suffix](path))
     except Exception as error:  # malformed files raise errors of many kinds
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: not a readable {path.suffix} proposal file ({reason})") from None
+        raise InputError(f"{path}: not a readable {path.suffix} file of proposals ({reason})") from None
 
 
 def _checked(

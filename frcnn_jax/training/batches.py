@@ -41,7 +41,7 @@ class TrainingBatches:
         pixels: How images are normalised.
         steps: Number of steps, the length of the sequence.
         images_per_batch: B, summed over all processes.
-        rois_per_image: R.
+        rois_per_image: R, including padding.
         fg_fraction: Maximum fraction of foreground RoIs; see `sample`.
         fg_iou: Minimum IoU of foreground.
         bg_iou: Range [low, high) of the IoU of background.

@@ -272,7 +272,7 @@ def test_pickles_of_another_form(changes, text, tmp_path):
 def test_missing_and_unknown_files(tmp_path):
     (tmp_path / "a.txt").touch()
     for source, text in (
-        ("b.npz", "b.npz: no such file or folder of proposals"),
+        ("b.npz", "b.npz: no such proposal file or folder"),
         ("a.txt", r"a.txt: expected a proposal file \(.proposals, .npz, .mat, .pkl\)"),
         ("", r"no proposal files \(.*\) in this folder"),
         ("a.txt+b.npz", "a.txt: expected a proposal file"),
@@ -307,7 +307,7 @@ def test_a_cut_file_is_called_that(write, what, tmp_path):
     path = write(tmp_path / "a")
     for content in (b"", b"PK", b"broken", path.read_bytes()[:70]):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=rf"proposal file \(cut short or not a {what}\)$"):
+        with pytest.raises(InputError, match=rf"of proposals \(cut short or not a {what}\)$"):
             read_proposals(path)
 
 
