@@ -13,7 +13,7 @@ from frcnn_jax.data.records import load_image
 from frcnn_jax.detector import Detector
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.pictures import draw_boxes
-from frcnn_jax.files import check_folder, write_json, write_whole
+from frcnn_jax.files import check_folder, write_atomic, write_json
 
 
 def main(argv: Sequence[str]) -> None:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
         ]
         captions = [f"{name} {score:.2f}" for name, score in zip(names, found.scores, strict=True)]
         drawn = draw_boxes(image, found.boxes, found.labels, captions)
-        write_whole(picture, partial(drawn.save, format="png"))
+        write_atomic(picture, partial(drawn.save, format="png"))
     write_json(args.out / "detections.json", results)
     print(f"{sum(map(len, results.values()))} detections in {len(results)} images: {args.out}/detections.json")
 

@@ -25,7 +25,7 @@ from frcnn_jax.data.batches import ROI_MULTIPLE
 from frcnn_jax.data.records import MAX_PIXELS
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.predict import DetectionOptions, make_predict_step
-from frcnn_jax.files import check_file, write_whole
+from frcnn_jax.files import check_file, write_atomic
 from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.workdir import load_variables, read_config
 
@@ -123,7 +123,7 @@ def main(argv: Sequence[str]) -> None:
         options=detection_options(config),
         platforms=args.platforms and list(dict.fromkeys(args.platforms.split(","))),
     )
-    write_whole(args.out, lambda file: file.write(exported.serialize()))
+    write_atomic(args.out, lambda file: file.write(exported.serialize()))
     print(contract(exported))
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB, for {', '.join(exported.platforms)}")
 

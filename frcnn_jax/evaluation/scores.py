@@ -26,7 +26,7 @@ def class_objects(dataset: Dataset, label: int) -> tuple[list[np.ndarray], list[
     """Return the objects of one class, difficult ones included.
 
     Args:
-        dataset: the split.
+        dataset: The split.
         label: 1 to K.
 
     Returns:
@@ -46,17 +46,17 @@ def score(
     """Score the detections of a split by the VOC protocol.
 
     Args:
-        detections: per class.
-        dataset: the split.
+        detections: Per class.
+        dataset: The split.
         metric: "voc07_11point" or "area", see `metrics.average_precision`.
-        iou_threshold: a hit exceeds it; in [0, 1].
+        iou_threshold: A hit exceeds it; in [0, 1].
 
     Returns:
         The results `{"map", "protocol", "iou_threshold", "images", "aps", "seconds_per_image"}`, the last one None, and
         by class name its curve and AP. A class without counted objects has AP None and is no part of the mean.
 
     Raises:
-        ValueError: an unknown metric.
+        ValueError: An unknown metric.
     """
     curves: dict[str, tuple[Curve, float | None]] = {}
     for label, (name, found) in enumerate(zip(dataset.class_names, detections, strict=True), 1):
@@ -89,10 +89,10 @@ def image_detections(
     """Return the detections of one image, best first.
 
     Args:
-        detections: per class.
-        image: index of the image in the split.
-        score_threshold: lower scores are dropped.
-        max_detections: at most this many, over all classes.
+        detections: Per class.
+        image: Index of the image in the split.
+        score_threshold: Lower scores are dropped.
+        max_detections: At most this many, over all classes.
     """
     fields = []
     for label, found in enumerate(detections, 1):
