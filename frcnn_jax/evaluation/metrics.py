@@ -19,14 +19,6 @@ from frcnn_jax.ops import boxes as box_ops
 METRICS = ("voc07_11point", "area")
 
 
-class Detections(NamedTuple):
-    """Detections of all classes in one image, best first."""
-
-    boxes: np.ndarray  # (D, 4) float32, in the image's pixels
-    labels: np.ndarray  # (D,) int32, 1 to K
-    scores: np.ndarray  # (D,) float32, in [0, 1]
-
-
 class ClassDetections(NamedTuple):
     """Detections of one class over a split, in any order; equal scores rank in the order given."""
 

@@ -15,7 +15,6 @@ from frcnn_jax.data.records import Dataset
 from frcnn_jax.evaluation.metrics import (
     ClassDetections,
     Curve,
-    Detections,
     average_precision,
     mean_average_precision,
     precision_recall,
@@ -81,23 +80,3 @@ def results_table(results: Mapping[str, Any]) -> str:
     *lines, total = (f"{name:<{width}}  {'-' if ap is None else format(ap, '.4f')}" for name, ap in rows)
     how = f"{results['protocol']}, IoU > {results['iou_threshold']}, {results['images']} images"
     return "\n".join([*lines, f"{total}  ({how})"])
-
-
-def image_detections(
-    detections: Sequence[ClassDetections], image: int, *, score_threshold: float, max_detections: int = 100
-) -> Detections:
-    """Return the detections of one image, best first.
-
-    Args:
-        detections: Per class.
-        image: Index of the image in the split.
-        score_threshold: Lower scores are dropped.
-        max_detections: At most this many, over all classes.
-    """
-    fields = []
-    for label, found in enumerate(detections, 1):
-        own = (found.image == image) & (found.scores >= score_threshold)
-        fields.append((found.boxes[own], np.full(own.sum(), label, np.int32), found.scores[own]))
-    boxes, labels, scores = (np.concatenate(field) for field in zip(*fields, strict=True))
-    best = np.argsort(-scores, kind="stable")[:max_detections]
-    return Detections(boxes[best], labels[best], scores[best])
