@@ -26,24 +26,21 @@ COMMANDS = {
 
 # options that several commands share
 OPTIONS: dict[str, dict[str, Any]] = {
-    "--workdir": {"type": Path, "help": "workdir of a training"},
+    "--workdir": {"type": Path, "required": True, "help": "workdir of a training"},
     "--step": {"type": int, "help": "step of the checkpoint; default: the newest"},
     "--images": {"type": int, "help": "number of images to use, the first of the split; default: all"},
     "--json": {"type": Path, "help": "file to write the scores to"},
 }
 
 
-def command_parser(doc: str | None) -> argparse.ArgumentParser:
-    """Return a parser that prints a command's docstring as it stands and takes no abbreviated options."""
-    return argparse.ArgumentParser(
+def command_parser(doc: str | None, *options: str) -> argparse.ArgumentParser:
+    """Return a parser with options of OPTIONS; its help begins with the command's docstring, unchanged."""
+    parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-
-
-def add_options(parser: argparse._ActionsContainer, *names: str, **settings: Any) -> None:
-    """Add options of OPTIONS to a parser or a group."""
-    for name in names:
-        parser.add_argument(name, **OPTIONS[name], **settings)
+    for name in options:
+        parser.add_argument(name, **OPTIONS[name])
+    return parser
 
 
 def check_at_least(least: int, **values: int | None) -> None:

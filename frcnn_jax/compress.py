@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from frcnn_jax.cli import add_options, check_at_least, command_parser, run
+from frcnn_jax.cli import check_at_least, command_parser, run
 from frcnn_jax.config import Config
 from frcnn_jax.errors import InputError
 from frcnn_jax.models.fast_rcnn import FastRCNN
@@ -22,8 +22,7 @@ from frcnn_jax.workdir import derive_workdir, read_config
 
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
-    parser = command_parser(__doc__)
-    add_options(parser, "--workdir", required=True)
+    parser = command_parser(__doc__, "--workdir")
     parser.add_argument("--out", type=Path, help="new workdir; default: W-svd")
     parser.add_argument("--fc6", type=int, default=1024, help="rank of fc6, 0 for no change; default: %(default)s")
     parser.add_argument("--fc7", type=int, default=256, help="rank of fc7, 0 for no change; default: %(default)s")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from frcnn_jax.cli import add_options, command_parser, run
+from frcnn_jax.cli import command_parser, run
 from frcnn_jax.data.records import load_image
 from frcnn_jax.detector import Detector
 from frcnn_jax.errors import InputError
@@ -20,10 +20,8 @@ from frcnn_jax.files import check_folder, write_atomic, write_json
 
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
-    parser = command_parser(__doc__)
+    parser = command_parser(__doc__, "--workdir", "--step")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image file")
-    add_options(parser, "--workdir", required=True)
-    add_options(parser, "--step")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures and detections.json")
     parser.add_argument("--score-threshold", type=float, default=0.5, help="minimum score; default: %(default)s")
     args = parser.parse_args(argv)

@@ -10,11 +10,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from frcnn_jax.cli import add_options, check_at_least, command_parser, run
+from frcnn_jax.cli import check_at_least, command_parser, run
 from frcnn_jax.config import TEST_FIELDS, override_config
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.coco_metrics import coco_ground_truth, coco_metrics, coco_results
 from frcnn_jax.evaluation.evaluator import Evaluation
+from frcnn_jax.evaluation.scores import format_score
 from frcnn_jax.files import check_file, read_json, write_json
 from frcnn_jax.workdir import evaluate_workdir, read_config
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     else:
         metrics, aps = coco_metrics(read_json(args.annotations), read_json(args.detections))
     for name, value in {**metrics, **{f"AP50 {name}": ap for name, ap in aps.items()}}.items():
-        print(f"{name:24} {'-' if value is None else format(value, '.4f')}")
+        print(f"{name:24} {format_score(value)}")
     if args.json:
         write_json(args.json, {**metrics, "ap50": aps})
 
@@ -47,12 +48,11 @@ def _write_results(path: Path, found: Evaluation, annotations: Path) -> None:
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = command_parser(__doc__)
+    parser = command_parser(__doc__, "--step", "--images", "--json")
     source = parser.add_mutually_exclusive_group(required=True)
-    add_options(source, "--workdir")
+    source.add_argument("--workdir", type=Path, help="workdir of a training")
     source.add_argument("--detections", type=Path, help="COCO result file")
     parser.add_argument("--annotations", type=Path, help="with --detections: COCO instances file")
-    add_options(parser, "--step", "--images", "--json")
     parser.add_argument("--results", type=Path, help="COCO result file to write the detections to")
     args, fields = parser.parse_known_args(argv)
     check_at_least(1, images=args.images)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from frcnn_jax.build import read_split_of
-from frcnn_jax.cli import add_options, check_at_least, command_parser, run
+from frcnn_jax.cli import check_at_least, command_parser, run
 from frcnn_jax.config import TEST_FIELDS, override_config
 from frcnn_jax.data.voc import read_voc
 from frcnn_jax.errors import InputError
@@ -52,11 +52,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = command_parser(__doc__)
+    parser = command_parser(__doc__, "--step", "--images", "--json")
     source = parser.add_mutually_exclusive_group(required=True)
-    add_options(source, "--workdir")
+    source.add_argument("--workdir", type=Path, help="workdir of a training")
     source.add_argument("--detections", type=Path, help="folder of comp4 result files")
-    add_options(parser, "--step", "--images", "--json")
     parser.add_argument("--pictures", type=Path, help="folder for pictures of detections, and for plots")
     parser.add_argument("--comp4", type=Path, help="folder for comp4 result files of the workdir's val split")
     parser.add_argument("--report", type=Path, help="folder for an HTML report of scores and errors, with pictures")

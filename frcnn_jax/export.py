@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import export
 
 from frcnn_jax.build import detection_options, image_sizes
-from frcnn_jax.cli import add_options, command_parser, run
+from frcnn_jax.cli import command_parser, run
 from frcnn_jax.config import TEST_FIELDS, check_config, override_config
 from frcnn_jax.data.batches import ROI_MULTIPLE
 from frcnn_jax.data.records import MAX_PIXELS
@@ -73,19 +73,11 @@ def export_detector(
     if unknown := set(platforms or ()) - set(PLATFORMS):
         raise InputError(f"platforms must be among {', '.join(PLATFORMS)}, got {', '.join(sorted(unknown))}")
     predict = make_predict_step(model, options=options)
-    shapes = [
-        jax.ShapeDtypeStruct((1, *shape), dtype)
-        for shape, dtype in (
-            ((rows, columns, 3), jnp.float32),
-            ((2,), jnp.int32),
-            ((rois, 4), jnp.float32),
-            ((rois,), jnp.bool_),
-            ((), jnp.float32),
-            ((2,), jnp.int32),
-        )
-    ]
+    shapes = ((rows, columns, 3), (2,), (rois, 4), (rois,), (), (2,))
+    dtypes = (jnp.float32, jnp.int32, jnp.float32, jnp.bool_, jnp.float32, jnp.int32)
+    arguments = [jax.ShapeDtypeStruct((1, *shape), dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
     detect = jax.jit(lambda *inputs: predict(variables, dict(zip(INPUTS, inputs, strict=True))))
-    return export.export(detect, platforms=platforms)(*shapes)
+    return export.export(detect, platforms=platforms)(*arguments)
 
 
 def contract(exported: export.Exported) -> str:
@@ -97,9 +89,7 @@ def contract(exported: export.Exported) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
-    parser = command_parser("Export the detection step as StableHLO.")
-    add_options(parser, "--workdir", required=True)
-    add_options(parser, "--step")
+    parser = command_parser("Export the detection step as StableHLO.", "--workdir", "--step")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     parser.add_argument(
         "--canvas",

@@ -29,7 +29,7 @@ from frcnn_jax.data.records import Dataset
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.evaluator import Evaluator, save_pictures
 from frcnn_jax.evaluation.pictures import plot_losses
-from frcnn_jax.evaluation.scores import results_table
+from frcnn_jax.evaluation.scores import format_score, results_table
 from frcnn_jax.files import write_json
 from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.models.networks import Network
@@ -243,8 +243,7 @@ def _logged_maps(workdir: Path) -> dict[int, float | None]:
 
 
 def _finished(workdir: Path, results: Mapping[str, Any]) -> str:
-    score = "-" if results["map"] is None else format(results["map"], ".4f")
-    return f"{workdir}: finished at step {results['step']} with mAP {score}"
+    return f"{workdir}: finished at step {results['step']} with mAP {format_score(results['map'])}"
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

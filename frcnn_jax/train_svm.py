@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from frcnn_jax.build import image_sizes, load_proposals_of, read_split_of
-from frcnn_jax.cli import add_options, check_at_least, command_parser, run
+from frcnn_jax.cli import check_at_least, command_parser, run
 from frcnn_jax.config import Config
 from frcnn_jax.errors import InputError
 from frcnn_jax.models.fast_rcnn import FastRCNN
@@ -21,8 +21,7 @@ from frcnn_jax.workdir import derive_workdir, read_config
 
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
-    parser = command_parser(__doc__)
-    add_options(parser, "--workdir", required=True)
+    parser = command_parser(__doc__, "--workdir")
     parser.add_argument("--out", type=Path, help="new workdir; default: W-svm")
     parser.add_argument("--negative-images", type=int, help="mine negatives in the first N train images; default: all")
     parser.add_argument("--images", type=int, help="compare on the first N val images, 0 for none; default: all")

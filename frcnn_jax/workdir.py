@@ -15,6 +15,7 @@ from frcnn_jax.build import build_model, detection_options, image_sizes, load_pr
 from frcnn_jax.config import HOUSEKEEPING, Config, check_config, parse_config
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.evaluator import Evaluation, Evaluator
+from frcnn_jax.evaluation.scores import format_score
 from frcnn_jax.files import check_folder, read_json, write_json
 from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables, variable_shapes
 from frcnn_jax.models.weight_files import read_weights
@@ -177,15 +178,6 @@ def evaluate_workdir(
     return found._replace(results={**found.results, "step": step})
 
 
-def compare_workdirs(workdirs: Sequence[Path], *, images: int | None = None) -> list[dict[str, Any]]:
-    """Score each workdir on its val split, or on its first images, and print mAP and seconds per image."""
-    results = [evaluate_workdir(workdir, read_config(workdir), images=images).results for workdir in workdirs]
-    for workdir, found in zip(workdirs, results, strict=True):
-        score = "-" if found["map"] is None else format(found["map"], ".4f")
-        print(f"{workdir}: mAP {score} on {found['images']} images, {found['seconds_per_image'] or 0:.3f} s per image")
-    return results
-
-
 def derive_workdir(
     workdir: Path,
     out: Path,
@@ -221,7 +213,12 @@ def derive_workdir(
         write_json(out / "config.json", changed)
     if state:
         state.unlink(missing_ok=True)
-    if images != 0:
-        _, results = compare_workdirs((workdir, out), images=images)
-        if images is None:
-            write_json(out / "results.json", results)
+    if images == 0:
+        return
+    for folder in (workdir, out):
+        results = evaluate_workdir(folder, read_config(folder), images=images).results
+        seconds = results["seconds_per_image"] or 0
+        score = format_score(results["map"])
+        print(f"{folder}: mAP {score} on {results['images']} images, {seconds:.3f} s per image")
+    if images is None:
+        write_json(out / "results.json", results)

@@ -12,13 +12,7 @@ from frcnn_jax.data.records import Dataset, Record
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.metrics import ClassDetections, Curve
 from frcnn_jax.evaluation.pictures import draw_boxes, plot_precision_recall, side_by_side
-from frcnn_jax.evaluation.predict import (
-    DetectionOptions,
-    Detections,
-    make_predict_step,
-    predict_split,
-    select_detections,
-)
+from frcnn_jax.evaluation.predict import DetectionOptions, image_detections, make_predict_step, predict_split
 from frcnn_jax.evaluation.scores import score
 from frcnn_jax.models.fast_rcnn import FastRCNN
 
@@ -84,17 +78,6 @@ def save_pictures(found: Evaluation, folder: Path, *, pictures: int = 12, score_
     for i, record in enumerate(found.dataset.records[:pictures]):
         name = record.image_id.replace("/", "_")
         _compare(record, i, found, score_threshold).save(folder / f"{name}.png")
-
-
-def image_detections(
-    detections: Sequence[ClassDetections], image: int, score_threshold: float, max_detections: int = 100
-) -> Detections:
-    """Return the best detections in one image of a split, given by its index, over all classes."""
-    own = [[field[found.image == image] for field in found] for found in detections]
-    _, scores, boxes = (np.concatenate(fields) for fields in zip(*own, strict=True))
-    of_class = np.repeat(np.eye(len(own), dtype=bool), [len(indices) for indices, *_ in own], axis=1)  # (K, D)
-    boxes, scores = np.broadcast_to(boxes, (*of_class.shape, 4)), np.broadcast_to(scores, of_class.shape)
-    return select_detections(boxes, scores, of_class, score_threshold, max_detections)
 
 
 def _compare(record: Record, image: int, found: Evaluation, score_threshold: float) -> Any:

@@ -73,10 +73,15 @@ def score(
     return results, curves
 
 
+def format_score(value: float | None) -> str:
+    """Format a score with four decimals; "-" for None."""
+    return "-" if value is None else f"{value:.4f}"
+
+
 def results_table(results: Mapping[str, Any]) -> str:
     """Format the results of `score` as a text table: AP per class, then mAP."""
     width = max(map(len, results["aps"]))
     rows = [*results["aps"].items(), ("mAP", results["map"])]
-    *lines, total = (f"{name:<{width}}  {'-' if ap is None else format(ap, '.4f')}" for name, ap in rows)
+    *lines, total = (f"{name:<{width}}  {format_score(ap)}" for name, ap in rows)
     how = f"{results['protocol']}, IoU > {results['iou_threshold']}, {results['images']} images"
     return "\n".join([*lines, f"{total}  ({how})"])
