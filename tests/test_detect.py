@@ -35,4 +35,4 @@ def test_command_line_names_the_broken_image_and_writes_nothing(workdir, tmp_pat
     done = run_command("detect", "--workdir", workdir, "x.jpg", "--out", tmp_path / "bad.jpg")
     assert done.stderr.startswith(f"error: {tmp_path / 'bad.jpg'}: expected a folder")
     done = run_command("detect", "--workdir", workdir, "x.jpg", "--out", tmp_path / "out", "--score-threshold", "nan")
-    assert done.stderr == "error: --score-threshold must be a number, got nan\n"
+    assert done.stderr == "error: --score-threshold must be finite, got nan\n"
