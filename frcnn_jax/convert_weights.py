@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help=".npz or .safetensors file; a workdir with --detector")
     parser.add_argument("--detector", action="store_true", help="make a workdir from a complete detector")
     parser.add_argument("--network", help="network of the detector; default: vgg16")
-    parser.add_argument("--classes", help="class names of the detector, comma-separated; default: VOC's")
+    parser.add_argument("--classes", help="comma-separated class names; default: VOC's")
     args = parser.parse_args(argv)
     if not args.detector and (args.network, args.classes) != (None, None):
         raise InputError("--network and --classes need --detector")
@@ -47,9 +47,8 @@ def main(argv: Sequence[str]) -> None:
         _make_detector(arrays, args.source, args.out, "vgg16" if args.network is None else args.network, class_names)
     else:
         write_weights(args.out, arrays)
-    print(
-        f"{args.out}: {len(arrays)} tensors, {sum(array.size for array in arrays.values()) / 1e6:.1f} million parameters"
-    )
+    count = sum(array.size for array in arrays.values())
+    print(f"{args.out}: {len(arrays)} tensors, {count / 1e6:.1f} million parameters")
 
 
 def _make_detector(arrays: Arrays, source: Path, out: Path, network: str, class_names: Sequence[str]) -> None:
