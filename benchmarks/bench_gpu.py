@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bench_inputs import CLASSES, Run, Step, chain, training_batch
+from bench_inputs import CLASSES, Run, Step, chain, matrix_rate, training_batch
 from count_operations import ELEMENT, Count, count
 
 from frcnn_jax.data.batches import Batch, Sizes, prepare_test
@@ -225,14 +225,6 @@ def time_each_and_in_a_row(program: Program, repeat: int) -> tuple[float, float]
     spend(2)  # compiles
     each, row = np.median([(spend(1), spend(IN_A_ROW)) for _ in range(repeat)], axis=0)
     return float(each), float(row)
-
-
-def matrix_rate(dtype: Any, device: jax.Device, size: int, repeat: int) -> float:
-    """Operations a second of a product of square matrices."""
-    matrix = jax.device_put(np.random.default_rng(0).normal(size=(size, size)).astype(np.float32), device).astype(dtype)
-    product = jax.jit(jnp.matmul)
-    program = Program(lambda: product(matrix, matrix), jax.block_until_ready)
-    return 2 * size**3 / (1e-3 * time_each_and_in_a_row(program, repeat)[1])
 
 
 def bandwidth(device: jax.Device, size: int, repeat: int) -> float:
