@@ -248,10 +248,13 @@ def _run_recipe(path: Path) -> ConfigDict:
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config() if hasattr(module, "get_config") else None
+    except OSError as error:  # which a command line would print without its traceback
+        raise RuntimeError(f"{path}: the recipe failed") from error
+    if config is None:
         raise InputError(f"{path}: a recipe must define get_config()")
-    config = module.get_config()
     if not isinstance(config, ConfigDict) or set(config) != set(FIELDS):
         differ = ", ".join(sorted(set(config) ^ set(FIELDS))) if isinstance(config, ConfigDict) else repr(config)
         raise InputError(f"{path}: get_config() must return a ConfigDict with the fields of frcnn_jax.config: {differ}")

@@ -17,6 +17,7 @@ from tensorboardX.proto.event_pb2 import SessionLog
 
 from frcnn_jax.build import build_model, build_network
 from frcnn_jax.config import get_config
+from frcnn_jax.data import readers
 from frcnn_jax.errors import InputError
 from frcnn_jax.train import batch_recipe, train_and_evaluate
 from frcnn_jax.training.checkpoint import saved_steps
@@ -214,6 +215,22 @@ def test_a_finished_run_says_so(finished, capsys):
     workdir, results = finished
     assert train_and_evaluate(small_config(), workdir) == results
     assert f"finished at step 30 with mAP {results['map']:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_splits_are_read_once_and_scored_in_memory(finished, tmp_path, monkeypatch):
+    splits = []
+
+    def read(dataset, split, **options):
+        splits.append(split)
+        return readers.read_split(dataset, split, **options)
+
+    monkeypatch.setattr("frcnn_jax.build.read_split", read)
+    monkeypatch.setattr("frcnn_jax.training.checkpoint.restore", None)
+    cache = str(finished[0] / "proposals")
+    config = small_config(eval_every=10, eval_images=1, proposal_cache=cache)
+    assert train_and_evaluate(config, tmp_path / "w")["map"] == finished[1]["map"]
+    assert splits == ["train", "val"]
 
 
 @pytest.mark.slow

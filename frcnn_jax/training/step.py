@@ -119,7 +119,8 @@ def train_step(
         inputs = (part["image"], part["image_size"], part["rois"])
         logits, deltas = model.apply(variables, *inputs, True, part["index"], rngs={"dropout": key})
         mask, labels = part["roi_mask"], part["labels"]
-        loss_cls = jnp.where(mask, optax.softmax_cross_entropy_with_integer_labels(logits, labels), 0).sum() / rois
+        classes = jax.nn.one_hot(labels, logits.shape[-1])
+        loss_cls = jnp.where(mask, optax.softmax_cross_entropy(logits, classes), 0).sum() / rois
         loss_box = jnp.where(mask, box_loss(deltas, part["box_targets"], labels), 0).sum() / rois
         loss = loss_cls + box_loss_weight * loss_box
         foreground = (mask & (labels > 0)).sum() / rois

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from frcnn_jax.training.losses import box_loss
 
@@ -28,3 +29,13 @@ def test_box_loss_takes_the_true_class_and_no_background(rng):
     np.testing.assert_allclose(
         box_loss(jnp.asarray(deltas), jnp.asarray(targets), jnp.asarray(labels)), expected, rtol=1e-5
     )
+
+
+def test_gradient_of_small_errors_is_exact():
+    """Unlike that of `optax.huber_loss`: see `losses._smooth_l1`."""
+    x = jnp.array([[1e-3, -1e-4, 3e-5, 1e-6]])
+    ours = jax.grad(lambda d: box_loss(d, jnp.zeros(4), jnp.array(1)))(jnp.concatenate([x, x]))[1]
+    np.testing.assert_array_equal(ours, x[0])
+    huber = jax.grad(lambda x: optax.huber_loss(x).sum())(x[0])
+    assert np.abs(huber / x[0] - 1).max() > 1e-3
+    np.testing.assert_allclose(optax.huber_loss(x[0]), 0.5 * x[0] ** 2)
