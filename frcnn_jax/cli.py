@@ -3,8 +3,10 @@
 import argparse
 import importlib
 import sys
+from pathlib import Path
+from typing import Any
 
-from frcnn_jax.errors import run_main
+from frcnn_jax.errors import InputError, run_main
 
 # name: (module, help)
 COMMANDS = {
@@ -22,11 +24,30 @@ COMMANDS = {
 }
 
 
-def command_parser(doc: str | None) -> argparse.ArgumentParser:
-    """Return a parser that prints a command's docstring as it stands and takes no abbreviated options."""
-    return argparse.ArgumentParser(
+# options that several commands share
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--workdir": {"type": Path, "required": True, "help": "workdir of a training"},
+    "--step": {"type": int, "help": "step of the checkpoint; default: the newest"},
+    "--images": {"type": int, "help": "number of images to use, the first of the split; default: all"},
+    "--json": {"type": Path, "help": "file to write the scores to"},
+}
+
+
+def command_parser(doc: str | None, *options: str) -> argparse.ArgumentParser:
+    """Return a parser with options of OPTIONS; its help begins with the command's docstring, unchanged."""
+    parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    for name in options:
+        parser.add_argument(name, **OPTIONS[name])
+    return parser
+
+
+def check_at_least(least: int, **values: int | None) -> None:
+    """Raise InputError for the first option that is given and too small."""
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
 
 
 def run(name: str) -> None:

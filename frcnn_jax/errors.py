@@ -28,7 +28,7 @@ def run_main(main: Callable[[Sequence[str]], Any]) -> None:
     It owns the process: it silences what libraries print about failures that end in such a line.
 
     Args:
-        main: takes the arguments. InputError, OSError or a jax without devices exit with 1, `Interrupted` with 75;
+        main: Takes the arguments. InputError, OSError or a jax without devices exit with 1, `Interrupted` with 75;
             any other exception keeps its traceback.
     """
     _silence_libraries()

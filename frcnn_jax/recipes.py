@@ -14,7 +14,7 @@ def recipe_path(name_or_path: str) -> Path:
     A wheel holds the recipes inside the package, a checkout beside it.
 
     Raises:
-        InputError: neither a recipe nor a file; the text lists the recipes, or the ones with similar names.
+        InputError: Neither a recipe nor a file; the text lists the recipes, or the ones with similar names.
     """
     path = Path(name_or_path)
     if path.is_file():

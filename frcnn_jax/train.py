@@ -23,13 +23,13 @@ import jax
 import numpy as np
 
 from frcnn_jax.build import build_model, build_network, detection_options, image_sizes, load_proposals_of, read_split_of
-from frcnn_jax.cli import run
+from frcnn_jax.cli import check_at_least, command_parser, run
 from frcnn_jax.config import Config, add_config_argument, load_config
 from frcnn_jax.data.records import Dataset
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.evaluator import Evaluator, save_pictures
 from frcnn_jax.evaluation.pictures import plot_losses
-from frcnn_jax.evaluation.scores import results_table
+from frcnn_jax.evaluation.scores import format_score, results_table
 from frcnn_jax.files import write_json
 from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.models.networks import Network
@@ -243,39 +243,37 @@ def _logged_maps(workdir: Path) -> dict[int, float | None]:
 
 
 def _finished(workdir: Path, results: Mapping[str, Any]) -> str:
-    score = "-" if results["map"] is None else format(results["map"], ".4f")
-    return f"{workdir}: finished at step {results['step']} with mAP {score}"
+    return f"{workdir}: finished at step {results['step']} with mAP {format_score(results['map'])}"
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="frcnn train",
-        description="Train Fast R-CNN and score it; run again on the same workdir, it resumes.",
-        epilog="Fields and their meaning: the page Configuration of the docs, or frcnn_jax/config.py.",
-        usage="%(prog)s --workdir W [--config RECIPE] [--config.FIELD=VALUE ...] [--distributed | --coordinator ...]",
-        allow_abbrev=False,
+    parser = command_parser("Train Fast R-CNN and evaluate it. Rerun on the same workdir to resume.")
+    parser.epilog = "For the config fields see docs/configuration.md or frcnn_jax/config.py."
+    parser.usage = (
+        "%(prog)s --workdir W [--config RECIPE] [--config.FIELD=VALUE ...] [--distributed | --coordinator ...]"
     )
     parser.add_argument("--workdir", type=Path, required=True, help="folder for everything that training writes")
     add_config_argument(parser)
     many = parser.add_argument_group("several processes, one per host (docs/scaling.md)")
-    many.add_argument("--distributed", action="store_true", help="on SLURM, GKE and TPU pods, where jax finds the rest")
-    many.add_argument("--coordinator", metavar="HOST:PORT", help="elsewhere: the address of process 0")
-    many.add_argument("--num-processes", type=int, help="with --coordinator")
-    many.add_argument("--process-id", type=int, help="with --coordinator: from 0")
-    many.add_argument("--timeout", type=int, default=300, help="seconds to wait for the others; default %(default)s")
+    many.add_argument(
+        "--distributed", action="store_true", help="find the other processes through SLURM, GKE or the TPU pod"
+    )
+    many.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, where jax can't find it")
+    many.add_argument("--num-processes", type=int, help="number of processes, with --coordinator")
+    many.add_argument("--process-id", type=int, help="index of this process from 0, with --coordinator")
+    many.add_argument(
+        "--timeout", type=int, default=300, help="seconds to wait for other processes; default: %(default)s"
+    )
     args, fields = parser.parse_known_args(argv)
     of_coordinator = (args.num_processes is not None, args.process_id is not None)
     if any(given != (args.coordinator is not None) for given in of_coordinator):
-        raise InputError("--coordinator, --num-processes and --process-id go together")
+        raise InputError("--coordinator, --num-processes and --process-id must be given together")
     address = re.fullmatch(r".+:(\d{1,5})", args.coordinator or "host:1")
     if not address or not 0 < int(address[1]) < 2**16:
-        raise InputError(f"--coordinator must be HOST:PORT, a port from 1 to 65535, got {args.coordinator!r}")
-    if args.coordinator and args.num_processes < 1:
-        raise InputError(f"--num-processes must be at least 1, got {args.num_processes}")
+        raise InputError(f"--coordinator must be HOST:PORT with a port from 1 to 65535, got {args.coordinator!r}")
+    check_at_least(1, num_processes=args.num_processes, timeout=args.timeout)
     if args.coordinator and not 0 <= args.process_id < args.num_processes:
         raise InputError(f"--process-id must be from 0 to {args.num_processes - 1}, got {args.process_id}")
-    if args.timeout < 1:
-        raise InputError(f"--timeout must be at least 1 s, got {args.timeout}")
     return args, fields
 
 

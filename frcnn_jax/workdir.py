@@ -3,7 +3,7 @@
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from frcnn_jax.build import build_model, detection_options, image_sizes, load_pr
 from frcnn_jax.config import HOUSEKEEPING, Config, check_config, parse_config
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.evaluator import Evaluation, Evaluator
-from frcnn_jax.files import read_json
+from frcnn_jax.evaluation.scores import format_score
+from frcnn_jax.files import check_folder, read_json, write_json
 from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables, variable_shapes
 from frcnn_jax.models.weight_files import read_weights
 from frcnn_jax.models.weights import canonical_arrays, fold_box_stats, load_pretrained
-from frcnn_jax.training.checkpoint import load_model
+from frcnn_jax.training.checkpoint import load_model, save_model
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
@@ -143,12 +144,6 @@ def initial_variables(model: FastRCNN, key: jax.Array, *, weights: str = "", fro
     return {**variables, "params": params}
 
 
-def derived_config(config: Config, workdir: Path, **changes: Any) -> dict[str, Any]:
-    """Return a workdir's config for a new workdir made from it, which shares its proposals."""
-    cache = config["proposal_cache"] or str((workdir / "proposals").absolute())
-    return {**config, "proposal_cache": cache, **changes}
-
-
 def evaluate_workdir(
     workdir: Path,
     config: Config,
@@ -183,10 +178,47 @@ def evaluate_workdir(
     return found._replace(results={**found.results, "step": step})
 
 
-def compare_workdirs(workdirs: Sequence[Path], *, images: int | None = None) -> list[dict[str, Any]]:
-    """Score each workdir on its val split, or on its first images, and print mAP and seconds per image."""
-    results = [evaluate_workdir(workdir, read_config(workdir), images=images).results for workdir in workdirs]
-    for workdir, found in zip(workdirs, results, strict=True):
-        score = "-" if found["map"] is None else format(found["map"], ".4f")
-        print(f"{workdir}: mAP {score} on {found['images']} images, {found['seconds_per_image'] or 0:.3f} s per image")
-    return results
+def derive_workdir(
+    workdir: Path,
+    out: Path,
+    make: Callable[[Config, FastRCNN, Any], Any],
+    *,
+    images: int | None = None,
+    state: Path | None = None,
+    **changes: Any,
+) -> None:
+    """Make a workdir from a trained one unless it exists, and compare the two on the val split.
+
+    Args:
+        workdir: The trained workdir.
+        out: The new workdir; it uses the proposals of `workdir`.
+        make: Returns the new parameters, given the config, the model and its variables.
+        images: Number of images to compare on, 0 for none; all where None, which also writes the new results.json.
+        state: A file in `out` from which an interrupted `make` resumes; deleted when it is no longer needed.
+        **changes: Config fields that differ in the new workdir.
+
+    Raises:
+        InputError: `out` exists and is not this workdir, or either one can't be used.
+    """
+    check_folder(out)
+    config = read_config(workdir)
+    cache = config["proposal_cache"] or str((workdir / "proposals").absolute())
+    changed = {**config, "proposal_cache": cache, **changes}
+    made = (out / "config.json").exists()
+    if read_config(out) != changed if made else out.exists() and not state:
+        raise InputError(f"{out} exists; name another folder with --out")
+    if not made:
+        model, variables, step = load_variables(workdir, config)
+        save_model(out, step, {**variables, "params": make(config, model, variables)})
+        write_json(out / "config.json", changed)
+    if state:
+        state.unlink(missing_ok=True)
+    if images == 0:
+        return
+    for folder in (workdir, out):
+        results = evaluate_workdir(folder, read_config(folder), images=images).results
+        seconds = results["seconds_per_image"] or 0
+        score = format_score(results["map"])
+        print(f"{folder}: mAP {score} on {results['images']} images, {seconds:.3f} s per image")
+    if images is None:
+        write_json(out / "results.json", results)

@@ -50,9 +50,9 @@ def coco_results(
     """Return detections as the content of a COCO result file.
 
     Args:
-        detections: per class.
-        image_ids: per image of the split.
-        category_ids: per class.
+        detections: Per class.
+        image_ids: Per image of the split.
+        category_ids: Per class.
     """
     return [
         {"image_id": image_ids[image], "category_id": category, "bbox": _coco_box(box), "score": float(score)}
@@ -91,15 +91,15 @@ def coco_metrics(
     AP is the mean precision at 101 recalls. The IoU is that of (x, y, width, height), without the +1 of VOC.
 
     Args:
-        truth: the content of an instances file.
-        results: the content of a result file.
+        truth: The content of an instances file.
+        results: The content of a result file.
 
     Returns:
         The twelve values of COCO_METRICS, in [0, 1], and by category name its AP at IoU 0.5; None if no object is
         counted.
 
     Raises:
-        InputError: pycocotools is missing, or the content is not that of such files.
+        InputError: Pycocotools is missing, or the content is not that of such files.
     """
     try:
         from pycocotools.coco import COCO

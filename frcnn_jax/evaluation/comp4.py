@@ -23,7 +23,7 @@ def check_comp4(dataset: Dataset, split: str) -> None:
     """Check that the detections of a split can be written to result files.
 
     Raises:
-        InputError: the split or a class has a "/" in its name, or an image id has white space.
+        InputError: The split or a class has a "/" in its name, or an image id has white space.
     """
     for name in (split, *dataset.class_names):
         if "/" in name:
@@ -42,13 +42,13 @@ def write_comp4(
     code writes three, which makes ties of low scores). `read_comp4` keeps the order of ties, so ranks survive.
 
     Args:
-        folder: created if it does not exist.
-        detections: per class.
-        dataset: the split.
-        year, split: for the names of folder and files.
+        folder: Created if it does not exist.
+        detections: Per class.
+        dataset: The split.
+        year, split: For the names of folder and files.
 
     Raises:
-        InputError: see `check_comp4`.
+        InputError: See `check_comp4`.
     """
     check_comp4(dataset, split)
     inner = _devkit_folder(folder, year)
@@ -65,15 +65,15 @@ def read_comp4(folder: Path, dataset: Dataset, *, year: int, split: str) -> list
     """Read result files from `folder`/results/VOC<year>/Main or, if that does not exist, from `folder` itself.
 
     Args:
-        folder: with a file comp4_det_<split>_<class>.txt per class.
-        dataset: the split.
-        year, split: for the names of folder and files.
+        folder: With a file comp4_det_<split>_<class>.txt per class.
+        dataset: The split.
+        year, split: For the names of folder and files.
 
     Returns:
         The detections per class, in the order of the lines, boxes 0-based.
 
     Raises:
-        InputError: a file is missing, or a line is not `id score x1 y1 x2 y2` for an image of the split.
+        InputError: A file is missing, or a line is not `id score x1 y1 x2 y2` for an image of the split.
     """
     inner = _devkit_folder(folder, year)
     index = {record.image_id: i for i, record in enumerate(dataset.records)}

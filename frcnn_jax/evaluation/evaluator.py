@@ -12,8 +12,8 @@ from frcnn_jax.data.records import Dataset, Record
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.metrics import ClassDetections, Curve
 from frcnn_jax.evaluation.pictures import draw_boxes, plot_precision_recall, side_by_side
-from frcnn_jax.evaluation.predict import DetectionOptions, make_predict_step, predict_split
-from frcnn_jax.evaluation.scores import image_detections, score
+from frcnn_jax.evaluation.predict import DetectionOptions, image_detections, make_predict_step, predict_split
+from frcnn_jax.evaluation.scores import score
 from frcnn_jax.models.fast_rcnn import FastRCNN
 
 
@@ -86,7 +86,7 @@ def _compare(record: Record, image: int, found: Evaluation, score_threshold: flo
         names[label - 1] + (" (difficult)" if difficult else "")
         for label, difficult in zip(record.labels, record.difficult, strict=True)
     ]
-    seen = image_detections(found.detections, image, score_threshold=score_threshold)
+    seen = image_detections(found.detections, image, score_threshold)
     captions = [f"{names[label - 1]} {score:.2f}" for label, score in zip(seen.labels, seen.scores, strict=True)]
     pixels = record.load()
     return side_by_side(

@@ -19,14 +19,6 @@ from frcnn_jax.ops import boxes as box_ops
 METRICS = ("voc07_11point", "area")
 
 
-class Detections(NamedTuple):
-    """Detections of all classes in one image, best first."""
-
-    boxes: np.ndarray  # (D, 4) float32, in the image's pixels
-    labels: np.ndarray  # (D,) int32, 1 to K
-    scores: np.ndarray  # (D,) float32, in [0, 1]
-
-
 class ClassDetections(NamedTuple):
     """Detections of one class over a split, in any order; equal scores rank in the order given."""
 
@@ -94,9 +86,9 @@ def match(
 
     Args:
         detections: D detections of the class.
-        gt_boxes: the class's `(G, 4)` boxes per image of the split.
+        gt_boxes: The class's `(G, 4)` boxes per image of the split.
         gt_difficult: `(G,)` bool per image of the split.
-        iou_threshold: exclusive, in [0, 1].
+        iou_threshold: Exclusive, in [0, 1].
 
     Returns:
         The ranked detections and what each of them, and each object, is.
@@ -126,9 +118,9 @@ def precision_recall(
 
     Args:
         detections: D detections of the class.
-        gt_boxes: the class's `(G, 4)` boxes per image of the split.
+        gt_boxes: The class's `(G, 4)` boxes per image of the split.
         gt_difficult: `(G,)` bool per image of the split.
-        iou_threshold: exclusive, in [0, 1].
+        iou_threshold: Exclusive, in [0, 1].
 
     Returns:
         Recall and precision after each detection that `match` does not ignore.
@@ -155,7 +147,7 @@ def error_kinds(matches: Matches, other_overlap: np.ndarray) -> np.ndarray:
     ones; here both are "confusion".
 
     Args:
-        matches: the matched detections of the class.
+        matches: The matched detections of the class.
         other_overlap: `(D,)`, by rank, greatest IoU with an object of another class, in [0, 1].
 
     Returns:
@@ -169,7 +161,7 @@ def average_precision(curve: Curve, *, metric: str = "voc07_11point") -> float |
     """Compute the average precision of a curve.
 
     Args:
-        curve: of one class.
+        curve: Of one class.
         metric: "voc07_11point", the mean over recalls 0, 0.1, ..., 1 of the best precision at that recall or more
             (VOC2007), or "area", the area under the precision made monotone (VOC2010 on).
 
@@ -177,7 +169,7 @@ def average_precision(curve: Curve, *, metric: str = "voc07_11point") -> float |
         AP in [0, 1]; None if no object is counted.
 
     Raises:
-        ValueError: an unknown metric.
+        ValueError: An unknown metric.
     """
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")

@@ -29,7 +29,7 @@ def draw_boxes(
         boxes: `(N, 4)` in pixels.
         labels: `(N,)` integers.
         captions: N texts.
-        min_side: of the picture, for small images.
+        min_side: Of the picture, for small images.
     """
     factor = max(1, round(min_side / min(image.shape[:2])))
     picture = Image.fromarray(image).resize(
@@ -58,7 +58,7 @@ def crop_boxes(
         image: `(H, W, 3)` uint8 RGB.
         boxes: `(N, 4)` in pixels, N > 0; parts outside the image are moved to its edge.
         colours: N names or "#rrggbb".
-        width, height: the picture fits into these, in pixels.
+        width, height: The picture fits into these, in pixels.
     """
     rows, columns = image.shape[:2]
     boxes = box_ops.clip(boxes.astype(np.float64), rows, columns)
@@ -93,8 +93,8 @@ def plot_losses(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     """Plot the losses over the training steps.
 
     Args:
-        rows: of metrics.jsonl, with "step", "loss", "loss_cls" and "loss_box".
-        path: of the plot, see `plot_suffixes`.
+        rows: Of metrics.jsonl, with "step", "loss", "loss_cls" and "loss_box".
+        path: Of the plot, see `plot_suffixes`.
     """
     figure, (axes,) = _plot(7, ("Training loss", "step", "loss"))
     steps = [row["step"] for row in rows]
@@ -109,8 +109,8 @@ def plot_precision_recall(curves: Mapping[str, tuple[Curve, float | None]], path
     """Plot the precision-recall curve of each class.
 
     Args:
-        curves: by class name its curve and AP (see `scores.score`); a class without AP is skipped.
-        path: of the plot, see `plot_suffixes`.
+        curves: By class name its curve and AP (see `scores.score`); a class without AP is skipped.
+        path: Of the plot, see `plot_suffixes`.
     """
     figure, (axes,) = _plot(7, ("Precision-recall", "recall", "precision"))
     for name, (curve, ap) in curves.items():
@@ -130,8 +130,8 @@ def plot_proposal_recall(
     Args:
         numbers: S proposal counts.
         iou_thresholds: T.
-        recall: for these.
-        path: of the plot, see `plot_suffixes`.
+        recall: For these.
+        path: Of the plot, see `plot_suffixes`.
     """
     by_iou_labels = ("Recall of the first N proposals", "IoU", "recall")
     figure, (by_iou, by_number) = _plot(12, by_iou_labels, ("Recall by number", "proposals per image", "recall"))

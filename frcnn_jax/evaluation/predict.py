@@ -5,7 +5,7 @@ Shape letters: B images, R RoIs, K foreground classes, M detections per class, D
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -115,6 +115,17 @@ def select_detections(
     best = np.argsort(-scores[label, place], kind="stable")[:max_detections]
     label, place = label[best], place[best]
     return Detections(boxes[label, place], (label + 1).astype(np.int32), scores[label, place])
+
+
+def image_detections(
+    detections: Sequence[ClassDetections], image: int, score_threshold: float, max_detections: int = 100
+) -> Detections:
+    """Return the best detections in one image of a split, given by its index, over all classes."""
+    own = [[field[found.image == image] for field in found] for found in detections]
+    _, scores, boxes = (np.concatenate(fields) for fields in zip(*own, strict=True))
+    of_class = np.repeat(np.eye(len(own), dtype=bool), [len(indices) for indices, *_ in own], axis=1)  # (K, D)
+    boxes, scores = np.broadcast_to(boxes, (*of_class.shape, 4)), np.broadcast_to(scores, of_class.shape)
+    return select_detections(boxes, scores, of_class, score_threshold, max_detections)
 
 
 class SplitPredictions(NamedTuple):

@@ -36,8 +36,8 @@ def proposal_recall(
     1: 2 * integral of recall = mean of max(2 o - 1, 0).
 
     Args:
-        proposals: per image `(N, 4)`, best ranked first; N may differ and be 0.
-        gt_boxes: per image `(G, 4)`, the objects that count (VOC's protocol excludes difficult ones).
+        proposals: Per image `(N, 4)`, best ranked first; N may differ and be 0.
+        gt_boxes: Per image `(G, 4)`, the objects that count (VOC's protocol excludes difficult ones).
         iou_thresholds: T values in [0, 1].
         numbers: S numbers of proposals per image, each at least 1.
 
@@ -62,9 +62,9 @@ def split_recall(
     """Return the recall of a dataset's proposals at RECALL_IOUS, without difficult objects.
 
     Args:
-        dataset: the images and objects.
+        dataset: The images and objects.
         proposals: `(N, 4)` boxes by image id.
-        max_boxes: the largest number of proposals per image.
+        max_boxes: The largest number of proposals per image.
 
     Returns:
         S numbers of proposals up to `max_boxes`, and the recall of each image's first ones.

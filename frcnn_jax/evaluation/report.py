@@ -41,10 +41,10 @@ def diagnose(detections: ClassDetections, dataset: Dataset, label: int, *, iou_t
     """Classify the detections of one class by kind of error.
 
     Args:
-        detections: of the class.
-        dataset: the split.
-        label: of the class, 1 to K.
-        iou_threshold: a hit exceeds it; in [0, 1].
+        detections: Of the class.
+        dataset: The split.
+        label: Of the class, 1 to K.
+        iou_threshold: A hit exceeds it; in [0, 1].
     """
     boxes, difficult = class_objects(dataset, label)
     matches = match(detections, boxes, difficult, iou_threshold=iou_threshold)
@@ -92,14 +92,14 @@ def write_report(
     """Write the page to `folder`/index.html.
 
     Args:
-        folder: created if it does not exist.
-        dataset: the split.
-        detections: per class.
-        results, curves: from `scores.score`; results may have "step", the checkpoint's.
-        pictures: per class, the number of best hits, worst false positives and largest missed objects shown, each.
+        folder: Created if it does not exist.
+        dataset: The split.
+        detections: Per class.
+        results, curves: From `scores.score`; results may have "step", the checkpoint's.
+        pictures: Per class, the number of best hits, worst false positives and largest missed objects shown, each.
 
     Raises:
-        InputError: an image can't be loaded.
+        InputError: An image can't be loaded.
     """
     page, counts = [], []
     for label, (name, of_class) in enumerate(zip(dataset.class_names, detections, strict=True), 1):
