@@ -104,7 +104,7 @@ def test_options(workdir):
         (["--rois", "1000000000000"], "at most 1000000, got 1000000000000"),
         (["--platforms", "cpu,gpu"], "platforms must be of cpu, cuda, rocm, tpu, got gpu"),
         (["--step", "9"], "no checkpoint of step 9"),
-        (["--config.network=vgg16"], "fixed once trained"),
+        (["--config.network=vgg16"], "can't be changed after training"),
     ],
 )
 def test_what_can_not_be_exported(workdir, tmp_path, options, text):
