@@ -73,16 +73,16 @@ def bench_gpu(
     """Checks, times and prints.
 
     Args:
-        network: a row of the table.
+        network: A row of the table.
         image: `(H, W, 3)` uint8 RGB.
         rois: `(N, 4)` in its pixels, at least 128.
-        sizes: how it is resized.
-        device: the one that is measured.
-        repeat: how often, of which the median counts.
-        probe: rows and columns of the matrices whose product is timed.
+        sizes: How it is resized.
+        device: The one that is measured.
+        repeat: How often, of which the median counts.
+        probe: Rows and columns of the matrices whose product is timed.
 
     Raises:
-        InputError: the device's results are further from the CPU's than rounding explains.
+        InputError: The device's results are further from the CPU's than rounding explains.
     """
     batch = prepare_test(image, rois, sizes=[sizes], pixels=network.pixels, spatial_scale=None)
     training = training_batch(batch)
