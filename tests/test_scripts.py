@@ -92,7 +92,7 @@ def test_a_file_without_heads_is_no_detector(tmp_path):
     np.savez(tmp_path / "w.npz", **{"conv1_1.weight": np.zeros((4, 3, 3, 3))})
     done = run_command("convert-weights", tmp_path / "w.npz", tmp_path / "w", "--detector")
     assert done.returncode == 1
-    assert "not a whole detector: missing fc6.weight" in done.stderr
+    assert "not a complete detector: missing fc6.weight" in done.stderr
     assert not (tmp_path / "w").exists()
 
 
@@ -104,9 +104,9 @@ def test_a_file_without_heads_is_no_detector(tmp_path):
         (("--classes", "cat,dog"), "--network and --classes go with --detector"),
         (
             ("--detector", "--classes", "cat,dog, cat"),
-            "--classes 'cat,dog, cat': each name once and none empty expected",
+            "--classes 'cat,dog, cat': names expected, each once and none empty",
         ),
-        (("--detector", "--classes", "cat,"), "--classes 'cat,': each name once and none empty expected"),
+        (("--detector", "--classes", "cat,"), "--classes 'cat,': names expected, each once and none empty"),
     ],
 )
 def test_mistakes_of_convert_weights_are_one_line(options, text, tmp_path):
@@ -250,14 +250,14 @@ def test_make_proposals_in_shards_and_from_other_files(tmp_path):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (("--out", "p.npz"), "--out p.npz: a file *.proposals in a folder that exists is expected"),
+        (("--out", "p.npz"), "--out p.npz: expected a file *.proposals in an existing folder"),
         (("--out", "p.proposals", "--shards", "900"), "--shards must be 1 to the 200 images, got 900"),
         (("--out", "p.proposals", "--scheduler", "tcp://127.0.0.1:1"), "tcp://127.0.0.1:1: no Dask scheduler answers"),
-        (("--out", "p.proposals", "--recall", "p.xyz"), "--recall p.xyz: a file (.eps, "),
-        (("--out", "p.proposals", "--recall", "none/p.png"), "--recall none/p.png: a file (.eps, "),
+        (("--out", "p.proposals", "--recall", "p.xyz"), "--recall p.xyz: expected a file (.eps, "),
+        (("--out", "p.proposals", "--recall", "none/p.png"), "--recall none/p.png: expected a file (.eps, "),
         (
             ("--out", "p.proposals", "--rec", "p.png"),
-            "--config: UnrecognizedFlagError: Unknown command line flag 'rec'",
+            "unknown argument '--rec'",
         ),
         (("--out", "p.proposals", "--config.max_proposal=3"), "--config.max_proposal: no such field"),
     ],
