@@ -8,7 +8,9 @@ On both sides the same parameters, the first 2000 RoIs of selective search on th
 out as a duplicate, and greedy NMS on the 100 best of each of 20 classes. A training step takes two images and 64 of the
 RoIs of each.
 
-On a CPU: float32, all cores, an image of 600x800 (ours in its canvas of 608x800).
+On a CPU: float32, all cores, an image of 600x800 (ours in its canvas of 608x800). The operations of the convolutions
+and fully connected layers over the time are also given as a share of the rate that the machine's own product of large
+float32 matrices reaches in the same run.
 
 detect  our detection step against theirs, and both by part
 svd     ours with fc6 and fc7 factored (section 3.1) against theirs as it is
@@ -36,7 +38,20 @@ import cv2
 import jax
 import numpy as np
 from bench_gpu import bench_gpu, find_gpu
-from bench_inputs import CLASSES, ROIS, Part, Run, Step, chain, medians, test_inputs, training_batch
+from bench_inputs import (
+    CLASSES,
+    ROIS,
+    Part,
+    Run,
+    Step,
+    chain,
+    cpu_name,
+    matrix_rate,
+    medians,
+    test_inputs,
+    training_batch,
+)
+from count_operations import count
 
 from frcnn_jax.data.batches import Batch, Sizes, prepare_test
 from frcnn_jax.errors import InputError, run_main
@@ -49,6 +64,7 @@ PARTS = ("detect", "svd", "step", "rcnn", "compile")
 RANKS = (1024, 256)
 ROWS, COLUMNS = 600, 800
 CROP, CROPS, CROPS_AT_ONCE = 224, 64, 16
+PROBE = 4096  # rows and columns of the matrices whose product is timed
 
 COMPILATION = ("jaxpr_trace_duration", "jaxpr_to_mlir_module_duration", "backend_compile_duration")
 
@@ -154,7 +170,15 @@ def bench_cpu(network: Network, image: np.ndarray, rois: np.ndarray, wanted: set
     compiled, predict = count_compilations(), make_predict_step(model)
     found = jax.device_get(predict(variables, batch))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # before torch is imported
-    print(f"{os.cpu_count()} cores, jax {jax.__version__}; peak memory of the process {peak:.2f} GiB")
+    print(f"{os.cpu_count()} cores of {cpu_name()}; jax {jax.__version__}; peak memory {peak:.2f} GiB")
+    rate = matrix_rate(np.float32, jax.devices("cpu")[0], PROBE, repeat)
+    print(f"a float32 product of {PROBE} x {PROBE} matrices reaches {rate / 1e9:.0f} GFLOP/s")
+
+    def share(seconds: Mapping[str, float], images: int, rois: int, train: bool) -> None:
+        operations = count(network, batch["image"].shape[1:3], images, rois, train=train).operations
+        shares = (f"{name} {operations / seconds[name] / rate:.0%}" for name in ("ours", "theirs") if name in seconds)
+        print(f"  {operations / 1e12:.2f} TFLOP; of that rate: {', '.join(shares)}")
+
     print(
         f"detection is {len(compiled[COMPILATION[-1]])} program, compiled in {sum(map(sum, compiled.values())):.1f} s"
     )
@@ -178,6 +202,7 @@ def bench_cpu(network: Network, image: np.ndarray, rois: np.ndarray, wanted: set
     seconds = medians(runs, repeat) if wanted - {"step", "compile"} else {}
     if "detect" in wanted:
         say("detection", seconds["ours"], seconds.get("theirs"))
+        share(seconds, 1, ROIS, False)
         by_part = part_medians(ours, repeat), part_medians(theirs, repeat)
         for name, spent in by_part[0].items():
             say(f"  {name}", spent, by_part[1].get(name))
@@ -193,6 +218,7 @@ def bench_cpu(network: Network, image: np.ndarray, rois: np.ndarray, wanted: set
         steps |= {"theirs": peer.step(training)} if peer else {}
         seconds = medians(steps, repeat)
         say("training step", seconds["ours"], seconds.get("theirs"))
+        share(seconds, 2, 64, True)
     if "compile" in wanted:
         with tempfile.TemporaryDirectory() as cache:
             for what in ("without", "with"):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bench_inputs import CLASSES, Run, Step, chain, training_batch
+from bench_inputs import CLASSES, Run, Step, chain, matrix_rate, training_batch
 from count_operations import ELEMENT, Count, count
 
 from frcnn_jax.data.batches import Batch, Sizes, prepare_test
@@ -73,16 +73,16 @@ def bench_gpu(
     """Checks, times and prints.
 
     Args:
-        network: a row of the table.
+        network: A row of the table.
         image: `(H, W, 3)` uint8 RGB.
         rois: `(N, 4)` in its pixels, at least 128.
-        sizes: how it is resized.
-        device: the one that is measured.
-        repeat: how often, of which the median counts.
-        probe: rows and columns of the matrices whose product is timed.
+        sizes: How it is resized.
+        device: The one that is measured.
+        repeat: How often, of which the median counts.
+        probe: Rows and columns of the matrices whose product is timed.
 
     Raises:
-        InputError: the device's results are further from the CPU's than rounding explains.
+        InputError: The device's results are further from the CPU's than rounding explains.
     """
     batch = prepare_test(image, rois, sizes=[sizes], pixels=network.pixels, spatial_scale=None)
     training = training_batch(batch)
@@ -225,14 +225,6 @@ def time_each_and_in_a_row(program: Program, repeat: int) -> tuple[float, float]
     spend(2)  # compiles
     each, row = np.median([(spend(1), spend(IN_A_ROW)) for _ in range(repeat)], axis=0)
     return float(each), float(row)
-
-
-def matrix_rate(dtype: Any, device: jax.Device, size: int, repeat: int) -> float:
-    """Operations a second of a product of square matrices."""
-    matrix = jax.device_put(np.random.default_rng(0).normal(size=(size, size)).astype(np.float32), device).astype(dtype)
-    product = jax.jit(jnp.matmul)
-    program = Program(lambda: product(matrix, matrix), jax.block_until_ready)
-    return 2 * size**3 / (1e-3 * time_each_and_in_a_row(program, repeat)[1])
 
 
 def bandwidth(device: jax.Device, size: int, repeat: int) -> float:

@@ -1,6 +1,7 @@
 """What `bench.py` and `bench_gpu.py` share: the image, its RoIs, a training batch, a first state, and medians."""
 
 import functools
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from frcnn_jax.data.batches import Batch
@@ -35,6 +37,26 @@ def medians(runs: Mapping[str, Run], repeat: int) -> dict[str, float]:
             run()
             spent[name].append(time.perf_counter() - begin)
     return {name: float(np.median(seconds)) for name, seconds in spent.items()}
+
+
+def cpu_name() -> str:
+    """The kind of CPU, for the reader of a figure: times on another kind differ, and so do ratios."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    named = {name.strip(): value.strip() for name, value in fields.items()}
+    vectors = "with AVX-512" if "avx512f" in named.get("flags", "").split() else "without AVX-512"
+    return f"{named.get('model name', platform.machine())}, {vectors}"
+
+
+def matrix_rate(dtype: Any, device: jax.Device, size: int, repeat: int) -> float:
+    """Operations per second that a product of two square matrices reaches."""
+    matrix = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
+    matrix = jax.device_put(jnp.asarray(matrix, dtype), device)
+    product = jax.jit(jnp.matmul)
+    return 2 * size**3 / medians({"": lambda: product(matrix, matrix).block_until_ready()}, repeat)[""]
 
 
 def test_inputs(path: Path | None, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:

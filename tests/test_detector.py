@@ -40,7 +40,7 @@ def test_detector_takes_paths_pictures_and_arrays(workdir, tmp_path):
     [
         (np.zeros((9, 9), np.uint8), None, r"got \(9, 9\) uint8"),
         (np.zeros((9, 9, 3), np.float32), None, "float32"),
-        (np.zeros((9, 9, 3), np.uint8), np.zeros((3, 5)), r"finite \(N, 4\) boxes, got shape \(3, 5\)"),
+        (np.zeros((9, 9, 3), np.uint8), np.zeros((3, 5)), r"rois must be \(N, 4\), got \(3, 5\)"),
         (np.zeros((9, 9, 3), np.uint8), np.full((3, 4), np.nan), "finite"),
     ],
 )

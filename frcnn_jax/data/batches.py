@@ -73,12 +73,12 @@ def prepare_image(image: np.ndarray, *, size: Sizes, pixels: PixelNorm) -> Batch
         size: How it is resized.
         pixels: How it is normalised, before the resize as in the paper's code.
 
-    Raises:
-        InputError: `image` has another shape or type, or is empty.
-
     Returns:
         "image" `(rows, columns, 3)` float32, the canvas; "image_size" `(2,)` int32, the resized image's rows and
         columns; "scale" float32, the factor; "original_size" `(2,)` int32.
+
+    Raises:
+        InputError: `image` has another shape or type, or is empty.
     """
     import cv2
 

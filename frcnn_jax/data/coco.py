@@ -26,14 +26,14 @@ def read_coco(
     one pixel wide and high.
 
     Args:
-        annotations: the JSON file.
-        image_dir: the folder that its file names are relative to.
-        class_names: the names of labels 1 to K; by default its categories, by ascending id.
-        on_problem: receives missing or repeated images, repeated annotations, unknown categories, and boxes that are
+        annotations: The JSON file.
+        image_dir: The folder that its file names are relative to.
+        class_names: The names of labels 1 to K; by default its categories, by ascending id.
+        on_problem: Receives missing or repeated images, repeated annotations, unknown categories, and boxes that are
             empty or exceed the image by more than one pixel.
 
     Raises:
-        InputError: the file is missing or not in this format.
+        InputError: The file is missing or not in this format.
     """
     annotations = Path(annotations)
     content = read_json(annotations)

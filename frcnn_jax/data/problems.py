@@ -25,7 +25,7 @@ def problem_handler(on_error: str, what: str) -> Iterator[OnProblem]:
 
     Args:
         on_error: "stop" raises the first problem; "skip" counts them.
-        what: named in that line, such as "train split".
+        what: Named in that line, such as "train split".
     """
     problems: list[InputError] = []
     yield stop if on_error == "stop" else problems.append

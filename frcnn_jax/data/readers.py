@@ -79,17 +79,17 @@ def read_split(
     """Read a split of a dataset.
 
     Args:
-        dataset: a row of `FORMATS`.
-        split: in the form of that dataset, such as "2007_trainval+2012_trainval" for "voc".
-        folder: where the dataset lies; tensorflow-datasets has a default.
+        dataset: A row of `FORMATS`.
+        split: In the form of that dataset, such as "2007_trainval+2012_trainval" for "voc".
+        folder: Where the dataset lies; tensorflow-datasets has a default.
         year: "voc": the year of splits that name none.
         images: "synthetic": the number of images, at least 1.
-        class_names: the names of labels 1 to K; by default those of the dataset.
-        include_difficult: keep objects marked difficult, and COCO's crowd regions. Training on COCO wants False.
-        on_problem: receives every problem of the reader; see `frcnn_jax.data.records`.
+        class_names: The names of labels 1 to K; by default those of the dataset.
+        include_difficult: Keep objects marked difficult, and COCO's crowd regions. Training on COCO wants False.
+        on_problem: Receives every problem of the reader; see `frcnn_jax.data.records`.
 
     Raises:
-        InputError: the dataset or its split is unknown, the folder is missing, no image or class is left, or the
+        InputError: The dataset or its split is unknown, the folder is missing, no image or class is left, or the
             dataset has other classes than `class_names`.
     """
     if dataset not in FORMATS:

@@ -54,10 +54,13 @@ class Dataset:
 
 
 def check_boxes(boxes: Any, name: str) -> np.ndarray:
-    """Return `(N, 4)` boxes in float32; an error names them unless they are finite numbers of this shape."""
+    """Return `(N, 4)` boxes in float32; ValueError unless they are finite numbers of this shape."""
     array = np.asarray(as_float(boxes, name), np.float32)
-    if array.ndim != 2 or array.shape[1] != 4 or not np.isfinite(array).all():
-        raise InputError(f"{name} must be finite (N, 4) boxes, got shape {array.shape}")
+    if array.ndim != 2 or array.shape[1] != 4:
+        raise InputError(f"{name} must be (N, 4), got {array.shape}")
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        raise InputError(f"{name} must be finite, box {finite.argmin()} is {array[finite.argmin()].tolist()}")
     return array
 
 
@@ -98,15 +101,15 @@ def load_image(
     grey keeps its upper 8 bits; transparency is dropped.
 
     Args:
-        path: the file.
+        path: The file.
         expected_size: (height, width) by the annotation; None accepts any.
-        data: the content, if already read; `path` is then used only in messages.
+        data: The content, if already read; `path` is then used only in messages.
 
     Returns:
         `(H, W, 3)` uint8 RGB.
 
     Raises:
-        InputError: the file is missing, not an image, truncated, over MAX_PIXELS, has 32-bit pixels, or differs from
+        InputError: The file is missing, not an image, truncated, over MAX_PIXELS, has 32-bit pixels, or differs from
             `expected_size`.
     """
     try:
@@ -138,7 +141,7 @@ def image_path(folder: Path, name: str) -> Path:
     """Return the path of an image that an annotation names.
 
     Raises:
-        InputError: the name points outside `folder`, or there is no such file.
+        InputError: The name points outside `folder`, or there is no such file.
     """
     path, relative = folder / name, PurePosixPath(name)
     if relative.is_absolute() or ".." in relative.parts:

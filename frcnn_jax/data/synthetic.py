@@ -138,12 +138,12 @@ def read_synthetic(*, split: str, images: int, seed: int = 0) -> Dataset:
     """Return the first images of a split of the synthetic dataset; splits share no image.
 
     Args:
-        split: one of SPLITS.
-        images: how many, at least 1.
-        seed: other seeds give other images.
+        split: One of SPLITS.
+        images: How many, at least 1.
+        seed: Other seeds give other images.
 
     Raises:
-        InputError: an unknown split, or fewer than one image.
+        InputError: An unknown split, or fewer than one image.
     """
     if split not in SPLITS:
         raise InputError(f"the synthetic dataset has the splits {', '.join(SPLITS)}, got {split!r}")

@@ -50,12 +50,12 @@ def read_tfds(name: str, *, split: str, data_dir: str | Path | None = None, on_p
 
     Args:
         name: "voc/2007" or "voc/2012".
-        split: in tensorflow-datasets' form, such as "train+validation" or "test[:10%]".
-        data_dir: where it was prepared; by default tensorflow-datasets' own, ~/tensorflow_datasets.
-        on_problem: receives boxes that are reversed or not within the image, and repeated images.
+        split: In tensorflow-datasets' form, such as "train+validation" or "test[:10%]".
+        data_dir: Where it was prepared; by default tensorflow-datasets' own, ~/tensorflow_datasets.
+        on_problem: Receives boxes that are reversed or not within the image, and repeated images.
 
     Raises:
-        InputError: unknown name or split, nothing prepared in `data_dir`, or another file format.
+        InputError: Unknown name or split, nothing prepared in `data_dir`, or another file format.
     """
     if name not in ("voc/2007", "voc/2012"):
         raise InputError(f"tensorflow-datasets' name must be voc/2007 or voc/2012, got {name!r}")
@@ -102,9 +102,9 @@ def prepare_tfds(source: Path, year: int, data_dir: Path | None = None) -> Path:
     """Prepare VOC with tensorflow-datasets' own builder, without network.
 
     Args:
-        source: a VOCdevkit folder, or a folder with the official tar files.
+        source: A VOCdevkit folder, or a folder with the official tar files.
         year: 2007 or 2012.
-        data_dir: where to write; by default ~/tensorflow_datasets.
+        data_dir: Where to write; by default ~/tensorflow_datasets.
 
     Returns:
         The folder of the prepared dataset.

@@ -31,15 +31,15 @@ def read_voc(
     """Read splits of a VOCdevkit (`VOC<year>/{Annotations,ImageSets/Main,JPEGImages}`).
 
     Args:
-        voc_dir: the VOCdevkit folder.
-        split: the name of a split file, or several joined, such as "2007_trainval+2012_trainval".
-        year: the year of splits that name none.
-        class_names: the names of labels 1 to K.
-        on_problem: receives missing or repeated images and annotations, malformed XML, unknown classes, and boxes that
+        voc_dir: The VOCdevkit folder.
+        split: The name of a split file, or several joined, such as "2007_trainval+2012_trainval".
+        year: The year of splits that name none.
+        class_names: The names of labels 1 to K.
+        on_problem: Receives missing or repeated images and annotations, malformed XML, unknown classes, and boxes that
             are reversed or not within the image.
 
     Raises:
-        InputError: a split file is missing or empty.
+        InputError: A split file is missing or empty.
     """
     voc_dir, images = Path(voc_dir), []
     for term in split.split("+"):
@@ -64,12 +64,12 @@ def read_xml_folder(folder: str | Path, *, class_names: Sequence[str] = (), on_p
     """Read a folder of images, each with an annotation `<name>.xml` in VOC's format.
 
     Args:
-        folder: holds both images and annotations.
-        class_names: the names of labels 1 to K; by default every class found, in alphabetical order.
-        on_problem: receives what `read_voc` reports, images without an annotation, and annotations that fit two images.
+        folder: Holds both images and annotations.
+        class_names: The names of labels 1 to K; by default every class found, in alphabetical order.
+        on_problem: Receives what `read_voc` reports, images without an annotation, and annotations that fit two images.
 
     Raises:
-        InputError: the folder is missing or holds no annotation.
+        InputError: The folder is missing or holds no annotation.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -154,7 +154,7 @@ def voc_box(name: str, corners: Sequence[Any], height: int, width: int) -> list[
     """Return a 0-based box from VOC's 1-based (xmin, ymin, xmax, ymax), numbers or text.
 
     Raises:
-        InputError: not four numbers, reversed, or not within the image; the text names the class and the corners.
+        InputError: Not four numbers, reversed, or not within the image; the text names the class and the corners.
     """
     try:
         x1, y1, x2, y2 = (float(corner) - 1 for corner in corners)

@@ -27,14 +27,14 @@ def compress_head(params: Mapping[str, Any], ranks: tuple[int, int]) -> dict[str
     """Factor fc6 and fc7 of a trained network by truncated SVD.
 
     Args:
-        params: of `FastRCNN`.
-        ranks: of fc6 and fc7; 0 keeps a layer as it is.
+        params: Of `FastRCNN`.
+        ranks: Of fc6 and fc7; 0 keeps a layer as it is.
 
     Returns:
         The parameters of a `FastRCNN` with these `fc_ranks`.
 
     Raises:
-        InputError: a rank is not less than both sizes of its layer, or the layer is factored already.
+        InputError: A rank is not less than both sizes of its layer, or the layer is factored already.
     """
     head = dict(params["head"])
     for name, rank in zip(("fc6", "fc7"), ranks, strict=True):

@@ -44,7 +44,7 @@ def read_weights(path: str | Path) -> Arrays:
         Canonical arrays.
 
     Raises:
-        InputError: the file is missing, of another kind, damaged or would run code, or a package to read it is missing.
+        InputError: The file is missing, of another kind, damaged or would run code, or a package to read it is missing.
     """
     path = Path(path)
     if path.suffix not in _READERS:
@@ -65,7 +65,7 @@ def write_weights(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays by name to a .npz or .safetensors file.
 
     Raises:
-        InputError: another suffix, or the package safetensors is missing.
+        InputError: Another suffix, or the package safetensors is missing.
     """
     path = Path(path)
     if path.suffix == ".npz":

@@ -27,8 +27,8 @@ def to_canonical(array: np.ndarray, pooled: tuple[int, int, int] | None = None) 
     """Change a parameter from Flax's layout to Caffe's.
 
     Args:
-        array: kernel or bias.
-        pooled: rows, columns and channels of the pooled features, if the kernel's inputs are these.
+        array: Kernel or bias.
+        pooled: Rows, columns and channels of the pooled features, if the kernel's inputs are these.
     """
     if array.ndim == 4:
         return array.transpose(3, 2, 0, 1)
@@ -71,16 +71,16 @@ def merge_weights(
     All convolutions are required; fc6 and fc7 may be missing together, and so may cls_score and bbox_pred.
 
     Args:
-        params: of `FastRCNN`, initialised, or their shapes.
-        arrays: canonical arrays.
-        roi_size: rows and columns of the network's pooled features.
-        source: where the arrays come from, for messages.
+        params: Of `FastRCNN`, initialised, or their shapes.
+        arrays: Canonical arrays.
+        roi_size: Rows and columns of the network's pooled features.
+        source: Where the arrays come from, for messages.
 
     Returns:
         The parameters; layers without an array are those of `params`.
 
     Raises:
-        InputError: lists by name every tensor that is missing, unknown, of another shape or not finite.
+        InputError: Lists by name every tensor that is missing, unknown, of another shape or not finite.
     """
     flat: dict[Key, Any] = flax.traverse_util.flatten_dict(params)
     layers = {name.rpartition(".")[0] for name in arrays}
@@ -106,8 +106,8 @@ def canonical_arrays(params: Mapping[str, Any], *, roi_size: tuple[int, int]) ->
     """Return all parameters as canonical arrays: the exact inverse of `merge_weights`.
 
     Args:
-        params: of `FastRCNN`.
-        roi_size: rows and columns of the network's pooled features.
+        params: Of `FastRCNN`.
+        roi_size: Rows and columns of the network's pooled features.
     """
     flat: dict[Key, Any] = flax.traverse_util.flatten_dict(params)
     pooled = _pooled_inputs(params, roi_size)
@@ -120,7 +120,7 @@ def fold_box_stats(arrays: Mapping[str, np.ndarray], mean: np.ndarray, std: np.n
     The paper's code saves its models so (`snapshot` in lib/fast_rcnn/train.py).
 
     Args:
-        arrays: canonical arrays.
+        arrays: Canonical arrays.
         mean, std: `(K + 1, 4)`, the statistics that the targets were normalised by.
 
     Returns:

@@ -17,11 +17,11 @@ def dask_executor(scheduler: str, *, timeout: float = 30) -> Iterator[Executor]:
     Workers load the images and write the cache under the same absolute paths as here.
 
     Args:
-        scheduler: its address, such as "tcp://10.0.0.1:8786".
-        timeout: seconds to wait for the scheduler, and for a first worker.
+        scheduler: Its address, such as "tcp://10.0.0.1:8786".
+        timeout: Seconds to wait for the scheduler, and for a first worker.
 
     Raises:
-        InputError: distributed is not installed, the scheduler doesn't answer or is lost, it has no worker, or an
+        InputError: Distributed is not installed, the scheduler doesn't answer or is lost, it has no worker, or an
             image's workers died repeatedly.
     """
     try:

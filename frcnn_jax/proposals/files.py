@@ -58,18 +58,19 @@ def read_proposals(
     """Read proposals from a file, from all files in a folder, or from several, "A+B". Shards are memory-mapped.
 
     Args:
-        source: files of the kinds listed in this module.
+        source: Files of the kinds listed in this module.
         sizes: (height, width) by id of the images to read. Boxes up to a pixel over the edge are clipped. By default
             every image of the source is read, of any size.
-        max_boxes: the most boxes per image; the first ones are kept.
-        on_problem: receives images without proposals, boxes that are not finite, reversed or outside the image, arrays
+        max_boxes: The most boxes per image; the first ones are kept.
+        on_problem: Receives images without proposals, boxes that are not finite, reversed or outside the image, arrays
             that aren't boxes, repeated images, and the malformed ones of several files.
 
     Returns:
         `(N, 4)` float32 boxes (x1, y1, x2, y2) by image id, 0-based and inclusive.
 
     Raises:
-        InputError: no such file, an unknown kind or version, a malformed file, or one with none of the images.
+        InputError: No such file, an unknown kind or version, a malformed file, one with none of the images, or
+            `max_boxes` below 1.
     """
     if max_boxes is not None and max_boxes < 1:
         raise InputError(f"max_boxes must be at least 1, got {max_boxes}")

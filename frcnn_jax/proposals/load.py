@@ -27,21 +27,21 @@ def load_proposals(
     """Return the proposals of every image of a dataset, from `source` or by selective search.
 
     Args:
-        dataset: the images.
-        source: files of proposals, see `read_proposals`; selective search if empty.
-        cache_dir: where the search keeps its results.
-        mode: of the search, "fast" or "quality".
-        max_boxes: the most boxes per image; the first ones are kept.
-        workers: processes of the search; by default one per core.
-        executor: runs the search in place of those.
-        on_problem: receives images that can't be loaded or have no proposals, and what `read_proposals` reports. With
+        dataset: The images.
+        source: Files of proposals, see `read_proposals`; selective search if empty.
+        cache_dir: Where the search keeps its results.
+        mode: Of the search, "fast" or "quality".
+        max_boxes: The most boxes per image; the first ones are kept.
+        workers: Processes of the search; by default one per core.
+        executor: Runs the search in place of those.
+        on_problem: Receives images that can't be loaded or have no proposals, and what `read_proposals` reports. With
             `stop`, the default, files of proposals are read without loading any image.
 
     Returns:
         The dataset without the images reported to `on_problem`, and `(N, 4)` float32 boxes by image id.
 
     Raises:
-        InputError: no image is left, or see `read_proposals` and `search_images`.
+        InputError: No image is left, or see `read_proposals` and `search_images`.
     """
     problems: list[InputError] = []
     handler = noting(problems, on_problem)

@@ -51,7 +51,7 @@ def read_mat(path: Path) -> dict[str, Any]:
     """Return the variables by name: a numeric array, a str, an object array of these for a cell array, else None.
 
     Raises:
-        Exception: of many kinds, if the file is malformed.
+        Exception: Of many kinds, if the file is malformed.
     """
     data = path.read_bytes()
     order = {b"IM": "<", b"MI": ">"}.get(data[126:128])

@@ -40,13 +40,13 @@ def selective_search(image: np.ndarray, *, mode: str = "fast", max_boxes: int = 
     Args:
         image: `(H, W, 3)` uint8 RGB.
         mode: "fast" or "quality" (more boxes, several times slower).
-        max_boxes: the most boxes returned, the best ranked ones.
+        max_boxes: The most boxes returned, the best ranked ones.
 
     Returns:
         `(N, 4)` float32 boxes (x1, y1, x2, y2), 0-based and inclusive, best ranked first; N may be 0.
 
     Raises:
-        InputError: an unknown mode, `max_boxes` below 1, or an image of another shape or type.
+        InputError: An unknown mode, `max_boxes` below 1, or an image of another shape or type.
     """
     import cv2
 
@@ -113,21 +113,21 @@ def search_images(
     """Run selective search on many images in worker processes, with a cache and a progress bar.
 
     Args:
-        images: by image id, a picklable function that loads the `(H, W, 3)` uint8 RGB image.
-        cache_dir: the cache, from which interrupted work resumes. Any number of processes may share it.
-        mode: as for `selective_search`.
-        max_boxes: as for `selective_search`.
-        workers: the number of processes; by default one per core.
-        executor: runs the searches in place of those, such as `dask_executor`'s.
-        on_problem: receives the InputError of an image that can't be loaded; if it returns, the image is skipped.
+        images: By image id, a picklable function that loads the `(H, W, 3)` uint8 RGB image.
+        cache_dir: The cache, from which interrupted work resumes. Any number of processes may share it.
+        mode: As for `selective_search`.
+        max_boxes: As for `selective_search`.
+        workers: The number of processes; by default one per core.
+        executor: Runs the searches in place of those, such as `dask_executor`'s.
+        on_problem: Receives the InputError of an image that can't be loaded; if it returns, the image is skipped.
 
     Returns:
         `(N, 4)` float32 boxes by image id.
 
     Raises:
-        InputError: an unknown mode, `max_boxes` below 1, a worker process died, or an image can't be loaded (unless
+        InputError: An unknown mode, `max_boxes` below 1, a worker process died, or an image can't be loaded (unless
             `on_problem` returns).
-        OSError: the cache can't be written.
+        OSError: The cache can't be written.
     """
     _check_options(mode, max_boxes)
     cache_dir, workers = Path(cache_dir).absolute(), workers or os.cpu_count() or 1  # a cluster's workers run elsewhere

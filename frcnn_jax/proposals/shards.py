@@ -24,12 +24,12 @@ def write_proposals(path: str | Path, proposals: Mapping[str, np.ndarray]) -> No
     """Write proposals as a shard, atomically.
 
     Args:
-        path: a .proposals file.
-        proposals: by image id, `(N, 4)` boxes; they are rounded to integers.
+        path: A .proposals file.
+        proposals: By image id, `(N, 4)` boxes; they are rounded to integers.
 
     Raises:
         InputError: `path` has another suffix, or boxes are not finite `(N, 4)` or exceed uint16.
-        OSError: the file can't be written.
+        OSError: The file can't be written.
     """
     path = Path(path)
     if path.suffix != ".proposals":

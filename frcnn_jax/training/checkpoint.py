@@ -70,12 +70,12 @@ class Checkpoints:
     """Writer of a workdir's checkpoints, one at a time in the background; a context manager.
 
     Args:
-        workdir: the folder whose `checkpoints` are written; created if missing.
-        keep: number of newest steps to keep.
-        keep_best: number of steps with the highest `scores` to keep as well.
+        workdir: The folder whose `checkpoints` are written; created if missing.
+        keep: Number of newest steps to keep.
+        keep_best: Number of steps with the highest `scores` to keep as well.
 
     Attributes:
-        scores: score by step, higher is better; read at the next save.
+        scores: Score by step, higher is better; read at the next save.
     """
 
     def __init__(self, workdir: Path, *, keep: int = 2, keep_best: int = 0) -> None:
@@ -98,7 +98,7 @@ class Checkpoints:
         """Start writing a checkpoint of named pytrees, after waiting for the previous one.
 
         Raises:
-            InputError: this checkpoint or the previous one can't be written.
+            InputError: This checkpoint or the previous one can't be written.
         """
         self.wait()
         with self._failure_named(step):
@@ -224,15 +224,15 @@ def restore(workdir: Path, step: int | None = None, **targets: Any) -> tuple[dic
     """Restore named pytrees from a workdir's checkpoint.
 
     Args:
-        workdir: the folder that `Checkpoints` wrote to.
-        step: the step to restore; None for the newest intact one. Damaged ones are reported on stderr.
-        **targets: pytrees of arrays or ShapeDtypeStructs, whose structure, shapes and sharding the result takes.
+        workdir: The folder that `Checkpoints` wrote to.
+        step: The step to restore; None for the newest intact one. Damaged ones are reported on stderr.
+        **targets: Pytrees of arrays or ShapeDtypeStructs, whose structure, shapes and sharding the result takes.
 
     Returns:
-        the pytrees by name, and their step.
+        The pytrees by name, and their step.
 
     Raises:
-        InputError: there is no such checkpoint, it is damaged, or another network wrote it.
+        InputError: There is no such checkpoint, it is damaged, or another network wrote it.
     """
     folder, steps = _folder(workdir), saved_steps(workdir)
     if not steps:
@@ -253,15 +253,15 @@ def load_model(workdir: Path, model: Any, step: int | None = None) -> tuple[Any,
     """Load the variables of a workdir's checkpoint onto the first local device.
 
     Args:
-        workdir: the folder that `Checkpoints` wrote to.
-        model: pytree of arrays or ShapeDtypeStructs that the variables must match.
-        step: the step to load; None for the newest intact one.
+        workdir: The folder that `Checkpoints` wrote to.
+        model: Pytree of arrays or ShapeDtypeStructs that the variables must match.
+        step: The step to load; None for the newest intact one.
 
     Returns:
-        the variables, and their step.
+        The variables, and their step.
 
     Raises:
-        InputError: as `restore`.
+        InputError: As `restore`.
     """
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), model)

@@ -29,14 +29,14 @@ def join_processes(coordinator: str | None, count: int | None, index: int | None
     """Call `jax.distributed.initialize`, but exit with one line and status 1 where jax would abort.
 
     Args:
-        coordinator: address and port of process 0; None for what jax finds in the cluster's environment, as in the
+        coordinator: Address and port of process 0; None for what jax finds in the cluster's environment, as in the
             next two.
-        count: number of processes.
-        index: index of this process.
-        timeout: seconds within which all processes must join.
+        count: Number of processes.
+        index: Index of this process.
+        timeout: Seconds within which all processes must join.
 
     Raises:
-        InputError: jax finds no cluster, or the coordinator's port is in use.
+        InputError: Jax finds no cluster, or the coordinator's port is in use.
     """
     if coordinator and index == 0:  # jax crashes on a port in use
         try:
@@ -105,11 +105,11 @@ def check_consistent(settings: str, workdir: Path) -> None:
     """Check that all processes have the same config, number of devices and results, or lack of results.
 
     Args:
-        settings: the config as text.
-        workdir: the folder that may hold results.json.
+        settings: The config as text.
+        workdir: The folder that may hold results.json.
 
     Raises:
-        InputError: they differ; raised in every process.
+        InputError: They differ; raised in every process.
     """
     devices = Counter(device.process_index for device in jax.devices())
     for process, count in devices.items():
@@ -128,7 +128,7 @@ def check_shared(workdir: Path) -> None:
     """Check that all processes see the same folder, by a temporary file of process 0.
 
     Raises:
-        InputError: they don't; raised in every process.
+        InputError: They don't; raised in every process.
     """
     if jax.process_count() == 1:
         return

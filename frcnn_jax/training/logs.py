@@ -18,8 +18,8 @@ class RunLog:
     """Writer of a workdir's metrics.jsonl and of a new event file in its `tensorboard`; a context manager.
 
     Args:
-        workdir: the folder to write to.
-        step: the step training resumes from. Later rows are dropped from metrics.jsonl and hidden in TensorBoard.
+        workdir: The folder to write to.
+        step: The step training resumes from. Later rows are dropped from metrics.jsonl and hidden in TensorBoard.
     """
 
     def __init__(self, workdir: Path, step: int) -> None:
@@ -35,7 +35,7 @@ class RunLog:
         """Append a row, and a point to the curve of each value that is not None.
 
         Raises:
-            OSError: it can't be written, as when the disk is full.
+            OSError: It can't be written, as when the disk is full.
         """
         self._rows.write((json.dumps({"step": step, **values}) + "\n").encode())
         points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items() if value is not None]
@@ -57,7 +57,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """Return the rows of a workdir's metrics.jsonl, except a last line that a kill cut short.
 
     Raises:
-        InputError: another line is not a row.
+        InputError: Another line is not a row.
     """
     path = workdir / "metrics.jsonl"
     rows = []

@@ -75,7 +75,7 @@ def train(
         workdir: For messages.
         out: Where logs go: the workdir, but a scratch folder in processes after the first.
         score: From variables to mAP on the val split.
-        scored: mAP by step, of earlier runs.
+        scored: MAP by step, of earlier runs.
         data_workers: Processes that make batches.
 
     Returns:

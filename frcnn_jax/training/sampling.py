@@ -34,7 +34,7 @@ def assign(proposals: np.ndarray, gt_boxes: np.ndarray, gt_labels: np.ndarray) -
         Targets of the G + N boxes.
 
     Raises:
-        ValueError: boxes are not finite `(N, 4)` numbers, or labels not `(G,)` integers of at least 1.
+        ValueError: Boxes are not finite `(N, 4)` numbers, or labels not `(G,)` integers of at least 1.
     """
     gt_boxes = check_boxes(gt_boxes, "gt_boxes")
     gt_labels = check_labels(gt_labels, gt_boxes, "gt_labels")
@@ -68,18 +68,18 @@ def sample(
     """Draw RoIs without replacement, foreground first.
 
     Args:
-        targets: the candidates; not changed.
-        rng: the source of randomness.
-        count: the number of RoIs; fewer are drawn if there are too few candidates.
-        fg_fraction: the largest share of foreground RoIs, in [0, 1]; the number is rounded.
-        fg_iou: the lowest IoU of foreground.
+        targets: The candidates; not changed.
+        rng: The source of randomness.
+        count: The number of RoIs; fewer are drawn if there are too few candidates.
+        fg_fraction: The largest share of foreground RoIs, in [0, 1]; the number is rounded.
+        fg_iou: The lowest IoU of foreground.
         bg_iou: (low, high): background has an IoU in [low, high).
 
     Returns:
         The RoIs drawn; labels and deltas of background are 0.
 
     Raises:
-        InputError: a number is out of its range, or the fields of `targets` differ in length.
+        InputError: A number is out of its range, or the fields of `targets` differ in length.
     """
     _check_targets(targets)
     if count < 0 or not 0 <= fg_fraction <= 1:
@@ -100,17 +100,17 @@ def target_statistics(
     """Return the mean and standard deviation of each class's regression targets, in one pass over the images.
 
     Args:
-        targets: those of each image.
+        targets: Those of each image.
         num_classes: K.
-        fg_iou: the lowest IoU of boxes that count.
-        flip: whether mirrored images, in which dx changes its sign, count too.
+        fg_iou: The lowest IoU of boxes that count.
+        flip: Whether mirrored images, in which dx changes its sign, count too.
 
     Returns:
-        mean: `(K + 1, 4)` float32; 0 for background and classes without boxes.
+        Mean: `(K + 1, 4)` float32; 0 for background and classes without boxes.
         std: `(K + 1, 4)` float32; 1 for background, classes without boxes and coordinates that do not vary.
 
     Raises:
-        InputError: a label exceeds K, or the fields of an image's targets differ in length.
+        InputError: A label exceeds K, or the fields of an image's targets differ in length.
     """
     count = np.zeros((num_classes + 1, 1))
     total, squares = np.zeros((2, num_classes + 1, 4))

@@ -42,13 +42,13 @@ def step_schedule(
     """Return a step-wise schedule with a linear warm-up.
 
     Args:
-        learning_rate: the rate after the warm-up.
-        drops: steps from which on the rate is multiplied by `factor`.
-        factor: the multiplier at each drop.
-        warmup_steps: steps over which the rate rises linearly, from 1 / (warmup_steps + 1) of itself.
+        learning_rate: The rate after the warm-up.
+        drops: Steps from which on the rate is multiplied by `factor`.
+        factor: The multiplier at each drop.
+        warmup_steps: Steps over which the rate rises linearly, from 1 / (warmup_steps + 1) of itself.
 
     Raises:
-        InputError: a number is negative or not finite.
+        InputError: A number is negative or not finite.
     """
     _check_not_negative(learning_rate=learning_rate, factor=factor, warmup_steps=warmup_steps)
     for step in drops:
@@ -71,9 +71,9 @@ def caffe_sgd(
     """Return the update above, in which biases learn at twice the rate.
 
     Args:
-        schedule: the learning rate by step.
-        momentum, weight_decay: as in the formula.
-        decay_biases: whether biases, the leaves named "bias", decay too. The paper says so; its code does not.
+        schedule: The learning rate by step.
+        momentum, weight_decay: As in the formula.
+        decay_biases: Whether biases, the leaves named "bias", decay too. The paper says so; its code does not.
 
     Raises:
         InputError: `momentum` is outside [0, 1], or `weight_decay` negative.

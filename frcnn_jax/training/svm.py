@@ -69,7 +69,7 @@ class HardNegativeSVMs:
 
     Args:
         positives: `(P, C)` scaled features per class.
-        seed: of the solver.
+        seed: Of the solver.
     """
 
     def __init__(self, positives: Sequence[np.ndarray], *, seed: int = 0):
@@ -133,7 +133,7 @@ class HardNegativeSVMs:
             The SVMs, and by name the further arrays.
 
         Raises:
-            InputError: another file, or a damaged one.
+            InputError: Another file, or a damaged one.
         """
         try:
             arrays = read_npz(path)
@@ -162,19 +162,19 @@ def train_svms(
     Positives are the objects; negatives are mined from proposals and objects of other classes, image by image.
 
     Args:
-        model, variables: trained with a softmax.
-        records: the training split.
+        model, variables: Trained with a softmax.
+        records: The training split.
         proposals: `(N, 4)` boxes by image id.
-        size: how images are resized.
-        state: a file written every SAVE_EVERY images; if it exists, training resumes from it.
-        negative_images: negatives come from the first so many images; None for all.
-        seed: of the sample of images that the norm of fc7 is measured on, and of the solver.
+        size: How images are resized.
+        state: A file written every SAVE_EVERY images; if it exists, training resumes from it.
+        negative_images: Negatives come from the first so many images; None for all.
+        seed: Of the sample of images that the norm of fc7 is measured on, and of the solver.
 
     Returns:
         The parameters of `model` with another cls_score, see `write_classifier`.
 
     Raises:
-        InputError: scikit-learn is missing, or `state` is not such a file.
+        InputError: Scikit-learn is missing, or `state` is not such a file.
     """
     try:
         import sklearn.svm  # noqa: F401 - fail before the long work
@@ -228,10 +228,10 @@ def write_classifier(
     """Put SVMs into the class layer: logits are then their margins, and 0 for the background.
 
     Args:
-        params: of `FastRCNN`.
+        params: Of `FastRCNN`.
         weights: `(K, C)`, for scaled features.
         biases: `(K,)`.
-        scale: of the features that the SVMs were trained on; the class layer takes them unscaled.
+        scale: Of the features that the SVMs were trained on; the class layer takes them unscaled.
 
     Returns:
         The parameters with another cls_score.
