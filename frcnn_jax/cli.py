@@ -28,7 +28,7 @@ COMMANDS = {
 OPTIONS: dict[str, dict[str, Any]] = {
     "--workdir": {"type": Path, "required": True, "help": "workdir of a training"},
     "--step": {"type": int, "help": "step of the checkpoint; default: the newest"},
-    "--images": {"type": int, "help": "number of images to use, the first of the split; default: all"},
+    "--images": {"type": int, "metavar": "N", "help": "use only the first N images of the split; default: all"},
     "--json": {"type": Path, "help": "file to write the scores to"},
 }
 

@@ -34,15 +34,8 @@ from frcnn_jax.files import write_json
 from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.models.networks import Network
 from frcnn_jax.models.weight_files import WHERE
-from frcnn_jax.training import checkpoint, loop
+from frcnn_jax.training import checkpoint, hosts, loop
 from frcnn_jax.training.batches import TrainingBatches
-from frcnn_jax.training.hosts import (
-    check_consistent,
-    check_shared,
-    fail_together,
-    interrupt_on_peer_loss,
-    join_processes,
-)
 from frcnn_jax.training.logs import RunLog, read_metrics
 from frcnn_jax.training.sampling import assign, target_statistics
 from frcnn_jax.training.signals import interrupt_on_signals
@@ -64,7 +57,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     """
     began = time.perf_counter()
     with interrupt_on_signals(f"run the same command to resume from {workdir}"), contextlib.ExitStack() as held:
-        with fail_together():
+        with hosts.fail_together():
             config = resume_config(config, workdir)
             if results := read_results(workdir):
                 print(_finished(workdir, results))
@@ -80,9 +73,9 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             variables = initial_variables(model, key, weights=config["weights"], frozen=network.frozen)
             workdir.mkdir(parents=True, exist_ok=True)
             held.enter_context(lock_workdir(workdir))
-        check_shared(workdir)
+        hosts.check_shared(workdir)
         out = held.enter_context(_folder_to_write(workdir))
-        with fail_together():
+        with hosts.fail_together():
             batches = _training_batches(config, model, *load_proposals_of(config, workdir, train_set))
             evaluator = Evaluator(
                 model,
@@ -282,9 +275,9 @@ def main(argv: Sequence[str]) -> None:
     args, fields = _parse(argv)
     config = load_config(args.config, fields)
     if args.distributed or args.coordinator:
-        join_processes(args.coordinator, args.num_processes, args.process_id, timeout=args.timeout)
-        check_consistent(json.dumps(config, sort_keys=True), args.workdir)
-    with interrupt_on_peer_loss():
+        hosts.join_processes(args.coordinator, args.num_processes, args.process_id, timeout=args.timeout)
+        hosts.check_consistent(json.dumps(config, sort_keys=True), args.workdir)
+    with hosts.interrupt_on_peer_loss():
         train_and_evaluate(config, args.workdir)
 
 
