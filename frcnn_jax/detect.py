@@ -1,6 +1,8 @@
-"""Detect objects in images, and write pictures and a JSON file of the detections:
+"""Detect objects in images, and draw and list the detections:
 
-frcnn detect --workdir W IMAGE... --out DIR
+    frcnn detect --workdir W IMAGE... --out DIR
+
+DIR receives a picture with boxes, NAME.png, for each image, and detections.json with all labels, scores and boxes.
 """
 
 import math
