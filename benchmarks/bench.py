@@ -4,8 +4,8 @@ one process:
     python benchmarks/bench.py [--network vgg16] [--image PHOTO] [--only detect,svd,step,rcnn,compile] [--repeat 5]
     python benchmarks/bench.py --platform gpu [--network vgg16] [--image PHOTO] [--repeat 5]
 
-Both sides have the same parameters, the first 2000 RoIs of selective search on the image (ours padded to 2048, duplicates
-kept), and greedy NMS on the 100 best of each of 20 classes. A training step takes two images and 64 of the
+Both sides have the same parameters, the first 2000 RoIs of selective search on the image (ours padded to 2048,
+duplicates kept), and greedy NMS on the 100 best of each of 20 classes. A training step takes two images and 64 of the
 RoIs of each.
 
 On a CPU: float32, all cores, an image of 600x800 (ours in its canvas of 608x800). The operations of the convolutions
