@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, help="new workdir; default: W-svd")
     parser.add_argument("--fc6", type=int, default=1024, help="rank of fc6, 0 for no change; default: %(default)s")
     parser.add_argument("--fc7", type=int, default=256, help="rank of fc7, 0 for no change; default: %(default)s")
-    parser.add_argument("--images", type=int, help="compare on the first N val images, 0 for none; default: all")
+    parser.add_argument("--images", type=int, metavar="N", help="compare on the first N val images; 0 for none")
     args = parser.parse_args(argv)
     check_at_least(0, images=args.images)
     out = args.out or args.workdir.with_name(args.workdir.name + "-svd")

@@ -70,7 +70,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     args, fields = parser.parse_known_args(argv)
     check_at_least(1, images=args.images)
     if args.detections and (args.step is not None or args.images or args.pictures or args.comp4 or fields):
-        raise InputError("--step, --images, --pictures, --comp4 and --config go with --workdir, not with --detections")
+        raise InputError("--step, --images, --pictures, --comp4 and --config need --workdir")
     if not 0 < args.iou_threshold < 1:
         raise InputError(f"--iou-threshold must be between 0 and 1, got {args.iou_threshold}")
     if args.json:

@@ -98,12 +98,8 @@ def main(argv: Sequence[str]) -> None:
         metavar=("ROWS", "COLUMNS"),
         help="size of the padded input in pixels; default: fits any landscape image",
     )
-    parser.add_argument(
-        "--rois", type=int, help=f"number of RoIs; default: max_proposals, rounded up to a multiple of {ROI_MULTIPLE}"
-    )
-    parser.add_argument(
-        "--platforms", help=f"platforms, separated by commas, of {','.join(PLATFORMS)}; default: this machine's"
-    )
+    parser.add_argument("--rois", type=int, help=f"default: max_proposals, rounded up to a multiple of {ROI_MULTIPLE}")
+    parser.add_argument("--platforms", help=f"comma-separated, of {', '.join(PLATFORMS)}; default: this machine's")
     args, fields = parser.parse_known_args(argv)
     check_file(args.out)
     config = override_config(read_config(args.workdir), fields, TEST_FIELDS)

@@ -23,8 +23,8 @@ def main(argv: Sequence[str]) -> None:
     """Run the command line."""
     parser = command_parser(__doc__, "--workdir")
     parser.add_argument("--out", type=Path, help="new workdir; default: W-svm")
-    parser.add_argument("--negative-images", type=int, help="mine negatives in the first N train images; default: all")
-    parser.add_argument("--images", type=int, help="compare on the first N val images, 0 for none; default: all")
+    parser.add_argument("--negative-images", type=int, metavar="N", help="mine only the first N train images")
+    parser.add_argument("--images", type=int, metavar="N", help="compare on the first N val images; 0 for none")
     args = parser.parse_args(argv)
     check_at_least(1, negative_images=args.negative_images)
     check_at_least(0, images=args.images)

@@ -64,9 +64,9 @@ def test_outputs_are_checked_before_the_work(tmp_path):
     (tmp_path / "file").touch()
     check_file(tmp_path / "file")
     check_folder(tmp_path / "a" / "b")
-    with pytest.raises(InputError, match=r"nowhere.a: its folder does not exist"):
+    with pytest.raises(InputError, match=r"nowhere.a: the folder does not exist"):
         check_file(tmp_path / "nowhere" / "a")
-    with pytest.raises(InputError, match=r"expected a file, this is a folder"):
+    with pytest.raises(InputError, match=r"expected a file, got a folder"):
         check_file(tmp_path)
     with pytest.raises(InputError, match=r"a: expected a folder, .*file is a file"):
         check_folder(tmp_path / "file" / "a")

@@ -569,7 +569,7 @@ ROWS = {
         errors=(((MODEL, DetectionOptions()), {}, "takes 1 positional argument but 2 were given"),)
     ),
     "Detector": Row(
-        errors=(((MODEL, {}), {"class_names": ["cat"]}, "class_names must be 2 names, the network's, got 1"),)
+        errors=(((MODEL, {}), {"class_names": ["cat"]}, "class_names must be the network's 2 names, got 1"),)
     ),
     "Detector.__call__": Row(
         errors=(

@@ -1,4 +1,4 @@
-"""Scores of detections over a split by the VOC protocol, wherever the detections come from.
+"""Scores of detections in a split by the VOC protocol, for detections from any source.
 
 Detections are one `ClassDetections` per class, in the order of `Dataset.class_names`. Difficult objects are excluded
 in `metrics.match`.
@@ -26,10 +26,10 @@ def class_objects(dataset: Dataset, label: int) -> tuple[list[np.ndarray], list[
 
     Args:
         dataset: The split.
-        label: 1 to K.
+        label: The class, 1 to K.
 
     Returns:
-        The `(G, 4)` boxes and the `(G,)` bool flags "difficult", per image of the split.
+        `(G, 4)` boxes and `(G,)` bool "difficult" flags, per image of the split.
     """
     own = [(record, record.labels == label) for record in dataset.records]
     return [record.boxes[m] for record, m in own], [record.difficult[m] for record, m in own]
@@ -45,17 +45,17 @@ def score(
     """Score the detections of a split by the VOC protocol.
 
     Args:
-        detections: Per class.
+        detections: K detections, one `ClassDetections` per class.
         dataset: The split.
         metric: "voc07_11point" or "area", see `metrics.average_precision`.
-        iou_threshold: A hit exceeds it; in [0, 1].
+        iou_threshold: IoU that a hit must exceed, in [0, 1].
 
     Returns:
-        The results `{"map", "protocol", "iou_threshold", "images", "aps", "seconds_per_image"}`, the last one None, and
-        by class name its curve and AP. A class without counted objects has AP None and is no part of the mean.
+        Results `{"map", "protocol", "iou_threshold", "images", "aps", "seconds_per_image"}`, the last one None, and
+        curve and AP by class name. A class without objects that count has AP None and is excluded from the mean.
 
     Raises:
-        ValueError: An unknown metric.
+        ValueError: The metric is unknown.
     """
     curves: dict[str, tuple[Curve, float | None]] = {}
     for label, (name, found) in enumerate(zip(dataset.class_names, detections, strict=True), 1):
@@ -79,7 +79,7 @@ def format_score(value: float | None) -> str:
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """Format the results of `score` as a text table: AP per class, then mAP."""
+    """Format the results of `score` as a text table of AP per class and mAP."""
     width = max(map(len, results["aps"]))
     rows = [*results["aps"].items(), ("mAP", results["map"])]
     *lines, total = (f"{name:<{width}}  {format_score(ap)}" for name, ap in rows)
