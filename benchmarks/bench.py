@@ -171,6 +171,9 @@ def bench_cpu(network: Network, image: np.ndarray, rois: np.ndarray, wanted: set
     found = jax.device_get(predict(variables, batch))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # before torch is imported
     print(f"{os.cpu_count()} cores of {cpu_name()}; jax {jax.__version__}; peak memory {peak:.2f} GiB")
+    print(
+        f"detection is {len(compiled[COMPILATION[-1]])} program, compiled in {sum(map(sum, compiled.values())):.1f} s"
+    )
     rate = matrix_rate(np.float32, jax.devices("cpu")[0], PROBE, repeat)
     print(f"a float32 product of {PROBE} x {PROBE} matrices reaches {rate / 1e9:.0f} GFLOP/s")
 
@@ -179,9 +182,6 @@ def bench_cpu(network: Network, image: np.ndarray, rois: np.ndarray, wanted: set
         shares = (f"{name} {operations / seconds[name] / rate:.0%}" for name in ("ours", "theirs") if name in seconds)
         print(f"  {operations / 1e12:.2f} TFLOP; of that rate: {', '.join(shares)}")
 
-    print(
-        f"detection is {len(compiled[COMPILATION[-1]])} program, compiled in {sum(map(sum, compiled.values())):.1f} s"
-    )
     try:
         from torch_program import TorchProgram
     except ImportError:
