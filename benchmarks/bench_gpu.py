@@ -23,7 +23,7 @@ IN_A_ROW = 10  # calls that are timed together
 
 
 class Kind(NamedTuple):
-    """How to compute, and how far from the CPU's float32 that may lead: see `distance`."""
+    """A compute type and the largest `distance` from the CPU's float32 that rounding explains."""
 
     dtype: Any
     precision: str | None  # of products of float32
@@ -39,14 +39,14 @@ KINDS = {
 
 
 class Floor(NamedTuple):
-    """Milliseconds that a program can't go under."""
+    """Lower bounds on a program's time, in milliseconds."""
 
     operations: float
     bytes: float
 
 
 class Outcome(NamedTuple):
-    """What the programs compute from given inputs, as numpy arrays."""
+    """Results of the programs for given inputs, as NumPy arrays."""
 
     outputs: Any  # logits (1, R, K + 1) and normalised deltas (1, R, K + 1, 4)
     loss: np.ndarray  # of the first training step
@@ -70,7 +70,7 @@ def bench_gpu(
     repeat: int,
     probe: int = 8192,
 ) -> None:
-    """Checks, times and prints.
+    """Check, time and print.
 
     Args:
         network: A row of the table.
@@ -129,7 +129,7 @@ def outcome(
 
 
 def distance(found: Any, expected: Any) -> float:
-    """Of two trees of arrays: of the array that is furthest off, the norm of the difference, relative to its own."""
+    """Return the largest relative error, in the Euclidean norm, over the arrays of two trees."""
 
     def of_array(found: np.ndarray, expected: np.ndarray) -> float:
         return float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), np.finfo(np.float32).tiny))
@@ -138,7 +138,7 @@ def distance(found: Any, expected: Any) -> float:
 
 
 def compare(name: str, kind: Kind, found: Outcome, expected: Outcome) -> list[str]:
-    """Prints how far `found` is; the names of what is too far."""
+    """Print the distances of `found`, and return the names of the results that are too far."""
     distances = {part: distance(getattr(found, part), getattr(expected, part)) for part in Outcome._fields}
     print("  from the CPU's float32: " + ", ".join(f"{part} {value:.1e}" for part, value in distances.items()))
     allowed = dict(zip(Outcome._fields, (kind.outputs, kind.outputs, kind.momentum), strict=True))
@@ -171,7 +171,7 @@ def compare_exact_parts(network: Network, batch: Batch, expected: Outcome, devic
 
 
 class Program(NamedTuple):
-    """What is timed."""
+    """A timed program."""
 
     run: Run
     wait: Callable[[Any], Any]  # until what `run` returned is computed

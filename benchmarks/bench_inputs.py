@@ -1,4 +1,4 @@
-"""What `bench.py` and `bench_gpu.py` share: the image, its RoIs, a training batch, a first state, and medians."""
+"""Inputs and timers shared by `bench.py` and `bench_gpu.py`."""
 
 import functools
 import platform
@@ -27,8 +27,11 @@ Part = Callable[[Any], Any]  # of what the part before it returned
 
 
 def medians(runs: Mapping[str, Run], repeat: int) -> dict[str, float]:
-    """Median seconds; in turn, so that a noisy machine disturbs all alike. Of two calls in a turn the second is timed:
-    the first compiles, or takes memory from the system that another program has given back to it."""
+    """Return median seconds by name.
+
+    The runs take turns, so that a noisy machine disturbs all alike. Each turn times the second of two calls: the first
+    compiles, or asks the system for memory that another program has released.
+    """
     spent: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeat):
         for name, run in runs.items():
@@ -40,7 +43,7 @@ def medians(runs: Mapping[str, Run], repeat: int) -> dict[str, float]:
 
 
 def cpu_name() -> str:
-    """The kind of CPU, for the reader of a figure: times on another kind differ, and so do ratios."""
+    """Return the kind of CPU: times, and even ratios, differ between kinds."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -52,7 +55,7 @@ def cpu_name() -> str:
 
 
 def matrix_rate(dtype: Any, device: jax.Device, size: int, repeat: int) -> float:
-    """Operations per second that a product of two square matrices reaches."""
+    """Return the operations per second that a product of two square matrices reaches."""
     matrix = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
     matrix = jax.device_put(jnp.asarray(matrix, dtype), device)
     product = jax.jit(jnp.matmul)
@@ -60,14 +63,14 @@ def matrix_rate(dtype: Any, device: jax.Device, size: int, repeat: int) -> float
 
 
 def test_inputs(path: Path | None, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """The image of that size, a photograph or else a synthetic scene, and its first ROIS RoIs."""
+    """Return an image of that size, a photograph or else a synthetic scene, and its first ROIS RoIs."""
     image = cv2.resize(load_image(path) if path else draw_scene(0, "val", 1).image, (columns, rows))
     rois = selective_search(image, mode="quality", max_boxes=ROIS)
     return image, np.resize(rois, (ROIS, 4)).astype(np.float32)
 
 
 def training_batch(test: Batch) -> Batch:
-    """The image twice, with 64 of its RoIs each, a quarter of them objects."""
+    """Return a batch of the image twice, with 64 of its RoIs each, a quarter of them objects."""
     rng = np.random.default_rng(0)
     return {
         "image": np.repeat(test["image"], 2, axis=0),
@@ -85,7 +88,7 @@ def chain(parts: Mapping[str, Part]) -> Run:
 
 
 class Step:
-    """Training steps of a network on some devices, all local ones by default, from its first state on."""
+    """Training steps of a network, on all local devices by default."""
 
     def __init__(
         self, model: FastRCNN, variables: Any, frozen: Sequence[str], devices: Sequence[jax.Device] | None = None
@@ -96,6 +99,6 @@ class Step:
         self.step = make_train_step(model, optimizer, devices=devices)
 
     def __call__(self, batch: Batch) -> jax.Array:
-        """One step; its loss."""
+        """Take one step and return its loss."""
         self.state, metrics = self.step(self.state, batch, self.key)
         return metrics["loss"]
