@@ -1,20 +1,22 @@
-r"""Seconds of detection and of a training step, ours and those of a PyTorch and torchvision program of the same network
-(where they are installed), in one process run:
+r"""Time detection and a training step against a PyTorch and torchvision program of the same network, if installed, in
+one process:
 
     python benchmarks/bench.py [--network vgg16] [--image PHOTO] [--only detect,svd,step,rcnn,compile] [--repeat 5]
     python benchmarks/bench.py --platform gpu [--network vgg16] [--image PHOTO] [--repeat 5]
 
-On both sides the same parameters, the first 2000 RoIs of selective search on the image (ours padded to 2048), none left
-out as a duplicate, and greedy NMS on the 100 best of each of 20 classes. A training step takes two images and 64 of the
+Both sides have the same parameters, the first 2000 RoIs of selective search on the image (ours padded to 2048,
+duplicates kept), and greedy NMS on the 100 best of each of 20 classes. A training step takes two images and 64 of the
 RoIs of each.
 
-On a CPU: float32, all cores, an image of 600x800 (ours in its canvas of 608x800).
+On a CPU: float32, all cores, an image of 600x800 (ours in its canvas of 608x800). The operations of the convolutions
+and fully connected layers over the time are also given as a share of the rate that the machine's own product of large
+float32 matrices reaches in the same run.
 
-detect  our detection step against theirs, and both by part
-svd     ours with fc6 and fc7 factored (section 3.1) against theirs as it is
+detect  the detection steps, and both by part
+svd     ours with fc6 and fc7 factored (section 3.1) against theirs unfactored
 step    the training steps
-rcnn    every RoI warped to 224x224 and put through the whole network, as R-CNN does, against ours
-compile the training steps of an epoch on VOC, in a fresh process without and in one with jax's cache of programs
+rcnn    every RoI warped to 224x224 and put through the complete network, as R-CNN does, against ours
+compile the training steps of an epoch on VOC, in fresh processes without and with jax's cache of programs
 
 On a GPU: an image of 600x1000, in float32, tf32 and bfloat16. The results are compared with the CPU's float32 first;
 beside the times stand two floors, the operations at the rate that products of large matrices reach there and the bytes
@@ -36,7 +38,20 @@ import cv2
 import jax
 import numpy as np
 from bench_gpu import bench_gpu, find_gpu
-from bench_inputs import CLASSES, ROIS, Part, Run, Step, chain, medians, test_inputs, training_batch
+from bench_inputs import (
+    CLASSES,
+    ROIS,
+    Part,
+    Run,
+    Step,
+    chain,
+    cpu_name,
+    matrix_rate,
+    medians,
+    test_inputs,
+    training_batch,
+)
+from count_operations import count
 
 from frcnn_jax.data.batches import Batch, Sizes, prepare_test
 from frcnn_jax.errors import InputError, run_main
@@ -49,12 +64,13 @@ PARTS = ("detect", "svd", "step", "rcnn", "compile")
 RANKS = (1024, 256)
 ROWS, COLUMNS = 600, 800
 CROP, CROPS, CROPS_AT_ONCE = 224, 64, 16
+PROBE = 4096  # rows and columns of the matrices whose product is timed
 
 COMPILATION = ("jaxpr_trace_duration", "jaxpr_to_mlir_module_duration", "backend_compile_duration")
 
 
 def part_medians(parts: Mapping[str, Part], repeat: int) -> dict[str, float]:
-    """Median seconds of each of a chain of parts."""
+    """Return the median seconds of each part of a chain."""
     values: dict[str, Any] = {"": None}
 
     def run(name: str, before: str) -> None:
@@ -78,7 +94,7 @@ def our_parts(model: FastRCNN, variables: Any, batch: Batch) -> dict[str, Part]:
 
 
 def host_runs(pixels: PixelNorm, image: np.ndarray, rois: np.ndarray, found: tuple[Any, Any, Any]) -> dict[str, Run]:
-    """What `Detector` does on the host, proposals aside."""
+    """Return the work of `Detector` on the host, except proposals."""
     boxes, scores, valid = (of_batch[0] for of_batch in found)
     return {
         "prepare": lambda: prepare_test(image, rois, sizes=[Sizes(ROWS, COLUMNS)], pixels=pixels, spatial_scale=1 / 16),
@@ -87,7 +103,7 @@ def host_runs(pixels: PixelNorm, image: np.ndarray, rois: np.ndarray, found: tup
 
 
 def rcnn(model: FastRCNN, variables: Any, image: np.ndarray, rois: np.ndarray) -> Run:
-    """The first CROPS RoIs, each warped and scored by itself."""
+    """Return a run that warps and scores the first CROPS RoIs one by one."""
     predict = jax.jit(lambda *args: model.apply(*args, method=FastRCNN.predict))
     sizes = np.full((CROPS_AT_ONCE, 2), CROP, np.int32)
     whole = np.tile(np.array([0, 0, CROP - 1, CROP - 1], np.float32), (CROPS_AT_ONCE, 1, 1))
@@ -102,7 +118,7 @@ def rcnn(model: FastRCNN, variables: Any, image: np.ndarray, rois: np.ndarray) -
 
 
 def count_compilations() -> dict[str, list[float]]:
-    """From here on, the seconds of every part of a compilation, in lists that grow."""
+    """Return lists that from now on receive the seconds of every compilation, by phase."""
     seconds: dict[str, list[float]] = {name: [] for name in COMPILATION}
 
     def hear(event: str, duration_secs: float, **_: Any) -> None:
@@ -114,7 +130,7 @@ def count_compilations() -> dict[str, list[float]]:
 
 
 def compile_epoch(network: Network, cache: str) -> tuple[int, float]:
-    """Programs and seconds compiling, in this fresh process, until a step has run on each of the four canvases."""
+    """Return the programs and the seconds that steps on the four canvases compile, in a fresh process."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_compilation_cache_dir", cache)
     model = network.build(CLASSES)
@@ -137,7 +153,7 @@ def say(what: str, ours: float, theirs: float | None = None, name: str = "PyTorc
 
 
 def largest_difference(ours: Mapping[str, Part], theirs: Mapping[str, Part]) -> float:
-    """Of the two programs' class scores before the softmax."""
+    """Return the largest difference between the class probabilities of the two programs."""
     logits = []
     for parts in (ours, theirs):
         scores, _ = chain({name: part for name, part in parts.items() if name != "NMS"})()
@@ -154,10 +170,18 @@ def bench_cpu(network: Network, image: np.ndarray, rois: np.ndarray, wanted: set
     compiled, predict = count_compilations(), make_predict_step(model)
     found = jax.device_get(predict(variables, batch))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # before torch is imported
-    print(f"{os.cpu_count()} cores, jax {jax.__version__}; peak memory of the process {peak:.2f} GiB")
+    print(f"{os.cpu_count()} cores of {cpu_name()}; jax {jax.__version__}; peak memory {peak:.2f} GiB")
     print(
         f"detection is {len(compiled[COMPILATION[-1]])} program, compiled in {sum(map(sum, compiled.values())):.1f} s"
     )
+    rate = matrix_rate(np.float32, jax.devices("cpu")[0], PROBE, repeat)
+    print(f"a float32 product of {PROBE} x {PROBE} matrices reaches {rate / 1e9:.0f} GFLOP/s")
+
+    def share(seconds: Mapping[str, float], images: int, rois: int, train: bool) -> None:
+        operations = count(network, batch["image"].shape[1:3], images, rois, train=train).operations
+        shares = (f"{name} {operations / seconds[name] / rate:.0%}" for name in ("ours", "theirs") if name in seconds)
+        print(f"  {operations / 1e12:.2f} TFLOP; of that rate: {', '.join(shares)}")
+
     try:
         from torch_program import TorchProgram
     except ImportError:
@@ -178,6 +202,7 @@ def bench_cpu(network: Network, image: np.ndarray, rois: np.ndarray, wanted: set
     seconds = medians(runs, repeat) if wanted - {"step", "compile"} else {}
     if "detect" in wanted:
         say("detection", seconds["ours"], seconds.get("theirs"))
+        share(seconds, 1, ROIS, False)
         by_part = part_medians(ours, repeat), part_medians(theirs, repeat)
         for name, spent in by_part[0].items():
             say(f"  {name}", spent, by_part[1].get(name))
@@ -193,6 +218,7 @@ def bench_cpu(network: Network, image: np.ndarray, rois: np.ndarray, wanted: set
         steps |= {"theirs": peer.step(training)} if peer else {}
         seconds = medians(steps, repeat)
         say("training step", seconds["ours"], seconds.get("theirs"))
+        share(seconds, 2, 64, True)
     if "compile" in wanted:
         with tempfile.TemporaryDirectory() as cache:
             for what in ("without", "with"):

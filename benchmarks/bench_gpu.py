@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bench_inputs import CLASSES, Run, Step, chain, training_batch
+from bench_inputs import CLASSES, Run, Step, chain, matrix_rate, training_batch
 from count_operations import ELEMENT, Count, count
 
 from frcnn_jax.data.batches import Batch, Sizes, prepare_test
@@ -23,7 +23,7 @@ IN_A_ROW = 10  # calls that are timed together
 
 
 class Kind(NamedTuple):
-    """How to compute, and how far from the CPU's float32 that may lead: see `distance`."""
+    """A compute type and the largest `distance` from the CPU's float32 that rounding explains."""
 
     dtype: Any
     precision: str | None  # of products of float32
@@ -39,14 +39,14 @@ KINDS = {
 
 
 class Floor(NamedTuple):
-    """Milliseconds that a program can't go under."""
+    """Lower bounds on a program's time, in milliseconds."""
 
     operations: float
     bytes: float
 
 
 class Outcome(NamedTuple):
-    """What the programs compute from given inputs, as numpy arrays."""
+    """Results of the programs for given inputs, as NumPy arrays."""
 
     outputs: Any  # logits (1, R, K + 1) and normalised deltas (1, R, K + 1, 4)
     loss: np.ndarray  # of the first training step
@@ -70,19 +70,19 @@ def bench_gpu(
     repeat: int,
     probe: int = 8192,
 ) -> None:
-    """Checks, times and prints.
+    """Check, time and print.
 
     Args:
-        network: a row of the table.
+        network: A row of the table.
         image: `(H, W, 3)` uint8 RGB.
         rois: `(N, 4)` in its pixels, at least 128.
-        sizes: how it is resized.
-        device: the one that is measured.
-        repeat: how often, of which the median counts.
-        probe: rows and columns of the matrices whose product is timed.
+        sizes: How it is resized.
+        device: The one that is measured.
+        repeat: How often, of which the median counts.
+        probe: Rows and columns of the matrices whose product is timed.
 
     Raises:
-        InputError: the device's results are further from the CPU's than rounding explains.
+        InputError: The device's results are further from the CPU's than rounding explains.
     """
     batch = prepare_test(image, rois, sizes=[sizes], pixels=network.pixels, spatial_scale=None)
     training = training_batch(batch)
@@ -129,7 +129,7 @@ def outcome(
 
 
 def distance(found: Any, expected: Any) -> float:
-    """Of two trees of arrays: of the array that is furthest off, the norm of the difference, relative to its own."""
+    """Return the largest relative error, in the Euclidean norm, over the arrays of two trees."""
 
     def of_array(found: np.ndarray, expected: np.ndarray) -> float:
         return float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), np.finfo(np.float32).tiny))
@@ -138,7 +138,7 @@ def distance(found: Any, expected: Any) -> float:
 
 
 def compare(name: str, kind: Kind, found: Outcome, expected: Outcome) -> list[str]:
-    """Prints how far `found` is; the names of what is too far."""
+    """Print the distances of `found`, and return the names of the results that are too far."""
     distances = {part: distance(getattr(found, part), getattr(expected, part)) for part in Outcome._fields}
     print("  from the CPU's float32: " + ", ".join(f"{part} {value:.1e}" for part, value in distances.items()))
     allowed = dict(zip(Outcome._fields, (kind.outputs, kind.outputs, kind.momentum), strict=True))
@@ -171,7 +171,7 @@ def compare_exact_parts(network: Network, batch: Batch, expected: Outcome, devic
 
 
 class Program(NamedTuple):
-    """What is timed."""
+    """A timed program."""
 
     run: Run
     wait: Callable[[Any], Any]  # until what `run` returned is computed
@@ -225,14 +225,6 @@ def time_each_and_in_a_row(program: Program, repeat: int) -> tuple[float, float]
     spend(2)  # compiles
     each, row = np.median([(spend(1), spend(IN_A_ROW)) for _ in range(repeat)], axis=0)
     return float(each), float(row)
-
-
-def matrix_rate(dtype: Any, device: jax.Device, size: int, repeat: int) -> float:
-    """Operations a second of a product of square matrices."""
-    matrix = jax.device_put(np.random.default_rng(0).normal(size=(size, size)).astype(np.float32), device).astype(dtype)
-    product = jax.jit(jnp.matmul)
-    program = Program(lambda: product(matrix, matrix), jax.block_until_ready)
-    return 2 * size**3 / (1e-3 * time_each_and_in_a_row(program, repeat)[1])
 
 
 def bandwidth(device: jax.Device, size: int, repeat: int) -> float:

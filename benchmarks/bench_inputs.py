@@ -1,6 +1,7 @@
-"""What `bench.py` and `bench_gpu.py` share: the image, its RoIs, a training batch, a first state, and medians."""
+"""Inputs and timers shared by `bench.py` and `bench_gpu.py`."""
 
 import functools
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from frcnn_jax.data.batches import Batch
@@ -25,8 +27,11 @@ Part = Callable[[Any], Any]  # of what the part before it returned
 
 
 def medians(runs: Mapping[str, Run], repeat: int) -> dict[str, float]:
-    """Median seconds; in turn, so that a noisy machine disturbs all alike. Of two calls in a turn the second is timed:
-    the first compiles, or takes memory from the system that another program has given back to it."""
+    """Return median seconds by name.
+
+    The runs take turns, so that a noisy machine disturbs all alike. Each turn times the second of two calls: the first
+    compiles, or asks the system for memory that another program has released.
+    """
     spent: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeat):
         for name, run in runs.items():
@@ -37,15 +42,35 @@ def medians(runs: Mapping[str, Run], repeat: int) -> dict[str, float]:
     return {name: float(np.median(seconds)) for name, seconds in spent.items()}
 
 
+def cpu_name() -> str:
+    """Return the kind of CPU: times, and even ratios, differ between kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    named = {name.strip(): value.strip() for name, value in fields.items()}
+    vectors = "with AVX-512" if "avx512f" in named.get("flags", "").split() else "without AVX-512"
+    return f"{named.get('model name', platform.machine())}, {vectors}"
+
+
+def matrix_rate(dtype: Any, device: jax.Device, size: int, repeat: int) -> float:
+    """Return the operations per second that a product of two square matrices reaches."""
+    matrix = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
+    matrix = jax.device_put(jnp.asarray(matrix, dtype), device)
+    product = jax.jit(jnp.matmul)
+    return 2 * size**3 / medians({"": lambda: product(matrix, matrix).block_until_ready()}, repeat)[""]
+
+
 def test_inputs(path: Path | None, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """The image of that size, a photograph or else a synthetic scene, and its first ROIS RoIs."""
+    """Return an image of that size, a photograph or else a synthetic scene, and its first ROIS RoIs."""
     image = cv2.resize(load_image(path) if path else draw_scene(0, "val", 1).image, (columns, rows))
     rois = selective_search(image, mode="quality", max_boxes=ROIS)
     return image, np.resize(rois, (ROIS, 4)).astype(np.float32)
 
 
 def training_batch(test: Batch) -> Batch:
-    """The image twice, with 64 of its RoIs each, a quarter of them objects."""
+    """Return a batch of the image twice, with 64 of its RoIs each, a quarter of them objects."""
     rng = np.random.default_rng(0)
     return {
         "image": np.repeat(test["image"], 2, axis=0),
@@ -63,7 +88,7 @@ def chain(parts: Mapping[str, Part]) -> Run:
 
 
 class Step:
-    """Training steps of a network on some devices, all local ones by default, from its first state on."""
+    """Training steps of a network, on all local devices by default."""
 
     def __init__(
         self, model: FastRCNN, variables: Any, frozen: Sequence[str], devices: Sequence[jax.Device] | None = None
@@ -74,6 +99,6 @@ class Step:
         self.step = make_train_step(model, optimizer, devices=devices)
 
     def __call__(self, batch: Batch) -> jax.Array:
-        """One step; its loss."""
+        """Take one step and return its loss."""
         self.state, metrics = self.step(self.state, batch, self.key)
         return metrics["loss"]

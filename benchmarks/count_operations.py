@@ -22,7 +22,7 @@ ELEMENT = {"bfloat16": 2, "tf32": 4, "float32": 4}  # bytes of an activation
 
 
 class Count(NamedTuple):
-    """Of a whole program."""
+    """Costs of a program."""
 
     operations: int  # a multiplication and an addition are two
     elements: int  # activations read and written
@@ -30,7 +30,7 @@ class Count(NamedTuple):
 
 
 def count(network: Network, canvas: tuple[int, int], images: int, rois: int, *, train: bool) -> Count:
-    """What the convolutions and the fully connected layers need for so many images and RoIs an image.
+    """Count what the convolutions and the fully connected layers need.
 
     A layer runs once forward; in training once more for the gradient of its weights, and once for that of its input,
     where it is trained or, of the input, something before it is. Its activations are read and written once a run, its

@@ -60,7 +60,7 @@ class TorchProgram:
         return self.fc["cls_score"](x).float(), self.fc["bbox_pred"](x).float().reshape(len(x), -1, 4)
 
     def parts(self, test: Batch) -> dict[str, Part]:
-        """Of detection, in a chain."""
+        """Return the parts of detection, in a chain."""
         images, boxes, size = (
             self.images(test),
             self.tensor(test["rois"][test["roi_mask"]]),
@@ -88,7 +88,7 @@ class TorchProgram:
         return ops.roi_pool(maps.float(), rois, self.network.roi_size, self.network.spatial_scale)
 
     def step(self, batch: Batch) -> Callable[[], torch.Tensor]:
-        """A training step, which returns the loss."""
+        """Return a training step, which returns the loss."""
         trained = [p for module in (self.backbone, self.fc) for p in module.parameters() if p.requires_grad]
         solver = torch.optim.SGD(trained, lr=0.001, momentum=0.9, weight_decay=5e-4)
         images, rois = self.images(batch), list(self.tensor(batch["rois"]))

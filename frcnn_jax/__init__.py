@@ -1,7 +1,7 @@
 """Fast R-CNN (Girshick 2015) as a functional JAX library.
 
-The names in `__all__` are the public API; `__init__.pyi` says where each one comes from. They are imported when first
-used, so that `import frcnn_jax` costs nothing.
+The names in `__all__` are the public API; `__init__.pyi` lists the module of each. They are imported on first use, so
+`import frcnn_jax` is fast.
 """
 
 import lazy_loader

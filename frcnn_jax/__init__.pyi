@@ -1,3 +1,4 @@
+from . import ops
 from .data.batches import Sizes, TestBatches, prefetch, prepare_image, prepare_test
 from .data.coco import read_coco
 from .data.readers import read_split
@@ -29,6 +30,8 @@ from .training.losses import box_loss
 from .training.sampling import assign, sample, target_statistics
 from .training.solver import caffe_sgd, step_schedule
 from .training.step import TrainState, create_state, make_train_step, replicate, train_step
+
+__version__: str
 
 __all__ = [
     "NETWORKS",
@@ -66,6 +69,7 @@ __all__ = [
     "make_predict_step",
     "make_train_step",
     "nms",
+    "ops",
     "prefetch",
     "prepare_image",
     "prepare_test",

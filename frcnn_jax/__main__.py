@@ -1,4 +1,4 @@
-"""`python -m frcnn_jax NAME ...`: the console command `frcnn`."""
+"""The console command `frcnn`, as `python -m frcnn_jax NAME ...`."""
 
 from frcnn_jax.cli import main
 

@@ -1,6 +1,6 @@
-"""What a config describes, built: the network, how images are resized and tested, the splits and their proposals.
+"""Builders from a config: network, model, image sizes, detection options, splits and proposals.
 
-Command lines call these; everything below takes plain arguments.
+Only command lines and workdirs use them; all other modules take plain arguments.
 """
 
 from collections.abc import Mapping
@@ -27,13 +27,13 @@ from frcnn_jax.training.hosts import fail_together
 
 
 def build_network(config: Config) -> Network:
-    """Return the row of the table of networks, with the layers frozen that the config names."""
+    """Return the network that the config names, with the layers before `train_from` frozen."""
     network = get_network(config["network"])
     return network.trained_from(config["train_from"]) if config["train_from"] else network
 
 
 def build_model(config: Config, num_classes: int) -> FastRCNN:
-    """Return the network for K classes."""
+    """Return the model for K classes."""
     return build_network(config).build(
         num_classes,
         dtype=jnp.dtype(config["compute_type"]),
@@ -43,22 +43,22 @@ def build_model(config: Config, num_classes: int) -> FastRCNN:
 
 
 def image_sizes(config: Config) -> tuple[Sizes, ...]:
-    """Return how images are resized: one size, or several for an image pyramid."""
+    """Return the sizes to which images are resized; several make an image pyramid."""
     return tuple(Sizes(shorter, config["max_size"]) for shorter in config["scales"] or (config["min_size"],))
 
 
 def detection_options(config: Config) -> DetectionOptions:
-    """Return how scores and deltas become detections."""
+    """Return the options of NMS and box regression."""
     return DetectionOptions(config["nms_iou"], config["candidates_per_class"], config["test_box_regression"])
 
 
 def read_split_of(config: Config, split: str, on_problem: OnProblem | None = None) -> Dataset:
-    """Return the "train" or "val" split.
+    """Read the train or the val split.
 
     Args:
         config: The config.
-        split: Which of the two.
-        on_problem: Gets every problem of the reader; where None, `on_error` says whether the first one raises.
+        split: "train" or "val".
+        on_problem: Called with each problem that the reader finds; where None, the config's `on_error` decides.
 
     Raises:
         InputError: See `read_split`.
@@ -81,13 +81,13 @@ def read_split_of(config: Config, split: str, on_problem: OnProblem | None = Non
 def load_proposals_of(
     config: Config, workdir: Path, dataset: Dataset, executor: Executor | None = None
 ) -> tuple[Dataset, Mapping[str, np.ndarray]]:
-    """Return a split without its unusable images, and its proposals; several processes fill the cache together.
+    """Return a split without unusable images, and its proposals. Several processes share the search.
 
     Args:
         config: The config.
-        workdir: Holds the cache of selective search, unless the config names another folder.
+        workdir: Folder of the search cache, unless the config names another.
         dataset: The split.
-        executor: Runs the searches; processes of this machine where None.
+        executor: Runs the searches; local processes where None.
 
     Raises:
         InputError: See `load_proposals`.

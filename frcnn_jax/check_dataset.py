@@ -1,9 +1,9 @@
-"""Names every problem of a data set (file, image, box) and prints its statistics:
+"""Report every problem in a data set (file, image, box), and print its statistics:
 
     frcnn check-dataset [--recall FOLDER] [--config RECIPE] --config.dataset=xml --config.data_dir=FOLDER ...
 
-Reads the train and the val split that the config names, loads every image, and exits with 1 if there is any problem. A
-split that can't be read counts as one; the other is checked all the same.
+Reads both splits of the config, loads every image, and exits with status 1 if there is any problem. A split that can't
+be read counts as one problem; the other split is still checked.
 """
 
 import sys
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
     """Run the command line."""
     parser = command_parser(__doc__)
     parser.add_argument(
-        "--recall", type=Path, metavar="FOLDER", help="search proposals of the val split, keep them, print their recall"
+        "--recall", type=Path, metavar="FOLDER", help="cache proposals of the val split in FOLDER, print their recall"
     )
     add_config_argument(parser)
     args, fields = parser.parse_known_args(argv)
@@ -51,13 +51,14 @@ def main(argv: Sequence[str]) -> None:
             dataset, proposals = load_proposals_of(skip, args.recall, datasets["val"])
             table = recall_table(*split_recall(dataset, proposals, config["max_proposals"]))
             print(f"recall of the proposals of the val split:\n{table}")
-    texts = dict.fromkeys(map(str, problems))  # what both splits share is printed once
+    texts = dict.fromkeys(map(str, problems))  # a problem common to both splits is printed once
     print(*texts, f"{len(texts)} problems", sep="\n")
     if texts:
         sys.exit(1)
 
 
 def _image_problem(record: Record) -> InputError | None:
+    """Return the error of loading an image, if any."""
     try:
         record.load()
     except InputError as problem:
@@ -66,12 +67,13 @@ def _image_problem(record: Record) -> InputError | None:
 
 
 def _statistics(dataset: Dataset) -> str:
+    """Format objects per class and image sizes as text."""
     records = dataset.records
     labels, difficult = (np.concatenate([getattr(r, name) for r in records]) for name in ("labels", "difficult"))
     boxes = np.concatenate([record.boxes for record in records])
     sides = np.sqrt((boxes[:, 2:] - boxes[:, :2] + 1).prod(axis=1))
     width = max(map(len, dataset.class_names))
-    lines = [f"  {'class':<{width}}  images  objects  difficult  side in pixels: min, median, max"]
+    lines = [f"  {'class':<{width}}  images  objects  difficult  side (pixels): min, median, max"]
     for label, name in enumerate(dataset.class_names, 1):
         own = labels == label
         spread = "  ".join(f"{v:.0f}" for v in np.quantile(sides[own], (0, 0.5, 1))) if own.any() else "-"
@@ -88,7 +90,7 @@ def _statistics(dataset: Dataset) -> str:
 
 @contextmanager
 def _gathered(problems: list[InputError | OSError]) -> Iterator[None]:
-    """Add an error that ends the block to the problems."""
+    """Append an error that ends the block to `problems`."""
     try:
         yield
     except (InputError, OSError) as problem:

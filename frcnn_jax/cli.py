@@ -1,40 +1,61 @@
-"""The console command `frcnn NAME ...`: the table of commands, and how each one runs."""
+"""The console command `frcnn NAME ...`, its table of commands, and helpers for their arguments."""
 
 import argparse
 import importlib
 import sys
+from pathlib import Path
+from typing import Any
 
-from frcnn_jax.errors import run_main
+from frcnn_jax.errors import InputError, run_main
 
 # name: (module, help)
 COMMANDS = {
-    "train": ("train", "train on a data set and score the result; resumes by itself"),
-    "detect": ("detect", "draw and list the detections in images"),
+    "train": ("train", "train on a data set and evaluate; rerun to resume"),
+    "detect": ("detect", "detect objects in images; write pictures and a JSON file"),
     "eval-voc": ("eval_voc", "score a workdir, or result files, by the VOC protocol"),
-    "eval-coco": ("eval_coco", "score a workdir, or a result file, with COCO's metrics"),
+    "eval-coco": ("eval_coco", "compute COCO metrics for a workdir or a result file"),
     "proposals": ("make_proposals", "compute or convert the proposals of a split, and measure their recall"),
-    "check-dataset": ("check_dataset", "list every problem in a data set, and its statistics"),
-    "export": ("export", "write the detection step as a file that needs jax alone"),
+    "check-dataset": ("check_dataset", "report every problem in a data set, and print its statistics"),
+    "export": ("export", "export the detection step as one file that needs only jax"),
     "convert-weights": ("convert_weights", "convert weights from Caffe, torchvision, Keras or a workdir"),
-    "compress": ("compress", "truncate fc6 and fc7 by SVD"),
+    "compress": ("compress", "compress fc6 and fc7 by truncated SVD"),
     "train-svm": ("train_svm", "replace the softmax by one SVM per class"),
     "prepare-voc": ("prepare_voc", "prepare VOC for tensorflow-datasets without a network"),
 }
 
 
-def command_parser(doc: str | None) -> argparse.ArgumentParser:
-    """Return a parser that prints a command's docstring as it stands and takes no abbreviated options."""
-    return argparse.ArgumentParser(
+# options that several commands share
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--workdir": {"type": Path, "required": True, "help": "workdir of a training"},
+    "--step": {"type": int, "help": "step of the checkpoint; default: the newest"},
+    "--images": {"type": int, "metavar": "N", "help": "use only the first N images of the split; default: all"},
+    "--json": {"type": Path, "help": "file to write the scores to"},
+}
+
+
+def command_parser(doc: str | None, *options: str) -> argparse.ArgumentParser:
+    """Return a parser with options of OPTIONS; its help begins with the command's docstring, unchanged."""
+    parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    for name in options:
+        parser.add_argument(name, **OPTIONS[name])
+    return parser
+
+
+def check_at_least(least: int, **values: int | None) -> None:
+    """Raise InputError for the first option that is given and too small."""
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
 
 
 def run(name: str) -> None:
-    """Run one command with the arguments in `sys.argv`. Every entry point of a command ends here."""
+    """Run one command with the arguments in `sys.argv`; the entry point of every command."""
     command = importlib.import_module(f"frcnn_jax.{COMMANDS[name][0]}")
-    from frcnn_jax.training.hosts import exit_together  # late: imports jax
+    from frcnn_jax.training.hosts import exit_together  # deferred: imports jax
 
-    sys.argv[0] = f"frcnn {name}"  # usage texts show it
+    sys.argv[0] = f"frcnn {name}"  # shown in usage texts
     with exit_together():
         run_main(command.main)
 
@@ -46,7 +67,7 @@ def main() -> None:
         prog="frcnn",
         usage="%(prog)s NAME ...",
         description="Fast R-CNN in JAX.\n\ncommands:\n" + "\n".join(lines),
-        epilog="`frcnn NAME --help` explains a command.",
+        epilog="Run `frcnn NAME --help` for the arguments of a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", help=argparse.SUPPRESS)

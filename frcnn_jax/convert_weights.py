@@ -1,12 +1,12 @@
-"""Weights from and for other programs:
+"""Convert weights from other programs, or from a workdir:
 
     frcnn convert-weights SOURCE OUT.npz|OUT.safetensors
     frcnn convert-weights SOURCE OUT --detector --network vgg16 [--classes NAME,NAME,...]
 
-SOURCE is a .caffemodel, a .pth, .safetensors or .h5 of VGG16 (torchvision's or Keras's), an .npz, or a workdir, whose
-newest checkpoint is taken with the box statistics folded into its box layer. The first form writes the arrays under
-the names that --config.weights takes. The second makes a workdir, OUT, of a complete detector trained elsewhere, whose
-box layer predicts targets that are not normalised; --classes are VOC's by default.
+SOURCE is a .caffemodel, a .pth, .safetensors or .h5 of VGG16 (torchvision's or Keras's), an .npz, or a workdir. From a
+workdir the newest checkpoint is used, with the box statistics folded into the box layer. The first form writes a file
+for --config.weights. The second makes the workdir OUT from a complete detector trained elsewhere, whose box layer must
+predict unnormalised targets; --classes defaults to VOC's.
 """
 
 from collections.abc import Sequence
@@ -31,31 +31,30 @@ from frcnn_jax.workdir import workdir_arrays
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
     parser = command_parser(__doc__)
-    parser.add_argument("source", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--detector", action="store_true", help="make a workdir that detects")
-    parser.add_argument("--network", help="with --detector; default: vgg16")
-    parser.add_argument("--classes", help="with --detector; default: VOC's")
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="weight file or workdir")
+    parser.add_argument("out", type=Path, metavar="OUT", help=".npz or .safetensors file; a workdir with --detector")
+    parser.add_argument("--detector", action="store_true", help="make a workdir from a complete detector")
+    parser.add_argument("--network", help="network of the detector; default: vgg16")
+    parser.add_argument("--classes", help="comma-separated class names; default: VOC's")
     args = parser.parse_args(argv)
     if not args.detector and (args.network, args.classes) != (None, None):
-        raise InputError("--network and --classes go with --detector")
+        raise InputError("--network and --classes need --detector")
     class_names = VOC_CLASSES if args.classes is None else _names(args.classes)
     if args.out.exists():
-        raise InputError(f"{args.out} exists; name another")
+        raise InputError(f"{args.out} already exists")
     arrays = workdir_arrays(args.source) if args.source.is_dir() else read_weights(args.source)
     if args.detector:
         _make_detector(arrays, args.source, args.out, "vgg16" if args.network is None else args.network, class_names)
     else:
         write_weights(args.out, arrays)
-    print(
-        f"{args.out}: {len(arrays)} tensors, {sum(array.size for array in arrays.values()) / 1e6:.1f} million numbers"
-    )
+    count = sum(array.size for array in arrays.values())
+    print(f"{args.out}: {len(arrays)} tensors, {count / 1e6:.1f} million parameters")
 
 
 def _make_detector(arrays: Arrays, source: Path, out: Path, network: str, class_names: Sequence[str]) -> None:
     names = [f"{layer}.{kind}" for layer in ("fc6", "fc7", *OUTPUTS) for kind in ("weight", "bias")]
     if missing := [name for name in names if name not in arrays]:
-        raise InputError(f"{source}: not a complete detector: missing {', '.join(missing)}")
+        raise InputError(f"{source}: not a complete detector: {', '.join(missing)} missing")
     model = get_network(network).build(len(class_names))
     shapes = variable_shapes(model)
     roi_size = model.pool.output_size  # type: ignore[attr-defined]
@@ -69,7 +68,7 @@ def _make_detector(arrays: Arrays, source: Path, out: Path, network: str, class_
 def _names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     if "" in names or len(set(names)) < len(names):
-        raise InputError(f"--classes {text!r}: names expected, each once and none empty")
+        raise InputError(f"--classes {text!r}: expected unique, non-empty names")
     return names
 
 

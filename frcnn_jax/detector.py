@@ -1,4 +1,4 @@
-"""`Detector`: a trained network for single images."""
+"""`Detector`, a trained network applied to single images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,13 +27,13 @@ class Detector:
         model: The network.
         variables: Its collections "params" and "box_stats".
         class_names: Names of labels 1 to K.
-        sizes: How images are resized; several make an image pyramid.
-        options: How scores and deltas become detections.
-        proposal_mode: Of selective search, where no RoIs are given.
-        max_proposals: The most that it gives.
+        sizes: Sizes to which images are resized; several make an image pyramid.
+        options: Options of NMS and box regression.
+        proposal_mode: Mode of selective search, "fast" or "quality", used where no RoIs are given.
+        max_proposals: Maximum number of proposals from selective search.
 
     Raises:
-        InputError: There are not K class names.
+        InputError: The number of class names is not K.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Detector:
         max_proposals: int = 2000,
     ) -> None:
         if len(class_names) != model.num_classes:
-            raise InputError(f"class_names must be {model.num_classes} names, the network's, got {len(class_names)}")
+            raise InputError(f"class_names must be the network's {model.num_classes} names, got {len(class_names)}")
         self.class_names = tuple(class_names)
         self._model, self._variables, self._sizes, self._options = model, variables, tuple(sizes), options
         self._search = partial(selective_search, mode=proposal_mode, max_boxes=max_proposals)
@@ -56,10 +56,10 @@ class Detector:
 
     @classmethod
     def from_workdir(cls, workdir: str | Path, *, step: int | None = None) -> "Detector":
-        """Return the detector that a workdir's newest checkpoint holds, or `step`'s.
+        """Load the detector from the newest checkpoint of a workdir, or from that of `step`.
 
         Raises:
-            InputError: There is none.
+            InputError: The workdir has no such checkpoint.
         """
         config = read_config(Path(workdir))
         model, variables, _ = load_variables(Path(workdir), config, step)
@@ -86,18 +86,18 @@ class Detector:
 
         Args:
             image: A path, a PIL image or `(H, W, 3)` uint8 RGB.
-            rois: `(N, 4)` proposals in the image's pixels; selective search where None.
-            score_threshold: The least score of a detection.
-            nms_threshold: Detections whose IoU with a better one of their class exceeds it are dropped;
+            rois: `(N, 4)` proposals in pixels of the image; from selective search where None.
+            score_threshold: Minimum score of a detection.
+            nms_threshold: IoU, in [0, 1], above which a detection is dropped for a better one of its class;
                 `options.nms_iou` where None.
-            max_detections: The most, over all classes.
+            max_detections: Maximum number of detections over all classes, at least 0.
 
         Returns:
-            Boxes `(D, 4)` float32 in the image's pixels, labels `(D,)` int32 from 1 to K, scores `(D,)`, best first.
+            Boxes `(D, 4)` float32 in pixels of the image, labels `(D,)` int32 from 1 to K, scores `(D,)`, best first.
 
         Raises:
-            InputError: The image can't be read, image or RoIs have the wrong shape or are not finite, or a number is
-                out of its range.
+            InputError: The image can't be read, image or RoIs have the wrong shape or are not finite, or an option is
+                out of range.
         """
         pixels = _read_image(image)
         rois = self._search(pixels) if rois is None else rois  # checked by prepare_test
@@ -114,7 +114,7 @@ class Detector:
 
 
 def _read_image(image: Any) -> np.ndarray:
-    """A path, PIL image or array as `(H, W, 3)` uint8 RGB."""
+    """Return a path, PIL image or array as `(H, W, 3)` uint8 RGB."""
     if isinstance(image, str | Path):
         return load_image(image)
     if isinstance(image, Image.Image):

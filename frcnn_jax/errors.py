@@ -1,4 +1,4 @@
-"""Exceptions for a user's mistake and for a signal, and `run_main`, which ends a command line with one line of text."""
+"""Exceptions for a user's mistake and for a signal, and `run_main`, which reports them in one line."""
 
 import atexit
 import gc
@@ -15,21 +15,21 @@ RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h
 
 
 class InputError(ValueError):
-    """Unusable input. The text is one line: what was expected, what was given, and where."""
+    """Invalid input. The text is one line: what was expected, what was given, and where."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the work; running the same command again resumes it."""
+    """Interruption by a signal; running the same command again resumes the work."""
 
 
 def run_main(main: Callable[[Sequence[str]], Any]) -> None:
-    """Run a command line, and turn expected failures into one line on stderr and an exit status.
+    """Run a command line, and report expected failures by one line on stderr and an exit status.
 
-    It owns the process: it silences what libraries print about failures that end in such a line.
+    InputError, OSError and a jax without devices exit with status 1, `Interrupted` with 75. Any other exception keeps
+    its traceback. Messages of libraries about the same failures are silenced for the process.
 
     Args:
-        main: takes the arguments. InputError, OSError or a jax without devices exit with 1, `Interrupted` with 75;
-            any other exception keeps its traceback.
+        main: The command; takes the command-line arguments.
     """
     _silence_libraries()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -52,14 +52,14 @@ def run_main(main: Callable[[Sequence[str]], Any]) -> None:
 
 
 def _silence_libraries() -> None:
-    """Drop orbax's reports of each save, and what its threads print after a failed one, which `run_main` reports."""
+    """Silence orbax's report of each save, and its threads' report of a failed one, which `run_main` prints."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     sys.excepthook, sys.unraisablehook = (partial(_report, hook) for hook in (sys.excepthook, sys.unraisablehook))
 
 
 def _report(hook: Callable[..., None], *report: Any) -> None:
-    """Pass an exception to a hook unless it is one that orbax and tensorstore raise in a background thread."""
+    """Call an exception hook, except for errors that orbax and tensorstore raise in background threads."""
     error = report[1] if len(report) > 1 else report[0].exc_value
     if not isinstance(error, RuntimeError | ValueError) or threading.current_thread() is threading.main_thread():
         hook(*report)
@@ -73,7 +73,7 @@ def _exit_without_teardown(code: int) -> None:
 
 
 def _missing_devices() -> str | None:
-    """Return why jax has no devices on this machine; None if it has."""
+    """Return the reason why jax finds no device; None if it finds one."""
     if "jax" not in sys.modules:
         return None
     try:

@@ -1,20 +1,21 @@
-"""COCO's metrics, through pycocotools, of a trained workdir's val split, or of a result file:
+"""Compute COCO metrics, with pycocotools, for a trained workdir on its val split or for a result file:
 
     frcnn eval-coco --workdir W [--step N] [--images N] [--results F] [--json F] [--config.FIELD=VALUE ...]
     frcnn eval-coco --detections RESULTS.json --annotations INSTANCES.json [--json F]
 
-A workdir may have been trained on any data set; --results writes a result file with the ids of a COCO data set.
+A workdir may have been trained on any data set. --results writes a COCO result file and needs a COCO data set.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from frcnn_jax.cli import command_parser, run
+from frcnn_jax.cli import check_at_least, command_parser, run
 from frcnn_jax.config import TEST_FIELDS, override_config
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.coco_metrics import coco_ground_truth, coco_metrics, coco_results
 from frcnn_jax.evaluation.evaluator import Evaluation
+from frcnn_jax.evaluation.scores import format_score
 from frcnn_jax.files import check_file, read_json, write_json
 from frcnn_jax.workdir import evaluate_workdir, read_config
 
@@ -25,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     if args.workdir:
         config = override_config(read_config(args.workdir), fields, TEST_FIELDS)
         if args.results and config["dataset"] != "coco":
-            raise InputError(f"--results has the ids of a COCO data set, this one is {config['dataset']!r}")
+            raise InputError(f"--results needs a COCO data set, this one is {config['dataset']!r}")
         found = evaluate_workdir(args.workdir, config, step=args.step, images=args.images)
         if args.results:
             folder = Path(config["data_dir"])
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     else:
         metrics, aps = coco_metrics(read_json(args.annotations), read_json(args.detections))
     for name, value in {**metrics, **{f"AP50 {name}": ap for name, ap in aps.items()}}.items():
-        print(f"{name:24} {'-' if value is None else format(value, '.4f')}")
+        print(f"{name:24} {format_score(value)}")
     if args.json:
         write_json(args.json, {**metrics, "ap50": aps})
 
@@ -47,21 +48,17 @@ def _write_results(path: Path, found: Evaluation, annotations: Path) -> None:
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = command_parser(__doc__)
+    parser = command_parser(__doc__, "--step", "--images", "--json")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", type=Path, help="of a training")
-    source.add_argument("--detections", type=Path, help="a result file")
-    parser.add_argument("--annotations", type=Path, help="with --detections: the instances file")
-    parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
-    parser.add_argument("--images", type=int, help="only the first N of the split")
-    parser.add_argument("--results", type=Path, help="file for the detections, a result file")
-    parser.add_argument("--json", type=Path, help="file for the metrics")
+    source.add_argument("--workdir", type=Path, help="workdir of a training")
+    source.add_argument("--detections", type=Path, help="COCO result file")
+    parser.add_argument("--annotations", type=Path, help="with --detections: COCO instances file")
+    parser.add_argument("--results", type=Path, help="COCO result file to write the detections to")
     args, fields = parser.parse_known_args(argv)
-    if args.images is not None and args.images < 1:
-        raise InputError(f"--images must be at least 1, got {args.images}")
+    check_at_least(1, images=args.images)
     of_workdir = args.step is not None or args.images or args.results or fields
     if args.detections and (of_workdir or not args.annotations):
-        raise InputError("--detections goes with --annotations and --json alone")
+        raise InputError("--detections needs --annotations and takes no other option than --json")
     for path in filter(None, (args.json, args.results)):
         check_file(path)
     return args, fields

@@ -1,10 +1,10 @@
-r"""VOC scores of a trained workdir, or of result files:
+"""Score a trained workdir, or result files, by the VOC protocol:
 
     frcnn eval-voc --workdir W [--step N] [--images N] [--pictures DIR] [--comp4 DIR] [--config.FIELD=VALUE ...]
     frcnn eval-voc --detections DIR --voc VOCDEVKIT --year 2007 --split val
 
-Both take --metric voc07_11point (the default) or area, --iou-threshold, --json F and --report DIR. A workdir is scored
-on its val split with the config that it was trained with, but for the fields given, such as
+Both forms take --metric voc07_11point (the default) or area, --iou-threshold, --json F and --report DIR. A workdir is
+scored on its val split with the config of its training; fields that may change at test can be overridden, as in
 --config.test_box_regression=False.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from frcnn_jax.build import read_split_of
-from frcnn_jax.cli import command_parser, run
+from frcnn_jax.cli import check_at_least, command_parser, run
 from frcnn_jax.config import TEST_FIELDS, override_config
 from frcnn_jax.data.voc import read_voc
 from frcnn_jax.errors import InputError
@@ -52,26 +52,25 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = command_parser(__doc__)
+    parser = command_parser(__doc__, "--step", "--images", "--json")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", type=Path, help="of a training")
+    source.add_argument("--workdir", type=Path, help="workdir of a training")
     source.add_argument("--detections", type=Path, help="folder of comp4 result files")
-    parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
-    parser.add_argument("--images", type=int, help="only the first N of the split")
-    parser.add_argument("--pictures", type=Path, help="folder for detections beside ground truth, and curves")
-    parser.add_argument("--comp4", type=Path, help="folder for VOC's result files of a workdir's val split")
-    parser.add_argument("--report", type=Path, help="folder for a page of scores, errors and pictures, index.html")
-    parser.add_argument("--voc", type=Path, default=Path("VOCdevkit"), help="with --detections: the VOCdevkit folder")
-    parser.add_argument("--year", type=int, default=2007, help="with --detections; default %(default)s")
-    parser.add_argument("--split", default="val", help="with --detections; default %(default)s")
-    parser.add_argument("--metric", choices=METRICS, default=METRICS[0])
-    parser.add_argument("--iou-threshold", type=float, default=0.5, help="a hit's IoU exceeds it; default %(default)s")
-    parser.add_argument("--json", type=Path, help="file for the results")
+    parser.add_argument("--pictures", type=Path, help="folder for pictures of detections, and for plots")
+    parser.add_argument("--comp4", type=Path, help="folder for comp4 result files of the workdir's val split")
+    parser.add_argument("--report", type=Path, help="folder for an HTML report of scores and errors, with pictures")
+    files = parser.add_argument_group("with --detections")
+    files.add_argument("--voc", type=Path, default=Path("VOCdevkit"), help="VOCdevkit folder; default: %(default)s")
+    files.add_argument("--year", type=int, default=2007, help="year of the data set; default: %(default)s")
+    files.add_argument("--split", default="val", help="split of the data set; default: %(default)s")
+    parser.add_argument("--metric", choices=METRICS, default=METRICS[0], help="AP metric; default: %(default)s")
+    parser.add_argument(
+        "--iou-threshold", type=float, default=0.5, help="IoU that a hit must exceed, 0 to 1; default: %(default)s"
+    )
     args, fields = parser.parse_known_args(argv)
-    if args.images is not None and args.images < 1:
-        raise InputError(f"--images must be at least 1, got {args.images}")
+    check_at_least(1, images=args.images)
     if args.detections and (args.step is not None or args.images or args.pictures or args.comp4 or fields):
-        raise InputError("--step, --images, --pictures, --comp4 and --config go with --workdir, not with --detections")
+        raise InputError("--step, --images, --pictures, --comp4 and --config need --workdir")
     if not 0 < args.iou_threshold < 1:
         raise InputError(f"--iou-threshold must be between 0 and 1, got {args.iou_threshold}")
     if args.json:

@@ -1,15 +1,14 @@
-r"""The detection step of a trained network as one file that needs jax alone:
+r"""Export the detection step of a trained network as one file that needs only jax to run:
 
     frcnn export --workdir W --out F [--canvas ROWS COLUMNS] [--rois N] [--platforms cpu,cuda,tpu] \
         [--config.FIELD=VALUE ...]
 
-F is StableHLO that holds the parameters, for one canvas and one number of RoIs. docs/export.md has the contract, and a
-program that runs it.
+F is a StableHLO program with the parameters inside, for one canvas and one number of RoIs. docs/export.md specifies its
+inputs and outputs and shows how to run it.
 
 Shape letters: R RoIs, K foreground classes, M detections per class.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,20 +18,20 @@ import jax.numpy as jnp
 from jax import export
 
 from frcnn_jax.build import detection_options, image_sizes
-from frcnn_jax.cli import run
+from frcnn_jax.cli import command_parser, run
 from frcnn_jax.config import TEST_FIELDS, check_config, override_config
 from frcnn_jax.data.batches import ROI_MULTIPLE
 from frcnn_jax.data.records import MAX_PIXELS
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.predict import DetectionOptions, make_predict_step
-from frcnn_jax.files import check_file, write_whole
+from frcnn_jax.files import check_file, write_atomic
 from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.workdir import load_variables, read_config
 
 INPUTS = ("image", "image_size", "rois", "roi_mask", "scale", "original_size")
 OUTPUTS = ("boxes", "scores", "valid")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-SMALLEST_CANVAS = 32  # every network's map has a cell from here on
+SMALLEST_CANVAS = 32  # the feature map of every network has a cell from this size on
 MOST_ROIS = 1_000_000
 
 
@@ -49,11 +48,11 @@ def export_detector(
 
     Args:
         model: The network.
-        variables: Become constants of the program.
-        canvas: Rows and columns.
-        rois: R, padding included.
+        variables: Its variables; they become constants of the program.
+        canvas: Rows and columns of the padded image, in pixels; each at least 32.
+        rois: Number of RoIs R, padding included; from `options.candidates` to 1,000,000.
         options: How scores and deltas become detections.
-        platforms: Of PLATFORMS, where it can run; this machine's where None.
+        platforms: Platforms of PLATFORMS on which it can run; this machine's where None.
 
     Returns:
         A program whose inputs have the shapes that `data.batches.prepare_test` gives them, and whose outputs are those
@@ -65,32 +64,24 @@ def export_detector(
     rows, columns = canvas
     if min(canvas) < SMALLEST_CANVAS or rows * columns > MAX_PIXELS:
         raise InputError(
-            f"canvas must be {SMALLEST_CANVAS} rows and columns or more, and at most {MAX_PIXELS} pixels, "
+            f"canvas must have at least {SMALLEST_CANVAS} rows and columns, and at most {MAX_PIXELS} pixels, "
             f"got {rows} and {columns}"
         )
     if not options.candidates <= rois <= MOST_ROIS:
         least = f"the {options.candidates} candidates per class"
         raise InputError(f"rois must be at least {least} and at most {MOST_ROIS}, got {rois}")
     if unknown := set(platforms or ()) - set(PLATFORMS):
-        raise InputError(f"platforms must be of {', '.join(PLATFORMS)}, got {', '.join(sorted(unknown))}")
+        raise InputError(f"platforms must be among {', '.join(PLATFORMS)}, got {', '.join(sorted(unknown))}")
     predict = make_predict_step(model, options=options)
-    shapes = [
-        jax.ShapeDtypeStruct((1, *shape), dtype)
-        for shape, dtype in (
-            ((rows, columns, 3), jnp.float32),
-            ((2,), jnp.int32),
-            ((rois, 4), jnp.float32),
-            ((rois,), jnp.bool_),
-            ((), jnp.float32),
-            ((2,), jnp.int32),
-        )
-    ]
+    shapes = ((rows, columns, 3), (2,), (rois, 4), (rois,), (), (2,))
+    dtypes = (jnp.float32, jnp.int32, jnp.float32, jnp.bool_, jnp.float32, jnp.int32)
+    arguments = [jax.ShapeDtypeStruct((1, *shape), dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
     detect = jax.jit(lambda *inputs: predict(variables, dict(zip(INPUTS, inputs, strict=True))))
-    return export.export(detect, platforms=platforms)(*shapes)
+    return export.export(detect, platforms=platforms)(*arguments)
 
 
 def contract(exported: export.Exported) -> str:
-    """Return the inputs and outputs, one line each."""
+    """Describe the inputs and outputs of an exported program, one per line."""
     names = (*INPUTS, *(f"-> {name}" for name in OUTPUTS))
     avals = (*exported.in_avals, *exported.out_avals)
     return "\n".join(f"{name:14} {aval.str_short()}" for name, aval in zip(names, avals, strict=True))
@@ -98,21 +89,25 @@ def contract(exported: export.Exported) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="frcnn export", description="Export the detection step as StableHLO.", allow_abbrev=False
+    parser = command_parser("Export the detection step as StableHLO.", "--workdir", "--step")
+    parser.add_argument("--out", type=Path, required=True, help="file to write")
+    parser.add_argument(
+        "--canvas",
+        type=int,
+        nargs=2,
+        metavar=("ROWS", "COLUMNS"),
+        help="size of the padded input in pixels; default: fits any landscape image",
     )
-    parser.add_argument("--workdir", type=Path, required=True, help="of a training")
-    parser.add_argument("--out", type=Path, required=True, help="the file to write")
-    parser.add_argument("--canvas", type=int, nargs=2, metavar=("ROWS", "COLUMNS"), help="default: any landscape image")
-    parser.add_argument("--rois", type=int, help=f"default: max_proposals, up to a multiple of {ROI_MULTIPLE}")
-    parser.add_argument("--platforms", help=f"some of {','.join(PLATFORMS)}; default: this machine's")
-    parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
+    parser.add_argument("--rois", type=int, help=f"default: max_proposals, rounded up to a multiple of {ROI_MULTIPLE}")
+    parser.add_argument("--platforms", help=f"comma-separated, of {', '.join(PLATFORMS)}; default: this machine's")
     args, fields = parser.parse_known_args(argv)
     check_file(args.out)
     config = override_config(read_config(args.workdir), fields, TEST_FIELDS)
     check_config(config)
     if config["scales"]:
-        raise InputError(f"{args.workdir}: detects at the scales {config['scales']}; a program has one canvas")
+        raise InputError(
+            f"{args.workdir}: detects at the scales {config['scales']}; an exported program has one canvas"
+        )
     (size,) = image_sizes(config)
     model, variables, _ = load_variables(args.workdir, config, args.step)
     exported = export_detector(
@@ -123,7 +118,7 @@ def main(argv: Sequence[str]) -> None:
         options=detection_options(config),
         platforms=args.platforms and list(dict.fromkeys(args.platforms.split(","))),
     )
-    write_whole(args.out, lambda file: file.write(exported.serialize()))
+    write_atomic(args.out, lambda file: file.write(exported.serialize()))
     print(contract(exported))
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB, for {', '.join(exported.platforms)}")
 

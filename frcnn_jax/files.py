@@ -14,15 +14,15 @@ import numpy as np
 from frcnn_jax.errors import InputError
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write a file atomically, even if this process is killed or another writes the same file.
 
     Args:
-        path: the file to create or replace.
-        write: writes the content to a temporary file in the same folder, which is then renamed.
+        path: The file to create or replace.
+        write: Writes the content to the file it is given, a temporary one that is renamed afterwards.
 
     Raises:
-        OSError: the file can't be written, as when the disk is full; the text names it.
+        OSError: The file can't be written, for example because the disk is full. The message names it.
     """
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -39,9 +39,9 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 def check_file(path: Path) -> None:
     """Raise InputError unless a file can be written at `path`."""
     if not path.parent.is_dir():
-        raise InputError(f"{path}: its folder does not exist")
+        raise InputError(f"{path}: the folder does not exist")
     if path.is_dir():
-        raise InputError(f"{path}: expected a file, this is a folder")
+        raise InputError(f"{path}: expected a file, got a folder")
 
 
 def check_folder(path: Path) -> None:
@@ -57,11 +57,11 @@ def write_text(path: Path, text: str, *, errors: str = "surrogateescape") -> Non
     """Write a UTF-8 text file atomically.
 
     Args:
-        path: the file to create or replace.
-        text: the content.
-        errors: as in `str.encode`; the default restores the bytes of file names that are not UTF-8.
+        path: The file to create or replace.
+        text: The content.
+        errors: Passed to `str.encode`; the default preserves file names that are not UTF-8.
     """
-    write_whole(path, lambda file: file.write(text.encode(errors=errors)))
+    write_atomic(path, lambda file: file.write(text.encode(errors=errors)))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -73,10 +73,10 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     """Read the arrays of a .npz file, refusing pickled Python objects, which could run code.
 
     Raises:
-        ValueError: the file is damaged or of another format, or holds Python objects. The text does not name it.
+        ValueError: The file is damaged or of another format, or holds Python objects. The message does not name it.
     """
     try:
-        with zipfile.ZipFile(path):  # np.load takes any other format for a pickle
+        with zipfile.ZipFile(path):  # np.load treats any other format as a pickle
             pass
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
@@ -90,7 +90,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: the file is missing, unreadable or not JSON.
+        InputError: The file is missing, unreadable or not JSON.
     """
     try:
         return json.loads(Path(path).read_bytes())

@@ -1,11 +1,11 @@
-r"""Proposals of a split, as shards that --config.proposals takes, and their recall:
+r"""Compute or convert the proposals of a split, as shards for --config.proposals, and measure their recall:
 
     frcnn proposals --out F.proposals [--split train|val] [--shards N] [--scheduler tcp://HOST:8786] \
         [--recall PLOT.png] [--config RECIPE] [--config.FIELD=VALUE ...]
 
-Runs selective search on every core or on a Dask cluster; interrupted and run again, it resumes from its cache, the
-folder `proposals` beside F or --config.proposal_cache. With --config.proposals=FILE it converts other programs' files.
-Of several shards, F-1-of-N.proposals and so on, only one at a time is held in memory. Recall ignores difficult objects.
+Runs selective search on all cores or on a Dask cluster. An interrupted run resumes from the cache: the folder
+`proposals` next to F, or --config.proposal_cache. --config.proposals=FILE converts files of other programs. Only one
+shard at a time is in memory; several are named F-1-of-N.proposals and so on. Recall ignores difficult objects.
 """
 
 from collections import ChainMap
@@ -28,11 +28,13 @@ from frcnn_jax.proposals.shards import write_proposals
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
     parser = command_parser(__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="the shard, *.proposals")
-    parser.add_argument("--split", choices=("train", "val"), default="val", help="default %(default)s")
-    parser.add_argument("--shards", type=int, default=1, help="files of about as many images; default %(default)s")
-    parser.add_argument("--scheduler", help="of a Dask cluster whose workers see the same paths")
-    parser.add_argument("--recall", type=Path, metavar="PLOT.png", help="print recall by number and IoU, and plot it")
+    parser.add_argument("--out", type=Path, required=True, help="file to write, *.proposals")
+    parser.add_argument(
+        "--split", choices=("train", "val"), default="val", help="split of the data set; default: %(default)s"
+    )
+    parser.add_argument("--shards", type=int, default=1, help="number of files; default: %(default)s")
+    parser.add_argument("--scheduler", help="address of a Dask cluster with the same file paths")
+    parser.add_argument("--recall", type=Path, metavar="PLOT.png", help="print and plot the recall")
     add_config_argument(parser)
     args, fields = parser.parse_known_args(argv)
     config = load_config(args.config, fields)
@@ -43,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     dataset = read_split_of(config, args.split)
     records = dataset.records
     if not 1 <= args.shards <= len(records):
-        raise InputError(f"--shards must be 1 to the {len(records)} images, got {args.shards}")
+        raise InputError(f"--shards must be 1 to {len(records)}, the number of images, got {args.shards}")
     bounds = [len(records) * i // args.shards for i in range(args.shards + 1)]
     with dask_executor(args.scheduler) if args.scheduler else nullcontext() as executor:
         for path, begin, end in zip(paths, bounds[:-1], bounds[1:], strict=True):

@@ -1,4 +1,4 @@
-"""The recipes of experiments/, found by name or by path."""
+"""Recipes in experiments/, by name or by path."""
 
 import difflib
 from pathlib import Path
@@ -9,12 +9,12 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def recipe_path(name_or_path: str) -> Path:
-    """Return the file of a recipe such as `voc07_l`; a path to a file is returned as it is.
+    """Return the file of a recipe such as `voc07_l`; the path of a file is returned unchanged.
 
-    A wheel holds the recipes inside the package, a checkout beside it.
+    In a wheel, experiments/ is inside the package; in a checkout, next to it.
 
     Raises:
-        InputError: neither a recipe nor a file; the text lists the recipes, or the ones with similar names.
+        InputError: There is no such recipe or file. The message suggests similar names, or lists all recipes.
     """
     path = Path(name_or_path)
     if path.is_file():

@@ -1,11 +1,11 @@
-"""Training in one go (section 2.3):
+"""Train Fast R-CNN (section 2.3) and evaluate it:
 
     frcnn train --workdir W [--config RECIPE] [--config.FIELD=VALUE ...]
 
-trains on the data that the config names (the embedded synthetic set by default), scores the val split and leaves in W:
-config.json, checkpoints, metrics.jsonl, TensorBoard events, results.json and pictures. Run again on the same W it
-resumes from the newest intact checkpoint, to the same bits as an undisturbed run. Ctrl-C and SIGTERM save a checkpoint
-and exit with status 75.
+Trains on the data set of the config (generated synthetic images by default), evaluates on the val split, and writes to
+W: config.json, checkpoints, metrics.jsonl, TensorBoard events, results.json and pictures. Run again on the same W, it
+resumes from the newest intact checkpoint and ends bit-identical to an uninterrupted run. Ctrl-C and SIGTERM save a
+checkpoint and exit with status 75.
 """
 
 import argparse
@@ -23,26 +23,19 @@ import jax
 import numpy as np
 
 from frcnn_jax.build import build_model, build_network, detection_options, image_sizes, load_proposals_of, read_split_of
-from frcnn_jax.cli import run
+from frcnn_jax.cli import check_at_least, command_parser, run
 from frcnn_jax.config import Config, add_config_argument, load_config
 from frcnn_jax.data.records import Dataset
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.evaluator import Evaluator, save_pictures
 from frcnn_jax.evaluation.pictures import plot_losses
-from frcnn_jax.evaluation.scores import results_table
+from frcnn_jax.evaluation.scores import format_score, results_table
 from frcnn_jax.files import write_json
 from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.models.networks import Network
 from frcnn_jax.models.weight_files import WHERE
-from frcnn_jax.training import checkpoint, loop
+from frcnn_jax.training import checkpoint, hosts, loop
 from frcnn_jax.training.batches import TrainingBatches
-from frcnn_jax.training.hosts import (
-    check_consistent,
-    check_shared,
-    fail_together,
-    interrupt_on_peer_loss,
-    join_processes,
-)
 from frcnn_jax.training.logs import RunLog, read_metrics
 from frcnn_jax.training.sampling import assign, target_statistics
 from frcnn_jax.training.signals import interrupt_on_signals
@@ -52,24 +45,24 @@ from frcnn_jax.workdir import initial_variables, lock_workdir, read_results, res
 
 
 def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
-    """Train as a config says, from what the workdir holds, and score the val split.
+    """Train with a config, resuming from the workdir's checkpoints, and evaluate on the val split.
 
     Returns:
-        The results, as in results.json.
+        The content of results.json.
 
     Raises:
-        InputError: Config, data or workdir can't be used, another training runs in it, the disk is full, no checkpoint
-            is intact, or the loss is not finite.
-        Interrupted: SIGINT or SIGTERM came; the state is saved.
+        InputError: Config, data or workdir can't be used, another training runs in the workdir, the disk is full, no
+            checkpoint is intact, or the loss is not finite.
+        Interrupted: SIGINT or SIGTERM was received; the state is saved.
     """
     began = time.perf_counter()
     with interrupt_on_signals(f"run the same command to resume from {workdir}"), contextlib.ExitStack() as held:
-        with fail_together():
+        with hosts.fail_together():
             config = resume_config(config, workdir)
             if results := read_results(workdir):
                 print(_finished(workdir, results))
                 return results
-            # mistakes are found before the long work begins, and before anything is written
+            # find mistakes before the long work begins and before anything is written
             network = build_network(config)
             _check(config, network)
             train_set = read_split_of(config, "train")
@@ -80,9 +73,9 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             variables = initial_variables(model, key, weights=config["weights"], frozen=network.frozen)
             workdir.mkdir(parents=True, exist_ok=True)
             held.enter_context(lock_workdir(workdir))
-        check_shared(workdir)
+        hosts.check_shared(workdir)
         out = held.enter_context(_folder_to_write(workdir))
-        with fail_together():
+        with hosts.fail_together():
             batches = _training_batches(config, model, *load_proposals_of(config, workdir, train_set))
             evaluator = Evaluator(
                 model,
@@ -99,18 +92,18 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
 
 
 def _check(config: Config, network: Network) -> None:
-    """Raise InputError for devices or files that a config does not fit."""
+    """Raise InputError if the config does not fit the devices, or names files that do not exist."""
     name, images, devices = config["network"], config["images_per_batch"], jax.device_count()
     if images % (devices * config["accumulate"]):
         raise InputError(
-            f"images_per_batch must be a multiple of the {devices} devices times accumulate, {config['accumulate']}, "
+            f"images_per_batch must be a multiple of {devices} devices times accumulate {config['accumulate']}, "
             f"got {images}"
         )
     if config["profile_steps"] and jax.default_backend() == "cpu":
         first, last = config["profile_steps"]
         if last > first + 1:
             raise InputError(
-                f"--config.profile_steps must be at most two steps on a CPU, where each takes gigabytes of memory; "
+                f"--config.profile_steps must be at most two steps on a CPU, where each takes gigabytes of memory, "
                 f"got {first} to {last}"
             )
     where = f" Available: {WHERE[name]}; see experiments/README.md" if name in WHERE else ""
@@ -126,7 +119,7 @@ def _check(config: Config, network: Network) -> None:
 
 @contextlib.contextmanager
 def _folder_to_write(workdir: Path) -> Iterator[Path]:
-    """The workdir; for processes after the first a scratch folder, and no standard output."""
+    """Yield the workdir; non-zero processes get a scratch folder and no standard output."""
     if jax.process_index() == 0:
         yield workdir
         return
@@ -135,7 +128,7 @@ def _folder_to_write(workdir: Path) -> Iterator[Path]:
 
 
 def batch_recipe(config: Config) -> Recipe:
-    """Return the rate and the steps of a config, for its number of images per batch."""
+    """Return the learning rate and steps of a config, scaled to its images per batch."""
     values = (config[name] for name in ("learning_rate", "steps", "learning_rate_drops", "warmup_steps"))
     return Recipe(*values).for_batch(config["images_per_batch"], config["reference_images"])
 
@@ -176,7 +169,7 @@ def _train(
     variables: Any,
     key: jax.Array,
 ) -> tuple[int, Any]:
-    """Train from the workdir's newest checkpoint, if any; return the last step and its variables."""
+    """Train, from the newest checkpoint if there is one; return the last step and its variables."""
     recipe = batch_recipe(config)
     learning_rate = step_schedule(recipe.learning_rate, recipe.drops, warmup_steps=recipe.warmup_steps)
     decay = {"weight_decay": config["weight_decay"], "decay_biases": config["decay_biases"]}
@@ -185,7 +178,7 @@ def _train(
     if checkpoint.saved_steps(workdir):
         restored, last = checkpoint.restore(workdir, model=state.variables, optimizer=state.opt_state)
         if last > len(batches):
-            raise InputError(f"{workdir}: holds a checkpoint of step {last}, its config ends at {len(batches)}")
+            raise InputError(f"{workdir}: has a checkpoint of step {last}, but its config ends at step {len(batches)}")
         if jax.process_index() == 0:
             checkpoint.resume_from(workdir, last)
         state = create_state(restored["model"], optimizer, frozen=frozen, step=last, opt_state=restored["optimizer"])
@@ -218,12 +211,12 @@ def _train(
 
 
 def _on_one_device(tree: Any) -> Any:
-    """A replicated tree as arrays of one device."""
+    """Return a replicated tree as arrays on one device."""
     return jax.tree.map(lambda array: array.addressable_data(0), tree)
 
 
 def _score(config: Config, out: Path, evaluator: Evaluator, variables: Any, step: int) -> dict[str, Any]:
-    """Score the last variables, and write results, curves and pictures."""
+    """Evaluate the last variables, and write results, plots and pictures."""
     found = evaluator(variables)
     results = {**found.results, "step": step}
     pictures = out / "pictures"
@@ -238,44 +231,42 @@ def _score(config: Config, out: Path, evaluator: Evaluator, variables: Any, step
 
 
 def _logged_maps(workdir: Path) -> dict[int, float | None]:
-    """The mAP on the val split by step."""
+    """Return the logged mAP on the val split by step."""
     return {int(row["step"]): row["map"] for row in read_metrics(workdir) if "map" in row}
 
 
 def _finished(workdir: Path, results: Mapping[str, Any]) -> str:
-    score = "-" if results["map"] is None else format(results["map"], ".4f")
-    return f"{workdir}: finished at step {results['step']} with mAP {score}"
+    return f"{workdir}: finished at step {results['step']} with mAP {format_score(results['map'])}"
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="frcnn train",
-        description="Train Fast R-CNN and score it; run again on the same workdir, it resumes.",
-        epilog="Fields and their meaning: the page Configuration of the docs, or frcnn_jax/config.py.",
-        usage="%(prog)s --workdir W [--config RECIPE] [--config.FIELD=VALUE ...] [--distributed | --coordinator ...]",
-        allow_abbrev=False,
+    parser = command_parser("Train Fast R-CNN and evaluate it. Rerun on the same workdir to resume.")
+    parser.epilog = "For the config fields see docs/configuration.md or frcnn_jax/config.py."
+    parser.usage = (
+        "%(prog)s --workdir W [--config RECIPE] [--config.FIELD=VALUE ...] [--distributed | --coordinator ...]"
     )
     parser.add_argument("--workdir", type=Path, required=True, help="folder for everything that training writes")
     add_config_argument(parser)
     many = parser.add_argument_group("several processes, one per host (docs/scaling.md)")
-    many.add_argument("--distributed", action="store_true", help="on SLURM, GKE and TPU pods, where jax finds the rest")
-    many.add_argument("--coordinator", metavar="HOST:PORT", help="elsewhere: the address of process 0")
-    many.add_argument("--num-processes", type=int, help="with --coordinator")
-    many.add_argument("--process-id", type=int, help="with --coordinator: from 0")
-    many.add_argument("--timeout", type=int, default=300, help="seconds to wait for the others; default %(default)s")
+    many.add_argument(
+        "--distributed", action="store_true", help="find the other processes through SLURM, GKE or the TPU pod"
+    )
+    many.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, where jax can't find it")
+    many.add_argument("--num-processes", type=int, help="number of processes, with --coordinator")
+    many.add_argument("--process-id", type=int, help="index of this process from 0, with --coordinator")
+    many.add_argument(
+        "--timeout", type=int, default=300, help="seconds to wait for other processes; default: %(default)s"
+    )
     args, fields = parser.parse_known_args(argv)
     of_coordinator = (args.num_processes is not None, args.process_id is not None)
     if any(given != (args.coordinator is not None) for given in of_coordinator):
-        raise InputError("--coordinator, --num-processes and --process-id go together")
+        raise InputError("--coordinator, --num-processes and --process-id must be given together")
     address = re.fullmatch(r".+:(\d{1,5})", args.coordinator or "host:1")
     if not address or not 0 < int(address[1]) < 2**16:
-        raise InputError(f"--coordinator must be HOST:PORT, a port from 1 to 65535, got {args.coordinator!r}")
-    if args.coordinator and args.num_processes < 1:
-        raise InputError(f"--num-processes must be at least 1, got {args.num_processes}")
+        raise InputError(f"--coordinator must be HOST:PORT with a port from 1 to 65535, got {args.coordinator!r}")
+    check_at_least(1, num_processes=args.num_processes, timeout=args.timeout)
     if args.coordinator and not 0 <= args.process_id < args.num_processes:
         raise InputError(f"--process-id must be from 0 to {args.num_processes - 1}, got {args.process_id}")
-    if args.timeout < 1:
-        raise InputError(f"--timeout must be at least 1 s, got {args.timeout}")
     return args, fields
 
 
@@ -284,9 +275,9 @@ def main(argv: Sequence[str]) -> None:
     args, fields = _parse(argv)
     config = load_config(args.config, fields)
     if args.distributed or args.coordinator:
-        join_processes(args.coordinator, args.num_processes, args.process_id, timeout=args.timeout)
-        check_consistent(json.dumps(config, sort_keys=True), args.workdir)
-    with interrupt_on_peer_loss():
+        hosts.join_processes(args.coordinator, args.num_processes, args.process_id, timeout=args.timeout)
+        hosts.check_consistent(json.dumps(config, sort_keys=True), args.workdir)
+    with hosts.interrupt_on_peer_loss():
         train_and_evaluate(config, args.workdir)
 
 

@@ -1,9 +1,9 @@
-"""A workdir: its config, results, lock and variables, and how they score on its val split."""
+"""Workdirs: their config, results, lock and variables, their evaluation, and workdirs derived from them."""
 
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,19 @@ from frcnn_jax.build import build_model, detection_options, image_sizes, load_pr
 from frcnn_jax.config import HOUSEKEEPING, Config, check_config, parse_config
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.evaluator import Evaluation, Evaluator
-from frcnn_jax.files import read_json
+from frcnn_jax.evaluation.scores import format_score
+from frcnn_jax.files import check_folder, read_json, write_json
 from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables, variable_shapes
 from frcnn_jax.models.weight_files import read_weights
 from frcnn_jax.models.weights import canonical_arrays, fold_box_stats, load_pretrained
-from frcnn_jax.training.checkpoint import load_model
+from frcnn_jax.training.checkpoint import load_model, save_model
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
-    """Return the config that a workdir was trained with.
+    """Read the config with which a workdir was trained.
 
     Raises:
-        InputError: There is none, or it is not one that this version can use.
+        InputError: There is none, or this version can't use it.
     """
     path = Path(workdir) / "config.json"
     try:
@@ -38,13 +39,13 @@ def read_config(workdir: Path) -> dict[str, Any]:
 
 
 def resume_config(config: Config, workdir: Path) -> dict[str, Any]:
-    """Return the config to train with in a workdir, with the class names of the run that it holds, if any.
+    """Return the config of a training in a workdir; class names are those of its earlier run, if any.
 
     Raises:
-        InputError: The workdir is a file, a field is out of its range, or the workdir's run has another config.
+        InputError: The workdir is a file, a field is out of range, or the earlier run had another config.
     """
     if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"{workdir}: the workdir must be a folder, this is a file")
+        raise InputError(f"{workdir}: the workdir must be a folder, got a file")
     check_config(config)
     current: dict[str, Any] = json.loads(json.dumps(dict(config)))
     if not (workdir / "config.json").exists():
@@ -62,10 +63,10 @@ def resume_config(config: Config, workdir: Path) -> dict[str, Any]:
 
 
 def read_results(workdir: Path) -> dict[str, Any] | None:
-    """Return the results of a finished run; None for an unfinished one.
+    """Read the results of a finished run; None for an unfinished one.
 
     Raises:
-        InputError: The file is not one that frcnn train wrote.
+        InputError: The file was not written by frcnn train.
     """
     path = workdir / "results.json"
     if not path.exists():
@@ -81,10 +82,10 @@ def read_results(workdir: Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def lock_workdir(workdir: Path) -> Iterator[None]:
-    """Keep a second training out of a workdir.
+    """Prevent a second training in a workdir.
 
-    The kernel releases the lock when the process ends, however it dies. Of several processes of one training the first
-    locks. No-op on Windows.
+    The kernel releases the lock when the process ends, however it ends. In a training of several processes, process 0
+    holds the lock. No-op on Windows.
 
     Raises:
         InputError: Another process holds the lock.
@@ -105,29 +106,29 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
 
 
 def load_variables(workdir: Path, config: Config, step: int | None = None) -> tuple[FastRCNN, Any, int]:
-    """Return the model, its variables and the step of a workdir's newest checkpoint, or of `step`'s."""
+    """Load the model, its variables and the step from the newest checkpoint of a workdir, or from that of `step`."""
     model = build_model(config, len(config["class_names"]))
     return model, *load_model(workdir, variable_shapes(model), step)
 
 
 def workdir_arrays(workdir: Path) -> dict[str, np.ndarray]:
-    """Return a workdir's newest checkpoint as canonical arrays, the box statistics folded into its box layer."""
+    """Load the newest checkpoint as canonical arrays, with the box statistics folded into the box layer."""
     model, variables, _ = load_variables(workdir, read_config(workdir))
     arrays = canonical_arrays(variables["params"], roi_size=model.pool.output_size)  # type: ignore[attr-defined]
     return fold_box_stats(arrays, **variables["box_stats"])
 
 
 def initial_variables(model: FastRCNN, key: jax.Array, *, weights: str = "", frozen: Sequence[str] = ()) -> Any:
-    """Return fresh variables, with the pretrained layers of a file or of a workdir if one is named.
+    """Initialise variables, with pretrained layers from a weight file or workdir if one is named.
 
     Args:
         model: The network.
-        key: Of the random initialisation.
-        weights: A file that `read_weights` takes, a workdir, or empty.
-        frozen: Layers that are not trained; with cls_score among them, that layer is taken from `weights`, too.
+        key: Key of the random initialisation.
+        weights: A file for `read_weights`, a workdir, or empty.
+        frozen: Layers that are not trained; cls_score is taken from `weights` only if it is one of them.
 
     Raises:
-        InputError: The weights can't be read, or do not fit the network.
+        InputError: The weights can't be read or do not fit the network.
     """
     variables = init_variables(model, key)
     if not weights:
@@ -143,12 +144,6 @@ def initial_variables(model: FastRCNN, key: jax.Array, *, weights: str = "", fro
     return {**variables, "params": params}
 
 
-def derived_config(config: Config, workdir: Path, **changes: Any) -> dict[str, Any]:
-    """Return a workdir's config for a new workdir made from it, which shares its proposals."""
-    cache = config["proposal_cache"] or str((workdir / "proposals").absolute())
-    return {**config, "proposal_cache": cache, **changes}
-
-
 def evaluate_workdir(
     workdir: Path,
     config: Config,
@@ -158,21 +153,21 @@ def evaluate_workdir(
     metric: str = "voc07_11point",
     iou_threshold: float = 0.5,
 ) -> Evaluation:
-    """Score a workdir's newest checkpoint on its val split.
+    """Evaluate the newest checkpoint of a workdir on its val split.
 
     Args:
-        workdir: Of a training.
-        config: Its config, perhaps with other values of the fields that may change at test.
-        step: Of another checkpoint.
-        images: Only the first so many of the split.
+        workdir: The workdir of a training.
+        config: Its config, in which fields of TEST_FIELDS may be overridden.
+        step: Step of the checkpoint; the newest where None.
+        images: Number of images, the first of the split; all where None.
         metric: "voc07_11point" or "area".
-        iou_threshold: A hit's IoU exceeds this.
+        iou_threshold: IoU that a hit must exceed, in [0, 1].
 
     Returns:
-        The evaluation, the checkpoint's "step" among its results.
+        The evaluation; its results include the "step" of the checkpoint.
 
     Raises:
-        InputError: There is no such checkpoint, a field is out of its range, or the data can't be read.
+        InputError: There is no such checkpoint, a field is out of range, or the data can't be read.
     """
     check_config(config)
     model, variables, step = load_variables(workdir, config, step)
@@ -183,10 +178,47 @@ def evaluate_workdir(
     return found._replace(results={**found.results, "step": step})
 
 
-def compare_workdirs(workdirs: Sequence[Path], *, images: int | None = None) -> list[dict[str, Any]]:
-    """Score each workdir on its val split, or on its first images, and print mAP and seconds per image."""
-    results = [evaluate_workdir(workdir, read_config(workdir), images=images).results for workdir in workdirs]
-    for workdir, found in zip(workdirs, results, strict=True):
-        score = "-" if found["map"] is None else format(found["map"], ".4f")
-        print(f"{workdir}: mAP {score} on {found['images']} images, {found['seconds_per_image'] or 0:.3f} s per image")
-    return results
+def derive_workdir(
+    workdir: Path,
+    out: Path,
+    make: Callable[[Config, FastRCNN, Any], Any],
+    *,
+    images: int | None = None,
+    state: Path | None = None,
+    **changes: Any,
+) -> None:
+    """Make a workdir from a trained one unless it exists, and compare the two on the val split.
+
+    Args:
+        workdir: The trained workdir.
+        out: The new workdir; it uses the proposals of `workdir`.
+        make: Returns the new parameters, given the config, the model and its variables.
+        images: Number of images to compare on, 0 for none; all where None, which also writes the new results.json.
+        state: A file in `out` from which an interrupted `make` resumes; deleted when it is no longer needed.
+        **changes: Config fields that differ in the new workdir.
+
+    Raises:
+        InputError: `out` exists and is not this workdir, or either one can't be used.
+    """
+    check_folder(out)
+    config = read_config(workdir)
+    cache = config["proposal_cache"] or str((workdir / "proposals").absolute())
+    changed = {**config, "proposal_cache": cache, **changes}
+    made = (out / "config.json").exists()
+    if read_config(out) != changed if made else out.exists() and not state:
+        raise InputError(f"{out} exists; name another folder with --out")
+    if not made:
+        model, variables, step = load_variables(workdir, config)
+        save_model(out, step, {**variables, "params": make(config, model, variables)})
+        write_json(out / "config.json", changed)
+    if state:
+        state.unlink(missing_ok=True)
+    if images == 0:
+        return
+    for folder in (workdir, out):
+        results = evaluate_workdir(folder, read_config(folder), images=images).results
+        seconds = results["seconds_per_image"] or 0
+        score = format_score(results["map"])
+        print(f"{folder}: mAP {score} on {results['images']} images, {seconds:.3f} s per image")
+    if images is None:
+        write_json(out / "results.json", results)

@@ -1,4 +1,4 @@
-"""`frcnn check-dataset`."""
+"""The command `frcnn check-dataset` as a script."""
 
 from frcnn_jax.cli import run
 

@@ -1,4 +1,4 @@
-"""`frcnn compress`."""
+"""The command `frcnn compress` as a script."""
 
 from frcnn_jax.cli import run
 

@@ -1,4 +1,4 @@
-"""`frcnn convert-weights`."""
+"""The command `frcnn convert-weights` as a script."""
 
 from frcnn_jax.cli import run
 

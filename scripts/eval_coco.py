@@ -1,4 +1,4 @@
-"""`frcnn eval-coco`."""
+"""The command `frcnn eval-coco` as a script."""
 
 from frcnn_jax.cli import run
 

@@ -1,4 +1,4 @@
-"""`frcnn eval-voc`."""
+"""The command `frcnn eval-voc` as a script."""
 
 from frcnn_jax.cli import run
 

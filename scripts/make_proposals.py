@@ -1,4 +1,4 @@
-"""`frcnn proposals`."""
+"""The command `frcnn proposals` as a script."""
 
 from frcnn_jax.cli import run
 

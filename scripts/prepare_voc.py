@@ -1,4 +1,4 @@
-"""`frcnn prepare-voc`."""
+"""The command `frcnn prepare-voc` as a script."""
 
 from frcnn_jax.cli import run
 

@@ -1,4 +1,4 @@
-"""`frcnn train-svm`."""
+"""The command `frcnn train-svm` as a script."""
 
 from frcnn_jax.cli import run
 

@@ -60,7 +60,11 @@ def test_distance_is_that_of_the_worst_array(bench_gpu):
 def test_a_wrong_roi_pool_is_named(bench_gpu, monkeypatch):
     network, rng = get_network("tiny"), np.random.default_rng(0)
     batch = bench_gpu.prepare_test(
-        draw_scene(0, "val", 1).image, np.array([[5, 5, 90, 70]], np.float32), sizes=[Sizes(48, 64)], spatial_scale=None
+        draw_scene(0, "val", 1).image,
+        np.array([[5, 5, 90, 70]], np.float32),
+        sizes=[Sizes(48, 64)],
+        pixels=network.pixels,
+        spatial_scale=None,
     )
     outputs = [rng.normal(size=(1, batch["rois"].shape[1], *shape)).astype(np.float32) for shape in ((21,), (21, 4))]
     original = bench_gpu.roi_pool

@@ -124,7 +124,7 @@ def test_fields_that_may_change_at_test():
         name: [] for name in ("class_names", "fc_ranks", "profile_steps")
     }}  # fmt: skip
     with pytest.raises(
-        InputError, match=r"--config\.steps: fixed once trained; evaluation takes candidates_per_class, "
+        InputError, match=r"--config\.steps: can't be changed after training; evaluation takes candidates_per_class, "
     ):
         override_config(trained, ["--config.steps=3"], TEST_FIELDS)
     for argument, text in (("--config.nms_iou=x", "nms_iou=x"), ("--imges=3", "unknown argument '--imges'")):

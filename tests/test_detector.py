@@ -40,7 +40,7 @@ def test_detector_takes_paths_pictures_and_arrays(workdir, tmp_path):
     [
         (np.zeros((9, 9), np.uint8), None, r"got \(9, 9\) uint8"),
         (np.zeros((9, 9, 3), np.float32), None, "float32"),
-        (np.zeros((9, 9, 3), np.uint8), np.zeros((3, 5)), r"finite \(N, 4\) boxes, got shape \(3, 5\)"),
+        (np.zeros((9, 9, 3), np.uint8), np.zeros((3, 5)), r"rois must be \(N, 4\), got \(3, 5\)"),
         (np.zeros((9, 9, 3), np.uint8), np.full((3, 4), np.nan), "finite"),
     ],
 )
@@ -77,7 +77,7 @@ def test_without_a_workdir_as_with_one(model_and_variables, workdir):
         np.testing.assert_array_equal(a, b)
     larger = Detector(model, variables, class_names=CLASS_NAMES, sizes=[Sizes(288, 384)])
     assert not np.array_equal(larger(image, rois, score_threshold=0).scores, with_one.scores)
-    with pytest.raises(InputError, match="class_names must be 6 names, the network's, got 2"):
+    with pytest.raises(InputError, match="class_names must be the network's 6 names, got 2"):
         Detector(model, variables, class_names=("cat", "dog"))
 
 

@@ -97,14 +97,14 @@ def test_options(workdir):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--config.scales=(144, 192)"], r"detects at the scales \(144, 192\); a program has one canvas"),
-        (["--canvas", "16", "200"], r"canvas must be 32 rows and columns or more.*, got 16 and 200"),
+        (["--config.scales=(144, 192)"], r"detects at the scales \(144, 192\); an exported program has one canvas"),
+        (["--canvas", "16", "200"], r"canvas must have at least 32 rows and columns.*, got 16 and 200"),
         (["--canvas", "10000000", "10000000"], "at most 100000000 pixels, got 10000000 and 10000000"),
         (["--rois", "99"], r"rois must be at least the 100 candidates per class.*, got 99"),
         (["--rois", "1000000000000"], "at most 1000000, got 1000000000000"),
-        (["--platforms", "cpu,gpu"], "platforms must be of cpu, cuda, rocm, tpu, got gpu"),
+        (["--platforms", "cpu,gpu"], "platforms must be among cpu, cuda, rocm, tpu, got gpu"),
         (["--step", "9"], "no checkpoint of step 9"),
-        (["--config.network=vgg16"], "fixed once trained"),
+        (["--config.network=vgg16"], "can't be changed after training"),
     ],
 )
 def test_what_can_not_be_exported(workdir, tmp_path, options, text):
@@ -114,5 +114,5 @@ def test_what_can_not_be_exported(workdir, tmp_path, options, text):
 
 
 def test_a_folder_that_is_not_there(workdir, tmp_path):
-    with pytest.raises(InputError, match="its folder does not exist"):
+    with pytest.raises(InputError, match="the folder does not exist"):
         main(["--workdir", str(workdir), "--out", str(tmp_path / "no" / "f")])

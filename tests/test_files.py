@@ -5,7 +5,7 @@ import stat
 import pytest
 
 from frcnn_jax.errors import InputError
-from frcnn_jax.files import check_file, check_folder, write_json, write_text, write_whole
+from frcnn_jax.files import check_file, check_folder, write_atomic, write_json, write_text
 
 
 def broken(file):
@@ -15,15 +15,15 @@ def broken(file):
 
 def test_whole_or_not(tmp_path):
     path = tmp_path / "a"
-    write_whole(path, lambda file: file.write(b"one"))
+    write_atomic(path, lambda file: file.write(b"one"))
     with pytest.raises(KeyError):
-        write_whole(path, broken)
+        write_atomic(path, broken)
     assert path.read_bytes() == b"one"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_others_may_read_it_as_they_may_any_file(tmp_path):
-    write_whole(tmp_path / "a", lambda file: None)
+    write_atomic(tmp_path / "a", lambda file: None)
     (tmp_path / "b").touch()
     a, b = (stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in "ab")
     assert a == b
@@ -31,7 +31,7 @@ def test_others_may_read_it_as_they_may_any_file(tmp_path):
 
 def test_an_error_names_the_file(tmp_path):
     with pytest.raises(OSError, match=r"nowhere.a: can't be written \(No such file or directory\)"):
-        write_whole(tmp_path / "nowhere" / "a", lambda file: None)
+        write_atomic(tmp_path / "nowhere" / "a", lambda file: None)
 
 
 def test_names_that_are_no_utf8_keep_their_bytes(tmp_path):
@@ -45,10 +45,10 @@ def test_a_writer_between_changes_nothing(tmp_path):
 
     def slow(file):
         file.write(b"fi")
-        write_whole(path, lambda other: other.write(b"second"))
+        write_atomic(path, lambda other: other.write(b"second"))
         file.write(b"rst")
 
-    write_whole(path, slow)
+    write_atomic(path, slow)
     assert path.read_bytes() == b"first"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -64,9 +64,9 @@ def test_outputs_are_checked_before_the_work(tmp_path):
     (tmp_path / "file").touch()
     check_file(tmp_path / "file")
     check_folder(tmp_path / "a" / "b")
-    with pytest.raises(InputError, match=r"nowhere.a: its folder does not exist"):
+    with pytest.raises(InputError, match=r"nowhere.a: the folder does not exist"):
         check_file(tmp_path / "nowhere" / "a")
-    with pytest.raises(InputError, match=r"expected a file, this is a folder"):
+    with pytest.raises(InputError, match=r"expected a file, got a folder"):
         check_file(tmp_path)
     with pytest.raises(InputError, match=r"a: expected a folder, .*file is a file"):
         check_folder(tmp_path / "file" / "a")

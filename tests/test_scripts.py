@@ -92,7 +92,7 @@ def test_a_file_without_heads_is_no_detector(tmp_path):
     np.savez(tmp_path / "w.npz", **{"conv1_1.weight": np.zeros((4, 3, 3, 3))})
     done = run_command("convert-weights", tmp_path / "w.npz", tmp_path / "w", "--detector")
     assert done.returncode == 1
-    assert "not a whole detector: missing fc6.weight" in done.stderr
+    assert "not a complete detector: fc6.weight" in done.stderr
     assert not (tmp_path / "w").exists()
 
 
@@ -100,13 +100,13 @@ def test_a_file_without_heads_is_no_detector(tmp_path):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (("--network", "tiny"), "--network and --classes go with --detector"),
-        (("--classes", "cat,dog"), "--network and --classes go with --detector"),
+        (("--network", "tiny"), "--network and --classes need --detector"),
+        (("--classes", "cat,dog"), "--network and --classes need --detector"),
         (
             ("--detector", "--classes", "cat,dog, cat"),
-            "--classes 'cat,dog, cat': each name once and none empty expected",
+            "--classes 'cat,dog, cat': expected unique, non-empty names",
         ),
-        (("--detector", "--classes", "cat,"), "--classes 'cat,': each name once and none empty expected"),
+        (("--detector", "--classes", "cat,"), "--classes 'cat,': expected unique, non-empty names"),
     ],
 )
 def test_mistakes_of_convert_weights_are_one_line(options, text, tmp_path):
@@ -171,7 +171,7 @@ def test_check_dataset_names_every_problem(tmp_path):
 
 
 @pytest.mark.slow
-def test_check_dataset_goes_on_where_a_split_is_missing(tmp_path):
+def test_check_dataset_continues_if_a_split_is_missing(tmp_path):
     write_xml_folder(tmp_path, "val", 2)
     first, second = sorted((tmp_path / "val").glob("*.xml"))
     first.write_text("<annotation>")
@@ -204,7 +204,7 @@ def test_eval_voc_writes_a_report_and_result_files(workdir, tmp_path):
     assert files[0].read_text().startswith("val_00000")
     refused = run_command("eval-voc", "--detections", tmp_path / "files", "--comp4", tmp_path / "again")
     assert refused.returncode == 1
-    assert "go with --workdir" in refused.stderr
+    assert "need --workdir" in refused.stderr
     assert not (tmp_path / "again").exists()
 
 
@@ -222,7 +222,7 @@ def test_eval_coco_on_any_data_set_and_on_files(workdir, tmp_path):
     assert done.stdout.split()[:2] == ["AP", "1.0000"]
     done = run_command("eval-coco", "--detections", truth, "--annotations", truth)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: a list of results is expected")
+    assert done.stderr.startswith("error: expected a list of results")
 
 
 @pytest.mark.slow
@@ -250,14 +250,14 @@ def test_make_proposals_in_shards_and_from_other_files(tmp_path):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (("--out", "p.npz"), "--out p.npz: a file *.proposals in a folder that exists is expected"),
-        (("--out", "p.proposals", "--shards", "900"), "--shards must be 1 to the 200 images, got 900"),
+        (("--out", "p.npz"), "--out p.npz: expected a file *.proposals in an existing folder"),
+        (("--out", "p.proposals", "--shards", "900"), "--shards must be 1 to 200, the number of images, got 900"),
         (("--out", "p.proposals", "--scheduler", "tcp://127.0.0.1:1"), "tcp://127.0.0.1:1: no Dask scheduler answers"),
-        (("--out", "p.proposals", "--recall", "p.xyz"), "--recall p.xyz: a file (.eps, "),
-        (("--out", "p.proposals", "--recall", "none/p.png"), "--recall none/p.png: a file (.eps, "),
+        (("--out", "p.proposals", "--recall", "p.xyz"), "--recall p.xyz: expected a file (.eps, "),
+        (("--out", "p.proposals", "--recall", "none/p.png"), "--recall none/p.png: expected a file (.eps, "),
         (
             ("--out", "p.proposals", "--rec", "p.png"),
-            "--config: UnrecognizedFlagError: Unknown command line flag 'rec'",
+            "unknown argument '--rec'; set fields with --config.FIELD=VALUE",
         ),
         (("--out", "p.proposals", "--config.max_proposal=3"), "--config.max_proposal: no such field"),
     ],

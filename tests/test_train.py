@@ -223,7 +223,7 @@ def test_splits_are_read_once_and_scored_in_memory(finished, tmp_path, monkeypat
 
     def read(dataset, split, **options):
         splits.append(split)
-        return readers.read_split(dataset, split, **options)
+        return readers.read_split(dataset, split=split, **options)
 
     monkeypatch.setattr("frcnn_jax.build.read_split", read)
     monkeypatch.setattr("frcnn_jax.training.checkpoint.restore", None)

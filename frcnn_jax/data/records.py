@@ -56,8 +56,11 @@ class Dataset:
 def check_boxes(boxes: Any, name: str) -> np.ndarray:
     """Return `(N, 4)` boxes as float32; InputError unless they are finite numbers of this shape."""
     array = np.asarray(as_float(boxes, name), np.float32)
-    if array.ndim != 2 or array.shape[1] != 4 or not np.isfinite(array).all():
-        raise InputError(f"{name} must be finite (N, 4) boxes, got shape {array.shape}")
+    if array.ndim != 2 or array.shape[1] != 4:
+        raise InputError(f"{name} must be (N, 4), got {array.shape}")
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        raise InputError(f"{name} must be finite, box {finite.argmin()} is {array[finite.argmin()].tolist()}")
     return array
 
 

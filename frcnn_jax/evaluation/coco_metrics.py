@@ -1,4 +1,4 @@
-"""COCO result files, and COCO metrics by pycocotools.
+"""COCO result files, and COCO metrics from pycocotools.
 
 COCO boxes are (x, y, width, height), 0-based, with width = x2 - x1 + 1 and height = y2 - y1 + 1.
 """
@@ -28,8 +28,8 @@ def _coco_box(box: np.ndarray) -> list[float]:
 def coco_ground_truth(dataset: Dataset) -> dict[str, Any]:
     """Return a data set as the content of a COCO instances file.
 
-    Images are numbered from 1, category ids are the labels. Difficult objects become crowds: pycocotools ignores them
-    and the detections on them.
+    Images are numbered from 1; category ids are the labels. Difficult objects become crowds, so pycocotools ignores
+    them and the detections on them.
     """
     annotations: list[dict[str, Any]] = []
     for i, record in enumerate(dataset.records, 1):
@@ -50,9 +50,9 @@ def coco_results(
     """Return detections as the content of a COCO result file.
 
     Args:
-        detections: per class.
-        image_ids: per image of the split.
-        category_ids: per class.
+        detections: K detections, one `ClassDetections` per class.
+        image_ids: COCO image id of each image of the split.
+        category_ids: K COCO category ids.
     """
     return [
         {"image_id": image_ids[image], "category_id": category, "bbox": _coco_box(box), "score": float(score)}
@@ -64,9 +64,9 @@ def coco_results(
 def _checked(
     kind: str, entries: Sequence[dict[str, Any]], images: Collection[Any], categories: Collection[Any]
 ) -> Iterator[dict[str, Any]]:
-    """The entries with the fields that pycocotools wants; only a "result" needs a score."""
+    """Yield the checked entries with the fields that pycocotools needs; only a "result" has a score."""
     if not isinstance(entries, Sequence):
-        raise InputError(f"a list of {kind}s is expected, got {entries!r:.60}")
+        raise InputError(f"expected a list of {kind}s, got {entries!r:.60}")
     for i, entry in enumerate(entries):
         try:
             x, y, width, height = bbox = [float(side) for side in entry["bbox"]]
@@ -74,9 +74,9 @@ def _checked(
             known = entry["image_id"] in images and entry["category_id"] in categories
         except (TypeError, KeyError, ValueError, OverflowError) as error:
             fields = "image_id, category_id, bbox" + (" and score" if kind == "result" else "")
-            raise InputError(f"{kind} {i}: {fields} are expected ({error!r})") from None
+            raise InputError(f"{kind} {i}: expected {fields} ({error!r})") from None
         if not known:
-            raise InputError(f"{kind} {i}: no image {entry['image_id']!r} or category {entry['category_id']!r}")
+            raise InputError(f"{kind} {i}: unknown image {entry['image_id']!r} or category {entry['category_id']!r}")
         if not np.isfinite([x, y, width, height, score]).all():
             raise InputError(f"{kind} {i}: bbox {entry['bbox']} or score {entry.get('score')} is not finite")
         added = {"bbox": bbox, "area": width * height, "id": i + 1, "iscrowd": 0}
@@ -86,20 +86,19 @@ def _checked(
 def coco_metrics(
     truth: dict[str, Any], results: Sequence[dict[str, Any]]
 ) -> tuple[dict[str, float | None], dict[str, float | None]]:
-    """Compute the COCO metrics of a result file by pycocotools.
+    """Compute the COCO metrics of a result file with pycocotools.
 
-    AP is the mean precision at 101 recalls. The IoU is that of (x, y, width, height), without the +1 of VOC.
+    AP is the mean precision at 101 recalls. IoU is computed from (x, y, width, height), without the +1 of VOC.
 
     Args:
-        truth: the content of an instances file.
-        results: the content of a result file.
+        truth: The content of an instances file.
+        results: The content of a result file.
 
     Returns:
-        The twelve values of COCO_METRICS, in [0, 1], and by category name its AP at IoU 0.5; None if no object is
-        counted.
+        The twelve COCO_METRICS, in [0, 1], and AP at IoU 0.5 by category name; None for a value without any object.
 
     Raises:
-        InputError: pycocotools is missing, or the content is not that of such files.
+        InputError: `pycocotools` is not installed, or the content is not that of such files.
     """
     try:
         from pycocotools.coco import COCO
@@ -111,7 +110,7 @@ def coco_metrics(
         names = {category["id"]: str(category["name"]) for category in truth["categories"]}
         annotations = truth["annotations"]
     except (TypeError, KeyError) as error:
-        raise InputError(f"the annotations are not those of a COCO instances file ({error!r})") from None
+        raise InputError(f"not a COCO instances file ({error!r})") from None
     objects, found = COCO(), COCO()
     objects.dataset = {**truth, "annotations": list(_checked("annotation", annotations, images, names))}
     found.dataset = {**truth, "annotations": list(_checked("result", results, images, names))}
@@ -128,4 +127,5 @@ def coco_metrics(
 
 
 def _none_below_0(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Replace -1, by which pycocotools marks a missing value, with None."""
     return {name: None if value < 0 else float(value) for name, value in values.items()}

@@ -23,14 +23,16 @@ def check_comp4(dataset: Dataset, split: str) -> None:
     """Check that the detections of a split can be written to result files.
 
     Raises:
-        InputError: the split or a class has a "/" in its name, or an image id has white space.
+        InputError: The name of the split or of a class contains "/", or an image id contains white space.
     """
     for name in (split, *dataset.class_names):
         if "/" in name:
-            raise InputError(f"{name!r} can't be part of the name of a result file: it contains '/'")
+            raise InputError(f"{name!r} can't be used in the name of a result file: it contains '/'")
     for record in dataset.records:
         if record.image_id.split() != [record.image_id]:
-            raise InputError(f"the image id {record.image_id!r} can't be used in a result file: it has white space")
+            raise InputError(
+                f"the image id {record.image_id!r} can't be used in a result file: it contains white space"
+            )
 
 
 def write_comp4(
@@ -38,17 +40,17 @@ def write_comp4(
 ) -> None:
     """Write result files to `folder`/results/VOC<year>/Main/comp4_det_<split>_<class>.txt.
 
-    Lines are `id score x1 y1 x2 y2`, best first, boxes 1-based with one decimal. Scores have six decimals (the paper's
-    code writes three, which makes ties of low scores). `read_comp4` keeps the order of ties, so ranks survive.
+    Lines are `id score x1 y1 x2 y2`, best first. Boxes are 1-based with one decimal. Scores have six decimals (three in
+    the paper's code, which makes low scores equal); `read_comp4` preserves the order of equal scores.
 
     Args:
-        folder: created if it does not exist.
-        detections: per class.
-        dataset: the split.
-        year, split: for the names of folder and files.
+        folder: Output folder; created if it does not exist.
+        detections: K detections, one `ClassDetections` per class.
+        dataset: The split.
+        year, split: Year and split in the names of folder and files.
 
     Raises:
-        InputError: see `check_comp4`.
+        InputError: See `check_comp4`.
     """
     check_comp4(dataset, split)
     inner = _devkit_folder(folder, year)
@@ -62,18 +64,18 @@ def write_comp4(
 
 
 def read_comp4(folder: Path, dataset: Dataset, *, year: int, split: str) -> list[ClassDetections]:
-    """Read result files from `folder`/results/VOC<year>/Main or, if that does not exist, from `folder` itself.
+    """Read result files from `folder`/results/VOC<year>/Main or, if that does not exist, from `folder`.
 
     Args:
-        folder: with a file comp4_det_<split>_<class>.txt per class.
-        dataset: the split.
-        year, split: for the names of folder and files.
+        folder: Folder with one file comp4_det_<split>_<class>.txt per class.
+        dataset: The split.
+        year, split: Year and split in the names of folder and files.
 
     Returns:
-        The detections per class, in the order of the lines, boxes 0-based.
+        One `ClassDetections` per class, in the order of the lines, with 0-based boxes.
 
     Raises:
-        InputError: a file is missing, or a line is not `id score x1 y1 x2 y2` for an image of the split.
+        InputError: A file is missing, or a line is not `id score x1 y1 x2 y2` for an image of the split.
     """
     inner = _devkit_folder(folder, year)
     index = {record.image_id: i for i, record in enumerate(dataset.records)}
@@ -81,9 +83,9 @@ def read_comp4(folder: Path, dataset: Dataset, *, year: int, split: str) -> list
     for name in dataset.class_names:
         path = _result_file(inner if inner.is_dir() else folder, split, name)
         try:
-            lines = path.read_text("utf-8", "surrogateescape").splitlines()  # as `write_text`
+            lines = path.read_text("utf-8", "surrogateescape").splitlines()  # as in `write_text`
         except (FileNotFoundError, NotADirectoryError):
-            raise InputError(f"{path}: no such result file (one per class is expected)") from None
+            raise InputError(f"{path}: no such result file (expected one per class)") from None
         image, numbers = [], []
         for number, line in enumerate(lines, 1):
             try:

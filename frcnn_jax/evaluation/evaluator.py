@@ -1,4 +1,4 @@
-"""A model's scores on a split, by the VOC protocol, and pictures of them."""
+"""Evaluation of a model on a split by the VOC protocol, and pictures of the detections."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,13 +12,13 @@ from frcnn_jax.data.records import Dataset, Record
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.metrics import ClassDetections, Curve
 from frcnn_jax.evaluation.pictures import draw_boxes, plot_precision_recall, side_by_side
-from frcnn_jax.evaluation.predict import DetectionOptions, make_predict_step, predict_split
-from frcnn_jax.evaluation.scores import image_detections, score
+from frcnn_jax.evaluation.predict import DetectionOptions, image_detections, make_predict_step, predict_split
+from frcnn_jax.evaluation.scores import score
 from frcnn_jax.models.fast_rcnn import FastRCNN
 
 
 class Evaluation(NamedTuple):
-    """A split, the detections in it, and their scores."""
+    """A split, its detections, and their scores."""
 
     dataset: Dataset
     detections: list[ClassDetections]  # K
@@ -27,17 +27,17 @@ class Evaluation(NamedTuple):
 
 
 class Evaluator:
-    """Scores a model on a split, with any variables; its program is compiled once per canvas.
+    """Evaluation of a model on a split, for any variables; compiled once per canvas size.
 
     Args:
         model: The network.
         dataset: The split.
         proposals: `(N, 4)` boxes by image id.
-        sizes: How images are resized.
-        options: How scores and deltas become detections.
+        sizes: Sizes to which images are resized; several make an image pyramid.
+        options: Options of NMS and box regression.
 
     Raises:
-        InputError: The dataset's classes are not K, or an image has no proposals.
+        InputError: The number of classes of the dataset is not K, or an image has no proposals.
     """
 
     def __init__(
@@ -62,7 +62,14 @@ class Evaluator:
         metric: str = "voc07_11point",
         iou_threshold: float = 0.5,
     ) -> Evaluation:
-        """Score variables on the split, or on its first `images`; the other arguments are those of `score`."""
+        """Evaluate variables on the split.
+
+        Args:
+            variables: Variables of the model.
+            images: Number of images, the first of the split; all where None.
+            metric: "voc07_11point" or "area".
+            iou_threshold: IoU that a hit must exceed, in [0, 1].
+        """
         dataset = replace(self._dataset, records=self._dataset.records[:images])
         batches = replace(self._batches, records=dataset.records)
         found = predict_split(self._predict, variables, batches, len(dataset.class_names))
@@ -72,7 +79,14 @@ class Evaluator:
 
 
 def save_pictures(found: Evaluation, folder: Path, *, pictures: int = 12, score_threshold: float = 0.5) -> None:
-    """Write precision-recall curves, and detections beside ground truth of the first images, into a folder."""
+    """Write precision-recall curves, and detections next to ground truth for the first images, to a folder.
+
+    Args:
+        found: The evaluation.
+        folder: Output folder; created if it does not exist.
+        pictures: Number of images.
+        score_threshold: Minimum score of the detections drawn.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     plot_precision_recall(found.curves, folder / "precision_recall.png")
     for i, record in enumerate(found.dataset.records[:pictures]):
@@ -86,7 +100,7 @@ def _compare(record: Record, image: int, found: Evaluation, score_threshold: flo
         names[label - 1] + (" (difficult)" if difficult else "")
         for label, difficult in zip(record.labels, record.difficult, strict=True)
     ]
-    seen = image_detections(found.detections, image, score_threshold=score_threshold)
+    seen = image_detections(found.detections, image, score_threshold)
     captions = [f"{names[label - 1]} {score:.2f}" for label, score in zip(seen.labels, seen.scores, strict=True)]
     pixels = record.load()
     return side_by_side(

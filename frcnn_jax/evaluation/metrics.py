@@ -1,10 +1,10 @@
 """PASCAL VOC average precision, by the 11-point rule (VOC2007) or as the area under the curve (VOC2010 on).
 
 Difficult objects are excluded here: `match` marks detections on them as ignored, and `precision_recall` drops those
-detections and counts only the other objects as positives. Finding or missing a difficult object changes no score.
+detections and counts only the other objects as positives. Detecting or missing a difficult object changes no score.
 
-Ties: of detections with equal scores, the one given first ranks first. Of ground-truth boxes with equal IoU (identical
-boxes, say), a detection is always compared with the one given first, so only that one can be hit.
+Ties: detections with equal scores are ranked in the order given. Among ground-truth boxes with equal IoU (such as
+identical boxes), a detection is compared only with the first, so only that one can be hit.
 
 Shape letters: D detections of one class, O its objects over the split, G ground-truth boxes of one image.
 """
@@ -19,14 +19,6 @@ from frcnn_jax.ops import boxes as box_ops
 METRICS = ("voc07_11point", "area")
 
 
-class Detections(NamedTuple):
-    """Detections of all classes in one image, best first."""
-
-    boxes: np.ndarray  # (D, 4) float32, in the image's pixels
-    labels: np.ndarray  # (D,) int32, 1 to K
-    scores: np.ndarray  # (D,) float32, in [0, 1]
-
-
 class ClassDetections(NamedTuple):
     """Detections of one class over a split, in any order; equal scores rank in the order given."""
 
@@ -36,7 +28,7 @@ class ClassDetections(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """Precision and recall at each rank; both empty if no object is counted."""
+    """Precision and recall at each rank; empty if no object counts."""
 
     recall: np.ndarray  # (D - ignored,) in [0, 1]
     precision: np.ndarray  # (D - ignored,) in [0, 1]
@@ -44,7 +36,7 @@ class Curve(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """Outcome of matching one class's detections with its objects; objects are numbered over the split."""
+    """Matches of the detections of one class with its objects, which are numbered over the split."""
 
     ranked: ClassDetections  # (D,) by descending score, as are the next four fields
     overlap: np.ndarray  # (D,) greatest IoU with an object of the same image, 0 if none overlaps
@@ -63,8 +55,8 @@ def nearest_objects(detections: ClassDetections, gt_boxes: Sequence[np.ndarray])
         gt_boxes: `(G, 4)` boxes per image of the split.
 
     Returns:
-        `(D,)` IoU with that box, in [0, 1], and `(D,)` its number over the split, the first of equals; 0 and -1 if the
-        detection overlaps no box.
+        `(D,)` IoU with that box, in [0, 1], and `(D,)` the number of the box over the split, the first of equals; 0 and
+        -1 for a detection that overlaps no box.
     """
     overlap, nearest = np.zeros(len(detections.image)), np.full(len(detections.image), -1)
     first_object = np.cumsum([0, *map(len, gt_boxes)])
@@ -89,17 +81,17 @@ def match(
     """Match the detections of one class with its objects by the rule of the VOC devkit (VOCevaldet.m).
 
     By descending score, each detection is compared with the one object of its image that it overlaps most. If their IoU
-    exceeds the threshold, the detection is ignored if the object is difficult; otherwise it is a hit if it is the first
-    one of that object, and a false positive (a duplicate) if not. All other detections are false positives.
+    exceeds the threshold, the detection is ignored if the object is difficult, a hit if it is the first detection of
+    that object, and otherwise a false positive (a duplicate). All other detections are false positives.
 
     Args:
         detections: D detections of the class.
-        gt_boxes: the class's `(G, 4)` boxes per image of the split.
+        gt_boxes: The class's `(G, 4)` boxes per image of the split.
         gt_difficult: `(G,)` bool per image of the split.
-        iou_threshold: exclusive, in [0, 1].
+        iou_threshold: IoU that a hit must exceed, in [0, 1].
 
     Returns:
-        The ranked detections and what each of them, and each object, is.
+        The ranked detections, and the outcome for each detection and each object.
     """
     order = np.argsort(-detections.scores, kind="stable")
     ranked = ClassDetections(*(field[order] for field in detections))
@@ -126,9 +118,9 @@ def precision_recall(
 
     Args:
         detections: D detections of the class.
-        gt_boxes: the class's `(G, 4)` boxes per image of the split.
+        gt_boxes: The class's `(G, 4)` boxes per image of the split.
         gt_difficult: `(G,)` bool per image of the split.
-        iou_threshold: exclusive, in [0, 1].
+        iou_threshold: IoU that a hit must exceed, in [0, 1].
 
     Returns:
         Recall and precision after each detection that `match` does not ignore.
@@ -147,15 +139,15 @@ def error_kinds(matches: Matches, other_overlap: np.ndarray) -> np.ndarray:
     The first of these that applies:
 
     - "ignored" and "correct": ignored and a hit in `match`;
-    - "localisation": IoU of at least 0.1 with an object of the class, so too little for a hit, or a duplicate;
+    - "localisation": IoU of at least 0.1 with an object of the class: too low for a hit, or a duplicate;
     - "confusion": IoU of at least 0.1 with an object of another class;
     - "background": anything else.
 
-    Difficult objects count like any other in "localisation" and "confusion". The paper tells similar classes from other
-    ones; here both are "confusion".
+    Difficult objects count like any other for "localisation" and "confusion". The paper separates similar classes from
+    others; here both are "confusion".
 
     Args:
-        matches: the matched detections of the class.
+        matches: The matched detections of the class.
         other_overlap: `(D,)`, by rank, greatest IoU with an object of another class, in [0, 1].
 
     Returns:
@@ -169,15 +161,15 @@ def average_precision(curve: Curve, *, metric: str = "voc07_11point") -> float |
     """Compute the average precision of a curve.
 
     Args:
-        curve: of one class.
+        curve: The curve of one class.
         metric: "voc07_11point", the mean over recalls 0, 0.1, ..., 1 of the best precision at that recall or more
             (VOC2007), or "area", the area under the precision made monotone (VOC2010 on).
 
     Returns:
-        AP in [0, 1]; None if no object is counted.
+        AP in [0, 1]; None if no object counts.
 
     Raises:
-        ValueError: an unknown metric.
+        ValueError: The metric is unknown.
     """
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
@@ -190,6 +182,6 @@ def average_precision(curve: Curve, *, metric: str = "voc07_11point") -> float |
 
 
 def mean_average_precision(aps: Sequence[float | None]) -> float | None:
-    """Return the mean AP of the classes that have one; None if none has."""
+    """Return the mean of the APs that are not None; None if there is none."""
     counted = [ap for ap in aps if ap is not None]
     return float(np.mean(counted)) if counted else None

@@ -1,4 +1,4 @@
-"""Pictures: boxes on images, ground truth next to detections, plots of losses, precision-recall and proposal recall.
+"""Images with boxes, and plots of losses, precision-recall and proposal recall.
 
 Shape letters: H, W rows and columns of an image, N boxes.
 """
@@ -25,11 +25,11 @@ def draw_boxes(
     """Draw boxes with captions on an image, one colour per label.
 
     Args:
-        image: `(H, W, 3)` uint8 RGB; a small one is enlarged by a whole factor, to about `min_side` pixels.
+        image: `(H, W, 3)` uint8 RGB; a small one is enlarged by an integer factor.
         boxes: `(N, 4)` in pixels.
         labels: `(N,)` integers.
         captions: N texts.
-        min_side: of the picture, for small images.
+        min_side: Approximate shorter side of an enlarged image, in pixels.
     """
     factor = max(1, round(min_side / min(image.shape[:2])))
     picture = Image.fromarray(image).resize(
@@ -56,9 +56,9 @@ def crop_boxes(
 
     Args:
         image: `(H, W, 3)` uint8 RGB.
-        boxes: `(N, 4)` in pixels, N > 0; parts outside the image are moved to its edge.
-        colours: N names or "#rrggbb".
-        width, height: the picture fits into these, in pixels.
+        boxes: `(N, 4)` in pixels, N > 0; they are clipped to the image.
+        colours: N colour names or "#rrggbb".
+        width, height: Maximum size of the picture, in pixels.
     """
     rows, columns = image.shape[:2]
     boxes = box_ops.clip(boxes.astype(np.float64), rows, columns)
@@ -93,8 +93,8 @@ def plot_losses(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     """Plot the losses over the training steps.
 
     Args:
-        rows: of metrics.jsonl, with "step", "loss", "loss_cls" and "loss_box".
-        path: of the plot, see `plot_suffixes`.
+        rows: Rows of metrics.jsonl with "step", "loss", "loss_cls" and "loss_box".
+        path: Output file; its suffix is one of `plot_suffixes`.
     """
     figure, (axes,) = _plot(7, ("Training loss", "step", "loss"))
     steps = [row["step"] for row in rows]
@@ -109,8 +109,8 @@ def plot_precision_recall(curves: Mapping[str, tuple[Curve, float | None]], path
     """Plot the precision-recall curve of each class.
 
     Args:
-        curves: by class name its curve and AP (see `scores.score`); a class without AP is skipped.
-        path: of the plot, see `plot_suffixes`.
+        curves: Curve and AP by class name, from `scores.score`; a class without AP is skipped.
+        path: Output file; its suffix is one of `plot_suffixes`.
     """
     figure, (axes,) = _plot(7, ("Precision-recall", "recall", "precision"))
     for name, (curve, ap) in curves.items():
@@ -128,10 +128,10 @@ def plot_proposal_recall(
     """Plot recall by IoU, and next to it recall and its average by number of proposals.
 
     Args:
-        numbers: S proposal counts.
-        iou_thresholds: T.
-        recall: for these.
-        path: of the plot, see `plot_suffixes`.
+        numbers: S numbers of proposals per image.
+        iou_thresholds: T values in [0, 1].
+        recall: Recall at these numbers and thresholds.
+        path: Output file; its suffix is one of `plot_suffixes`.
     """
     by_iou_labels = ("Recall of the first N proposals", "IoU", "recall")
     figure, (by_iou, by_number) = _plot(12, by_iou_labels, ("Recall by number", "proposals per image", "recall"))
@@ -148,14 +148,14 @@ def plot_proposal_recall(
 
 
 def plot_suffixes() -> list[str]:
-    """Return the suffixes of the files that plots can be written to, such as ".png"."""
+    """Return the file suffixes that matplotlib can write, such as ".png"."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     return [f".{suffix}" for suffix in FigureCanvasBase.get_supported_filetypes()]
 
 
 def _plot(width: float, *labels: tuple[str, str, str]) -> tuple[Any, Sequence[Any]]:
-    """A figure with axes side by side, each with its title and the labels of x and y."""
+    """Return a figure and its axes, side by side, each with title, x label and y label."""
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
     figure = Figure(figsize=(width, 5), dpi=120, layout="constrained")

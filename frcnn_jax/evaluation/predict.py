@@ -1,11 +1,11 @@
-"""Detection: the jitted step that scores RoIs, decodes and suppresses, and its run over a split.
+"""Detection: the jitted step that scores RoIs, decodes boxes and applies NMS, and its loop over a split.
 
 Shape letters: B images, R RoIs, K foreground classes, M detections per class, D detections.
 """
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -36,15 +36,15 @@ class Detections(NamedTuple):
 
 @dataclass(frozen=True)
 class DetectionOptions:
-    """How scores and deltas become detections.
+    """Options of non-maximum suppression (NMS) and box regression.
 
     Attributes:
-        nms_iou: Non-maximum suppression drops a box whose IoU with a better one of its class exceeds this; in [0, 1].
-        candidates: Best-scoring RoIs of each class that enter its suppression, M; 1 to 512.
-        box_regression: Whether the deltas are applied; RoIs are the boxes otherwise.
+        nms_iou: IoU, in [0, 1], above which a box is dropped for a better one of its class.
+        candidates: Number M of best-scoring RoIs per class that enter NMS, 1 to 512.
+        box_regression: Whether deltas are applied; RoIs are the boxes otherwise.
 
     Raises:
-        InputError: A number is out of its range.
+        InputError: A number is out of range.
     """
 
     nms_iou: float = 0.3
@@ -61,16 +61,16 @@ class DetectionOptions:
 def decode_and_suppress(
     scores: jax.Array, deltas: jax.Array, batch: Mapping[str, jax.Array], options: DetectionOptions = DetectionOptions()
 ) -> Predictions:
-    """Decode the best RoIs of each class, clip them to the image, and suppress them greedily (section 3).
+    """Decode the best RoIs of each class, clip them to the image, and apply greedy NMS (section 3).
 
     Args:
-        scores: `(B, R, K + 1)`.
-        deltas: `(B, R, K + 1, 4)`, as `decode` takes them.
-        batch: Its "rois", "roi_mask", "scale" and "original_size" are read.
-        options: See `DetectionOptions`.
+        scores: `(B, R, K + 1)` scores; class 0 is background.
+        deltas: `(B, R, K + 1, 4)` deltas for `decode`.
+        batch: A batch with "rois", "roi_mask", "scale" and "original_size".
+        options: Options of NMS and box regression.
 
     Returns:
-        Boxes `(B, K, M, 4)` in original pixels, scores `(B, K, M)` and valid `(B, K, M)`, best first.
+        Boxes `(B, K, M, 4)` in original pixels, scores `(B, K, M)` and mask `(B, K, M)` of valid ones, best first.
     """
 
     def one_class(scores, deltas, rois, scale, original_size):
@@ -91,7 +91,7 @@ def decode_and_suppress(
 
 
 def make_predict_step(model: FastRCNN, *, options: DetectionOptions = DetectionOptions()) -> Callable[..., Predictions]:
-    """Return the jitted `predict(variables, batch)`: the network, then `decode_and_suppress`."""
+    """Return the jitted `predict(variables, batch)`, which applies the network and `decode_and_suppress`."""
 
     @jax.jit
     def predict(variables: Any, batch: Mapping[str, jax.Array]) -> Predictions:
@@ -110,32 +110,43 @@ def make_predict_step(model: FastRCNN, *, options: DetectionOptions = DetectionO
 def select_detections(
     boxes: np.ndarray, scores: np.ndarray, valid: np.ndarray, score_threshold: float, max_detections: int
 ) -> Detections:
-    """Return the best detections of all classes of one image, from its `(K, M, ...)` predictions."""
+    """Return the best detections over all classes from the `(K, M, ...)` predictions for one image."""
     label, place = np.nonzero(valid & (scores >= score_threshold))
     best = np.argsort(-scores[label, place], kind="stable")[:max_detections]
     label, place = label[best], place[best]
     return Detections(boxes[label, place], (label + 1).astype(np.int32), scores[label, place])
 
 
+def image_detections(
+    detections: Sequence[ClassDetections], image: int, score_threshold: float, max_detections: int = 100
+) -> Detections:
+    """Return the best detections over all classes in the image of a split with this index."""
+    own = [[field[found.image == image] for field in found] for found in detections]
+    _, scores, boxes = (np.concatenate(fields) for fields in zip(*own, strict=True))
+    of_class = np.repeat(np.eye(len(own), dtype=bool), [len(indices) for indices, *_ in own], axis=1)  # (K, D)
+    boxes, scores = np.broadcast_to(boxes, (*of_class.shape, 4)), np.broadcast_to(scores, of_class.shape)
+    return select_detections(boxes, scores, of_class, score_threshold, max_detections)
+
+
 class SplitPredictions(NamedTuple):
-    """All detections in a split."""
+    """Detections in a split."""
 
     by_class: list[ClassDetections]  # K
-    seconds_per_image: float | None  # data and step, without compilation; None where each image compiled
+    seconds_per_image: float | None  # data and step, without compilation; None if each image compiled
 
 
 def predict_split(
     predict: Callable[..., Predictions], variables: Any, batches: TestBatches, num_classes: int
 ) -> SplitPredictions:
-    """Run `predict` over every image, with a progress bar.
+    """Run `predict` on every image, with a progress bar.
 
-    Each process takes its share of the images and hands them to its devices in turn. All processes get all results.
+    Each process distributes its share of the images over its devices. All processes return all results.
 
     Args:
-        predict: Of `make_predict_step`.
-        variables: The model's.
-        batches: The split's.
-        num_classes: K.
+        predict: A step of `make_predict_step`.
+        variables: Variables of the model.
+        batches: The batches of the split.
+        num_classes: Number of foreground classes K.
     """
     devices = jax.local_devices()
     on_device = [jax.device_put(variables, device) for device in devices]

@@ -1,4 +1,4 @@
-"""Recall of proposals.
+"""Recall of object proposals.
 
 Shape letters: N proposals and G ground-truth boxes of an image, S numbers of proposals, T IoU thresholds.
 """
@@ -16,7 +16,7 @@ _RECALL_NUMBERS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 
 
 class ProposalRecall(NamedTuple):
-    """The fraction of the objects that proposals find; NaN if there are no objects."""
+    """Fraction of the objects that proposals find; NaN if there are no objects."""
 
     recall: np.ndarray  # (S, T) in [0, 1], by number of proposals and IoU
     average: np.ndarray  # (S,) in [0, 1], by number of proposals
@@ -29,15 +29,15 @@ def proposal_recall(
     iou_thresholds: Sequence[float],
     numbers: Sequence[int],
 ) -> ProposalRecall:
-    """Return the recall and average recall of the first proposals of each image (Hosang et al. 2015).
+    """Compute recall and average recall of the first proposals of each image (Hosang et al. 2015).
 
-    An object's overlap o is its greatest IoU with a proposal; several objects may share their best proposal. Recall at
-    an IoU is the fraction of the objects with o of **at least** that. Average recall is the mean over IoUs from 0.5 to
-    1: 2 * integral of recall = mean of max(2 o - 1, 0).
+    The overlap o of an object is its greatest IoU with a proposal; objects may share a proposal. Recall at an IoU
+    threshold is the fraction of the objects with o **at or above** it. Average recall is the mean over thresholds from
+    0.5 to 1: 2 * integral of recall = mean of max(2 o - 1, 0).
 
     Args:
-        proposals: per image `(N, 4)`, best ranked first; N may differ and be 0.
-        gt_boxes: per image `(G, 4)`, the objects that count (VOC's protocol excludes difficult ones).
+        proposals: `(N, 4)` boxes per image, best first; N may vary and be 0.
+        gt_boxes: `(G, 4)` boxes per image of the objects that count (the VOC protocol excludes difficult ones).
         iou_thresholds: T values in [0, 1].
         numbers: S numbers of proposals per image, each at least 1.
 
@@ -46,7 +46,7 @@ def proposal_recall(
     """
     overlaps = [np.zeros((len(numbers), 0))]
     for boxes, truth in zip(proposals, gt_boxes, strict=True):
-        best = np.zeros((len(boxes) + 1, len(truth)))  # row n: of the first n proposals
+        best = np.zeros((len(boxes) + 1, len(truth)))  # row n: with the first n proposals
         best[1:] = np.maximum.accumulate(box_ops.iou(boxes.astype(np.float64), truth.astype(np.float64)), axis=0)
         overlaps.append(best[np.minimum(numbers, len(boxes))])
     found = np.concatenate(overlaps, axis=1)
@@ -59,15 +59,15 @@ def proposal_recall(
 def split_recall(
     dataset: Dataset, proposals: Mapping[str, np.ndarray], max_boxes: int
 ) -> tuple[list[int], ProposalRecall]:
-    """Return the recall of a dataset's proposals at RECALL_IOUS, without difficult objects.
+    """Compute the recall of a split's proposals at RECALL_IOUS, without difficult objects.
 
     Args:
-        dataset: the images and objects.
+        dataset: The split.
         proposals: `(N, 4)` boxes by image id.
-        max_boxes: the largest number of proposals per image.
+        max_boxes: Maximum number of proposals per image.
 
     Returns:
-        S numbers of proposals up to `max_boxes`, and the recall of each image's first ones.
+        S numbers of proposals up to `max_boxes`, and the recall with that many proposals per image.
     """
     numbers = [*(n for n in _RECALL_NUMBERS if n < max_boxes), max_boxes]
     records = without_difficult(dataset).records
@@ -77,9 +77,9 @@ def split_recall(
 
 
 def recall_table(numbers: Sequence[int], recall: ProposalRecall) -> str:
-    """Format the result of `split_recall` as text: recall by number of proposals and IoU, and average recall."""
+    """Format the result of `split_recall` as a text table, one row per number of proposals."""
     if np.isnan(recall.average).any():
-        return "no objects, or difficult ones only"
+        return "no objects, or only difficult ones"
     shown = [RECALL_IOUS.index(iou) for iou in (0.5, 0.6, 0.7, 0.8, 0.9)]
     lines = ["proposals  " + "".join(f"IoU {RECALL_IOUS[i]:<5}" for i in shown) + "average"]
     for number, row, average in zip(numbers, recall.recall, recall.average, strict=True):

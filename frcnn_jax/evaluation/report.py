@@ -1,6 +1,6 @@
-"""A page on what a detector finds and gets wrong: scores, curves, kinds of error, pictures.
+"""HTML report of a detector's scores, precision-recall curves, kinds of error, and pictures of them.
 
-It is one self-contained HTML file without scripts: pictures are inside, and it needs no server or network.
+The report is one self-contained file without scripts; pictures are embedded.
 
 Shape letters: D detections of one class, O its objects over the split.
 """
@@ -31,8 +31,8 @@ class Diagnosis(NamedTuple):
     label: int
     matches: Matches
     kinds: np.ndarray  # (D,) from `error_kinds`
-    duplicate: np.ndarray  # (D,) bool: a localisation error on an object that has a better ranked hit
-    other_label: np.ndarray  # (D,) label of the object of another class that it overlaps most, 0 if none overlaps
+    duplicate: np.ndarray  # (D,) bool: a localisation error on an object with a better-ranked hit
+    other_label: np.ndarray  # (D,) label of the object of another class that overlaps most, 0 if none does
     object_image: np.ndarray  # (O,) index of the image in the split
     object_boxes: np.ndarray  # (O, 4)
 
@@ -41,10 +41,10 @@ def diagnose(detections: ClassDetections, dataset: Dataset, label: int, *, iou_t
     """Classify the detections of one class by kind of error.
 
     Args:
-        detections: of the class.
-        dataset: the split.
-        label: of the class, 1 to K.
-        iou_threshold: a hit exceeds it; in [0, 1].
+        detections: Detections of the class.
+        dataset: The split.
+        label: The class, 1 to K.
+        iou_threshold: IoU that a hit must exceed, in [0, 1].
     """
     boxes, difficult = class_objects(dataset, label)
     matches = match(detections, boxes, difficult, iou_threshold=iou_threshold)
@@ -67,8 +67,8 @@ def count_kinds(found: Diagnosis) -> Counter[str]:
     """Count objects and the kinds of the best detections, after Hoiem et al. (2012).
 
     Returns:
-        "objects": N, those that are not difficult; each of KINDS: the number among the N best detections that are not
-        ignored; "later": objects hit only by a lower ranked detection; "missed": objects hit by none.
+        "objects": number N of objects that are not difficult; each of KINDS: number among the N best detections that
+        are not ignored; "later": objects hit only by a lower-ranked detection; "missed": objects not hit.
     """
     objects, missed = int(np.sum(~found.matches.difficult)), int(found.matches.missed.sum())
     kinds = Counter(found.kinds[_top(found, objects)].tolist())
@@ -76,7 +76,7 @@ def count_kinds(found: Diagnosis) -> Counter[str]:
 
 
 def _top(found: Diagnosis, count: int) -> np.ndarray:
-    """Ranks of the best `count` detections that are not ignored."""
+    """Return the ranks of the best `count` detections that are not ignored."""
     return np.flatnonzero(~found.matches.ignored)[:count]
 
 
@@ -89,17 +89,17 @@ def write_report(
     *,
     pictures: int = 4,
 ) -> None:
-    """Write the page to `folder`/index.html.
+    """Write the report to `folder`/index.html.
 
     Args:
-        folder: created if it does not exist.
-        dataset: the split.
-        detections: per class.
-        results, curves: from `scores.score`; results may have "step", the checkpoint's.
-        pictures: per class, the number of best hits, worst false positives and largest missed objects shown, each.
+        folder: Output folder; created if it does not exist.
+        dataset: The split.
+        detections: K detections, one `ClassDetections` per class.
+        results, curves: Results and curves from `scores.score`; results may include the "step" of the checkpoint.
+        pictures: Number of best hits, of worst false positives, and of largest missed objects to show per class.
 
     Raises:
-        InputError: an image can't be loaded.
+        InputError: An image can't be loaded.
     """
     page, counts = [], []
     for label, (name, of_class) in enumerate(zip(dataset.class_names, detections, strict=True), 1):
@@ -145,7 +145,7 @@ def _number(value: float | None) -> str:
 
 
 def _heading(kind: str) -> str:
-    """A kind's name after a square of its colour."""
+    """Return the name of a kind, preceded by a square of its colour."""
     return f'<span class="key" style="background:{KINDS[kind]}"></span>{kind.capitalize()}'
 
 
@@ -165,17 +165,17 @@ def _header(results: Mapping[str, Any], counts: Iterable[Counter[str]]) -> str:
         _heading("confusion"): "IoU of at least 0.1 with an object of another class.",
         _heading("background"): "Anything else.",
         "Found later": "Objects hit only by a detection ranked below the N best.",
-        "Missed": "Objects hit by no detection, however low its score.",
+        "Missed": "Objects not hit by any detection, whatever its score.",
     }
     terms = "\n".join(f"<dt>{term}</dt><dd>{escape(meaning)}</dd>" for term, meaning in meanings.items())
     return f"""<h1>Detection report: mAP {_number(results["map"])}</h1>
 <p>{escape(", ".join(filter(None, facts)))}</p>
 <details><summary>How to read this</summary>
-<p>Each detection is of the first kind that applies (Hoiem, Chodpathumwan and Dai, “Diagnosing error in object
-detectors”, 2012). For a class with N objects, the N detections with the highest scores are counted: those of a perfect
-detector would all be correct. Difficult objects, and detections on them, do not count.</p>
+<p>The kind of a detection is the first that applies (Hoiem, Chodpathumwan and Dai, “Diagnosing error in object
+detectors”, 2012). For a class with N objects, the N detections with the highest scores are counted; for a perfect
+detector, all of them are correct. Difficult objects, and detections on them, do not count.</p>
 <dl>{terms}</dl>
-<p>In pictures, ground truth is white, and a detection has the colour of its kind.</p></details>"""
+<p>In pictures, ground truth is white and detections have the colour of their kind.</p></details>"""
 
 
 def _table(class_names: Sequence[str], counts: Sequence[Counter[str]], results: Mapping[str, Any]) -> str:
@@ -228,7 +228,7 @@ def _section(
 
 
 def _detection(found: Diagnosis, rank: int, dataset: Dataset) -> str:
-    """The figure of a detection, and the objects that decided its kind."""
+    """Return the figure of a detection and the objects that determine its kind."""
     ranked, kind = found.matches.ranked, str(found.kinds[rank])
     record, box, confused = dataset.records[ranked.image[rank]], ranked.boxes[[rank]], kind == "confusion"
     truth = record.boxes[record.labels == (found.other_label[rank] if confused else found.label)]
@@ -240,7 +240,7 @@ def _detection(found: Diagnosis, rank: int, dataset: Dataset) -> str:
 
 
 def _missed(found: Diagnosis, number: int, dataset: Dataset) -> str:
-    """The figure of an object, and the detection of its class that overlaps it most."""
+    """Return the figure of a missed object and the detection of its class that overlaps it most."""
     truth, image, ranked = found.object_boxes[[number]], found.object_image[number], found.matches.ranked
     (ranks,) = np.nonzero(ranked.image == image)
     overlaps = box_ops.iou(truth, ranked.boxes[ranks].astype(np.float64))[0]
@@ -252,7 +252,7 @@ def _missed(found: Diagnosis, number: int, dataset: Dataset) -> str:
 
 
 def _figure(record: Record, truth: np.ndarray, detection: np.ndarray, kind: str, caption: str) -> str:
-    """The part of an image around ground truth and a detection of some kind, each `(0 or more, 4)`."""
+    """Return the figure of an image cropped to `(N, 4)` ground truth and `(N, 4)` detections of a kind."""
     colours = [*["white"] * len(truth), *[KINDS.get(kind, "grey")] * len(detection)]
     file = io.BytesIO()
     picture = crop_boxes(record.load(), np.concatenate([truth, detection]), colours, width=256, height=192)
@@ -263,7 +263,7 @@ def _figure(record: Record, truth: np.ndarray, detection: np.ndarray, kind: str,
 
 
 def _curve(curve: Curve, ap: float | None) -> str:
-    """Precision over recall as SVG, in the colour of the text."""
+    """Return the precision-recall curve as SVG, in the colour of the text."""
     points = np.round(2 * np.stack([30 + 200 * curve.recall, 150 - 140 * curve.precision], axis=1)) / 2
     points = points[np.any(np.diff(points, axis=0, prepend=-1) != 0, axis=1)]
     line = " ".join(f"{x:g},{y:g}" for x, y in points)

@@ -1,4 +1,4 @@
-"""Scores of detections over a split by the VOC protocol, wherever the detections come from.
+"""Scores of detections in a split by the VOC protocol, for detections from any source.
 
 Detections are one `ClassDetections` per class, in the order of `Dataset.class_names`. Difficult objects are excluded
 in `metrics.match`.
@@ -15,7 +15,6 @@ from frcnn_jax.data.records import Dataset
 from frcnn_jax.evaluation.metrics import (
     ClassDetections,
     Curve,
-    Detections,
     average_precision,
     mean_average_precision,
     precision_recall,
@@ -26,11 +25,11 @@ def class_objects(dataset: Dataset, label: int) -> tuple[list[np.ndarray], list[
     """Return the objects of one class, difficult ones included.
 
     Args:
-        dataset: the split.
-        label: 1 to K.
+        dataset: The split.
+        label: The class, 1 to K.
 
     Returns:
-        The `(G, 4)` boxes and the `(G,)` bool flags "difficult", per image of the split.
+        `(G, 4)` boxes and `(G,)` bool "difficult" flags, per image of the split.
     """
     own = [(record, record.labels == label) for record in dataset.records]
     return [record.boxes[m] for record, m in own], [record.difficult[m] for record, m in own]
@@ -46,17 +45,17 @@ def score(
     """Score the detections of a split by the VOC protocol.
 
     Args:
-        detections: per class.
-        dataset: the split.
+        detections: K detections, one `ClassDetections` per class.
+        dataset: The split.
         metric: "voc07_11point" or "area", see `metrics.average_precision`.
-        iou_threshold: a hit exceeds it; in [0, 1].
+        iou_threshold: IoU that a hit must exceed, in [0, 1].
 
     Returns:
-        The results `{"map", "protocol", "iou_threshold", "images", "aps", "seconds_per_image"}`, the last one None, and
-        by class name its curve and AP. A class without counted objects has AP None and is no part of the mean.
+        Results `{"map", "protocol", "iou_threshold", "images", "aps", "seconds_per_image"}`, the last one None, and
+        curve and AP by class name. A class without objects that count has AP None and is excluded from the mean.
 
     Raises:
-        ValueError: an unknown metric.
+        ValueError: The metric is unknown.
     """
     curves: dict[str, tuple[Curve, float | None]] = {}
     for label, (name, found) in enumerate(zip(dataset.class_names, detections, strict=True), 1):
@@ -74,30 +73,15 @@ def score(
     return results, curves
 
 
+def format_score(value: float | None) -> str:
+    """Format a score with four decimals; "-" for None."""
+    return "-" if value is None else f"{value:.4f}"
+
+
 def results_table(results: Mapping[str, Any]) -> str:
-    """Format the results of `score` as a text table: AP per class, then mAP."""
+    """Format the results of `score` as a text table of AP per class and mAP."""
     width = max(map(len, results["aps"]))
     rows = [*results["aps"].items(), ("mAP", results["map"])]
-    *lines, total = (f"{name:<{width}}  {'-' if ap is None else format(ap, '.4f')}" for name, ap in rows)
+    *lines, total = (f"{name:<{width}}  {format_score(ap)}" for name, ap in rows)
     how = f"{results['protocol']}, IoU > {results['iou_threshold']}, {results['images']} images"
     return "\n".join([*lines, f"{total}  ({how})"])
-
-
-def image_detections(
-    detections: Sequence[ClassDetections], image: int, *, score_threshold: float, max_detections: int = 100
-) -> Detections:
-    """Return the detections of one image, best first.
-
-    Args:
-        detections: per class.
-        image: index of the image in the split.
-        score_threshold: lower scores are dropped.
-        max_detections: at most this many, over all classes.
-    """
-    fields = []
-    for label, found in enumerate(detections, 1):
-        own = (found.image == image) & (found.scores >= score_threshold)
-        fields.append((found.boxes[own], np.full(own.sum(), label, np.int32), found.scores[own]))
-    boxes, labels, scores = (np.concatenate(field) for field in zip(*fields, strict=True))
-    best = np.argsort(-scores, kind="stable")[:max_detections]
-    return Detections(boxes[best], labels[best], scores[best])

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from frcnn_jax.errors import InputError
-from frcnn_jax.files import read_npz, write_whole
+from frcnn_jax.files import read_npz, write_atomic
 from frcnn_jax.models.pixels import CAFFE_MEANS
 from frcnn_jax.models.weights import Arrays, to_canonical
 
@@ -69,10 +69,10 @@ def write_weights(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     """
     path = Path(path)
     if path.suffix == ".npz":
-        write_whole(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
+        write_atomic(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
     elif path.suffix == ".safetensors":
         content = _package("safetensors.numpy").save({name: np.ascontiguousarray(a) for name, a in arrays.items()})
-        write_whole(path, lambda file: file.write(content))
+        write_atomic(path, lambda file: file.write(content))
     else:
         raise InputError(f"{path}: weights are written to .npz or .safetensors files")
 

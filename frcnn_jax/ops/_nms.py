@@ -17,15 +17,15 @@ def nms(boxes: Array, scores: Array, *, iou_threshold: float, max_outputs: int) 
     Args:
         boxes: `(N, 4)`; N may be 0. A box with a NaN is never selected.
         scores: `(N,)`. A box with a score of -inf or NaN is never selected.
-        iou_threshold: a box is dropped if its IoU with a selected box of higher score exceeds this; in [0, 1].
+        iou_threshold: A box is dropped if its IoU with a selected box of higher score exceeds this; in [0, 1].
         max_outputs: M, the number of entries in the result, at least 0.
 
     Returns:
-        indices: `(M,)` int32, the boxes selected in order of falling score; 0 where not valid.
+        Indices: `(M,)` int32, the boxes selected in order of falling score; 0 where not valid.
         valid: `(M,)` bool.
 
     Raises:
-        ValueError: an array has another shape or is not numeric, or a number is out of its range.
+        ValueError: An array has another shape or is not numeric, or a number is out of its range.
     """
     boxes, scores = as_float(boxes, "boxes"), as_float(scores, "scores")
     if boxes.ndim != 2 or boxes.shape[1] != 4:

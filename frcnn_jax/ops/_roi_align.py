@@ -39,18 +39,18 @@ def roi_align(
             axes are those of `features`. Samples more than one cell outside the map count as 0. Corners more than 2^23
             cells away are clipped to that distance. A RoI with a NaN yields 0. RoIs get no gradient.
         output_size: (rows, columns) of bins, each 1 to 255; one number for both.
-        spatial_scale: map cells per image pixel, greater than 0.
-        sampling_ratio: samples per bin along each axis. 0 takes as many as the bin has cells, rounded up, but at most
+        spatial_scale: Map cells per image pixel, greater than 0.
+        sampling_ratio: Samples per bin along each axis. 0 takes as many as the bin has cells, rounded up, but at most
             twice those of the map (torchvision has no limit); RoIs then run one by one, which is slow on accelerators.
-        aligned: whether cell centres lie at half pixels, as is correct. False is the older form, up to half a cell off,
+        aligned: Whether cell centres lie at half pixels, as is correct. False is the older form, up to half a cell off,
             in which a RoI measures at least one cell each way.
 
     Returns:
         `(..., R, rows, columns, C)` of the features' type.
 
     Raises:
-        ValueError: shapes do not match, or a number is out of its range.
-        TypeError: an argument has the wrong type.
+        ValueError: Shapes do not match, or a number is out of its range.
+        TypeError: An argument has the wrong type.
     """
     flat = partial(
         roi_align_flat,
@@ -78,13 +78,13 @@ def roi_align_flat(
         features: `(B, H, W, C)`.
         rois: `(K, 4)`.
         batch_index: `(K,)` integers, the map of each RoI; a RoI whose index is outside [0, B) yields 0.
-        output_size, spatial_scale, sampling_ratio, aligned: as in `roi_align`.
+        output_size, spatial_scale, sampling_ratio, aligned: As in `roi_align`.
 
     Returns:
         `(K, rows, columns, C)`.
 
     Raises:
-        ValueError, TypeError: as in `roi_align`.
+        ValueError, TypeError: As in `roi_align`.
     """
     features, rois, batch_index = check_flat(features, rois, batch_index)
     size, scale = check_output(output_size, spatial_scale)

@@ -48,8 +48,8 @@ def roi_pool(
             Corners more than 2^23 cells away are clipped to that distance. A RoI with a NaN pools nothing. RoIs get no
             gradient.
         output_size: (rows, columns) of bins, each 1 to 255; one number for both.
-        spatial_scale: map cells per image pixel, greater than 0.
-        method: the algorithm: "segment" (`jax.ops.segment_max`), "table" (maxima over windows, four look-ups per bin),
+        spatial_scale: Map cells per image pixel, greater than 0.
+        method: The algorithm: "segment" (`jax.ops.segment_max`), "table" (maxima over windows, four look-ups per bin),
             "loop" (over the cells of each bin) or "auto", the fastest for the backend and the size. All give the same
             bits.
 
@@ -57,8 +57,8 @@ def roi_pool(
         `(..., R, rows, columns, C)` of the features' type; 0 in a bin without cells of the map.
 
     Raises:
-        ValueError: shapes do not match, a number is out of its range, or the method is unknown.
-        TypeError: an argument has the wrong type.
+        ValueError: Shapes do not match, a number is out of its range, or the method is unknown.
+        TypeError: An argument has the wrong type.
     """
     return over_leading_axes(
         partial(roi_pool_flat, output_size=output_size, spatial_scale=spatial_scale, method=method), features, rois
@@ -80,13 +80,13 @@ def roi_pool_flat(
         features: `(B, H, W, C)`.
         rois: `(K, 4)`.
         batch_index: `(K,)` integers, the map of each RoI; a RoI whose index is outside [0, B) pools nothing.
-        output_size, spatial_scale, method: as in `roi_pool`.
+        output_size, spatial_scale, method: As in `roi_pool`.
 
     Returns:
         `(K, rows, columns, C)`.
 
     Raises:
-        ValueError, TypeError: as in `roi_pool`.
+        ValueError, TypeError: As in `roi_pool`.
     """
     features, rois, batch_index = check_flat(features, rois, batch_index)
     size, scale = check_output(output_size, spatial_scale)
@@ -102,7 +102,7 @@ def rois_from_torchvision(rois: Any) -> tuple[Array, Array]:
         rois: `(K, 5)` (batch index, x1, y1, x2, y2), floating point or integers.
 
     Returns:
-        rois: `(K, 4)` float32 (float64 stays), of NumPy or JAX as the input.
+        Rois: `(K, 4)` float32 (float64 stays), of NumPy or JAX as the input.
         batch_index: `(K,)` int32, -1 for NaN.
 
     Raises:
@@ -240,8 +240,8 @@ def bin_edges(
     Args:
         start, end: `(K,)` float32, the RoIs' first and last pixels.
         bins: P.
-        cells: the map's size.
-        spatial_scale: map cells per image pixel.
+        cells: The map's size.
+        spatial_scale: Map cells per image pixel.
 
     Returns:
         Low and high edges, `(K, P)` int32 each, within [0, cells].

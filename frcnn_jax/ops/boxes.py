@@ -48,7 +48,7 @@ def iou(boxes: Array, others: Array) -> Array:
         `(..., N, G)`, in [0, 1].
 
     Raises:
-        ValueError: an argument has another shape or is not numeric.
+        ValueError: An argument has another shape or is not numeric.
     """
     xp, boxes, others = _check_boxes(2, boxes=boxes, others=others)
     a, b = boxes[..., :, None, :], others[..., None, :, :]
@@ -69,7 +69,7 @@ def encode(rois: Array, gt_boxes: Array) -> Array:
         `(..., 4)`: (dx, dy, dw, dh), relative to the RoI's size, dw and dh as logarithms; not normalised.
 
     Raises:
-        ValueError: an argument has another shape or is not numeric.
+        ValueError: An argument has another shape or is not numeric.
     """
     xp, rois, gt_boxes = _check_boxes(rois=rois, gt_boxes=gt_boxes)
     (centre, size), (gt_centre, gt_size) = _centre_and_size(rois), _centre_and_size(gt_boxes)
@@ -87,7 +87,7 @@ def decode(rois: Array, deltas: Array) -> Array:
         `(..., 4)` boxes, not clipped.
 
     Raises:
-        ValueError: an argument has another shape or is not numeric.
+        ValueError: An argument has another shape or is not numeric.
     """
     xp, rois, deltas = _check_boxes(rois=rois, deltas=deltas)
     centre, size = _centre_and_size(rois)
@@ -100,13 +100,13 @@ def clip(boxes: Array, height: Array, width: Array) -> Array:
 
     Args:
         boxes: `(..., 4)`.
-        height, width: the image's size in pixels, numbers or arrays that broadcast with `boxes[..., 0]`.
+        height, width: The image's size in pixels, numbers or arrays that broadcast with `boxes[..., 0]`.
 
     Returns:
         Clipped boxes of the shape of `boxes`.
 
     Raises:
-        ValueError: an argument has another shape or is not numeric.
+        ValueError: An argument has another shape or is not numeric.
     """
     _, boxes = _check_boxes(boxes=boxes)
     height, width = _per_box(height, "height", boxes), _per_box(width, "width", boxes)
@@ -120,13 +120,13 @@ def flip(boxes: Array, width: Array) -> Array:
 
     Args:
         boxes: `(..., 4)`.
-        width: the image's width in pixels, a number or an array that broadcasts with `boxes[..., 0]`.
+        width: The image's width in pixels, a number or an array that broadcasts with `boxes[..., 0]`.
 
     Returns:
         Mirrored boxes of the shape of `boxes`.
 
     Raises:
-        ValueError: an argument has another shape or is not numeric.
+        ValueError: An argument has another shape or is not numeric.
     """
     _, boxes = _check_boxes(boxes=boxes)
     x, y = _per_box(width, "width", boxes) - boxes[..., 2::-2] - 1, boxes[..., 1::2]
@@ -138,13 +138,13 @@ def scale(boxes: Array, factor: Array) -> Array:
 
     Args:
         boxes: `(..., 4)`.
-        factor: new pixels per old pixel, in float32; a number or an array that broadcasts with `boxes[..., 0]`.
+        factor: New pixels per old pixel, in float32; a number or an array that broadcasts with `boxes[..., 0]`.
 
     Returns:
         Scaled boxes of the shape of `boxes`.
 
     Raises:
-        ValueError: an argument has another shape or is not numeric.
+        ValueError: An argument has another shape or is not numeric.
     """
     _, boxes = _check_boxes(boxes=boxes)
     return boxes * _per_box(factor, "factor", boxes)
@@ -172,7 +172,7 @@ def unique_rois(rois: np.ndarray, spatial_scale: float, level: np.ndarray | int 
 
     Args:
         rois: `(N, 4)`.
-        spatial_scale: map cells per pixel.
+        spatial_scale: Map cells per pixel.
         level: `(N,)` image scales of the RoIs, or one for all.
 
     Returns:

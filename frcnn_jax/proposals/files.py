@@ -69,7 +69,8 @@ def read_proposals(
         `(N, 4)` float32 boxes (x1, y1, x2, y2) by image id, 0-based and inclusive.
 
     Raises:
-        InputError: A file is missing, malformed or of an unknown kind or version, or none of the images has proposals.
+        InputError: A file is missing, malformed or of an unknown kind or version, none of the images has proposals, or
+            `max_boxes` is below 1.
     """
     if max_boxes is not None and max_boxes < 1:
         raise InputError(f"max_boxes must be at least 1, got {max_boxes}")

@@ -23,7 +23,7 @@ from frcnn_jax.data.problems import OnProblem, ReportTo, stop
 from frcnn_jax.data.records import check_image
 from frcnn_jax.data.workers import end_with_parent
 from frcnn_jax.errors import InputError
-from frcnn_jax.files import write_whole
+from frcnn_jax.files import write_atomic
 
 MODES = ("fast", "quality")
 _CLUSTER_LIMIT = 1024  # images submitted at a time
@@ -96,7 +96,7 @@ def cached_selective_search(load: Callable[[], np.ndarray], cache_dir: Path, mod
     except (FileNotFoundError, ValueError, EOFError):  # missing or truncated
         boxes = selective_search(image, mode=mode, max_boxes=max_boxes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda file: np.save(file, boxes.astype(np.uint16), allow_pickle=False))
+    write_atomic(path, lambda file: np.save(file, boxes.astype(np.uint16), allow_pickle=False))
     return boxes
 
 

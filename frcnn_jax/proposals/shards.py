@@ -14,7 +14,7 @@ import numpy as np
 
 from frcnn_jax.data.records import check_boxes
 from frcnn_jax.errors import InputError
-from frcnn_jax.files import write_whole
+from frcnn_jax.files import write_atomic
 
 LARGEST_SIDE = 1 << 16  # pixels: boxes are uint16
 _FORMAT, _VERSION = "frcnn_jax proposals", 1
@@ -50,7 +50,7 @@ def write_proposals(path: str | Path, proposals: Mapping[str, np.ndarray]) -> No
         for part in parts:
             np.save(file, part, allow_pickle=False)
 
-    write_whole(path, write)
+    write_atomic(path, write)
 
 
 def _read_array(file: BinaryIO) -> np.ndarray:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from frcnn_jax.data.batches import Sizes, TestBatches, prefetch
 from frcnn_jax.data.records import Record
 from frcnn_jax.errors import InputError
-from frcnn_jax.files import read_npz, write_whole
+from frcnn_jax.files import read_npz, write_atomic
 from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.ops import boxes as box_ops
 
@@ -123,7 +123,7 @@ class HardNegativeSVMs:
         """Write the state and further arrays to a .npz file, atomically."""
         arrays = {f"{name}_{k}": a for name in ("positives", "negatives") for k, a in enumerate(getattr(self, name))}
         arrays |= {name: getattr(self, name) for name in ("added", "weights", "biases")}
-        write_whole(path, lambda file: np.savez(file, allow_pickle=False, **arrays, **more))
+        write_atomic(path, lambda file: np.savez(file, allow_pickle=False, **arrays, **more))
 
     @classmethod
     def load(cls, path: Path, *, seed: int = 0) -> tuple["HardNegativeSVMs", dict[str, np.ndarray]]:

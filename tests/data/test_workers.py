@@ -50,7 +50,7 @@ def test_a_signal_to_all_is_for_the_parent(tmp_path, number):
         os.killpg(parent.pid, number)
         _, errors = parent.communicate(timeout=60)
     assert parent.returncode == 75
-    assert errors.splitlines()[-1] == f"interrupted: the same command goes on from what {tmp_path / 'w'} holds"
+    assert errors.splitlines()[-1] == f"interrupted: run the same command to resume from {tmp_path / 'w'}"
     assert "Traceback" not in errors
     assert len(group) > 2
     assert all_end(group)

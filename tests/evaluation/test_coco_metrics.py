@@ -35,16 +35,19 @@ RESULT = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 10, 20], "score": 0.5}
 @pytest.mark.parametrize(
     ("results", "text"),
     [
-        ([RESULT, {**RESULT, "image_id": 9}], "result 1: no image 9 or category 1"),
-        ([{**RESULT, "category_id": 0}], "result 0: no image 1 or category 0"),
-        ([{**RESULT, "bbox": [1, 2]}], "result 0: image_id, category_id, bbox and score are expected"),
-        ([{**RESULT, "bbox": [1, 2, 3, 10**400]}], "result 0: image_id"),
-        ([{**RESULT, "image_id": []}], "result 0: image_id"),
+        ([RESULT, {**RESULT, "image_id": 9}], "result 1: unknown image 9 or category 1"),
+        ([{**RESULT, "category_id": 0}], "result 0: unknown image 1 or category 0"),
+        ([{**RESULT, "bbox": [1, 2]}], "result 0: expected image_id, category_id, bbox and score"),
+        ([{**RESULT, "bbox": [1, 2, 3, 10**400]}], "result 0: expected image_id"),
+        ([{**RESULT, "image_id": []}], "result 0: expected image_id"),
         ([{**RESULT, "score": float("nan")}], r"result 0: bbox \[1, 2, 10, 20\] or score nan is not finite"),
-        ([{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}], r"result 0: image_id.*\(KeyError\('score'\)\)"),
-        ([3], "result 0: image_id"),
-        (3, "a list of results is expected, got 3"),
-        ({"images": []}, "a list of results is expected, got {'images': "),
+        (
+            [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}],
+            r"result 0: expected image_id.*\(KeyError\('score'\)\)",
+        ),
+        ([3], "result 0: expected image_id"),
+        (3, "expected a list of results, got 3"),
+        ({"images": []}, "expected a list of results, got {'images': "),
     ],
 )
 def test_names_the_result(results, text):
@@ -55,17 +58,17 @@ def test_names_the_result(results, text):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"annotations": [annotation(image_id=5)]}, "annotation 0: no image 5 or category 3"),
-        ({"annotations": [{"id": 1}]}, "annotation 0: image_id, category_id, bbox are expected"),
-        ({"annotations": None}, "a list of annotations is expected, got None"),
-        ({"categories": [{"id": 1}]}, "not those of a COCO instances file"),
-        ({"images": 3}, "not those of a COCO instances file"),
+        ({"annotations": [annotation(image_id=5)]}, "annotation 0: unknown image 5 or category 3"),
+        ({"annotations": [{"id": 1}]}, "annotation 0: expected image_id, category_id, bbox"),
+        ({"annotations": None}, "expected a list of annotations, got None"),
+        ({"categories": [{"id": 1}]}, "not a COCO instances file"),
+        ({"images": 3}, "not a COCO instances file"),
     ],
 )
 def test_names_the_annotation(changes, text):
     with pytest.raises(InputError, match=text):
         coco_metrics({**coco_ground_truth(make_dataset()), **changes}, [])
-    with pytest.raises(InputError, match="not those of a COCO instances file"):
+    with pytest.raises(InputError, match="not a COCO instances file"):
         coco_metrics({"images": []}, [])
 
 

@@ -104,8 +104,8 @@ def test_comp4_comes_back_with_its_scores(shared, tmp_path):
 def test_names_that_a_file_can_not_hold_are_refused(tmp_path):
     dataset = make_dataset()
     spaced = Dataset(dataset.class_names, [replace(dataset.records[0], image_id="my photo")])
-    with pytest.raises(InputError, match="image id 'my photo' can't be used in a result file: it has white space"):
+    with pytest.raises(InputError, match="image id 'my photo' can't be used in a result file: it contains white space"):
         write_comp4(tmp_path, [], spaced, year=2007, split="val")
-    with pytest.raises(InputError, match=r"'a/b' can't be part of the name of a result file"):
+    with pytest.raises(InputError, match=r"'a/b' can't be used in the name of a result file"):
         write_comp4(tmp_path, [], dataset, year=2007, split="a/b")
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,14 @@ from examples import ROOT, make_dataset, run_on_devices
 
 from frcnn_jax.data.batches import Sizes, TestBatches, prepare_test
 from frcnn_jax.data.synthetic import draw_scene
-from frcnn_jax.evaluation.predict import DetectionOptions, make_predict_step, predict_split, select_detections
+from frcnn_jax.evaluation.metrics import ClassDetections
+from frcnn_jax.evaluation.predict import (
+    DetectionOptions,
+    image_detections,
+    make_predict_step,
+    predict_split,
+    select_detections,
+)
 from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.models.networks import get_network
 from frcnn_jax.models.pixels import PixelNorm
@@ -107,6 +114,23 @@ def test_select_detections_by_hand():
     got = select_detections(boxes, scores, valid, 0.3, 10)
     np.testing.assert_array_equal(got.labels, [2, 1])
     np.testing.assert_array_equal(got.boxes, boxes[[1, 0], [0, 0]])
+
+
+def test_image_detections_are_best_first():
+    classes = [
+        ClassDetections(np.array([0, 1, 0]), np.array([0.3, 0.9, 0.8]), np.arange(12.0).reshape(3, 4)),
+        ClassDetections(np.array([0]), np.array([0.5]), np.zeros((1, 4))),
+    ]
+    found = image_detections(classes, 0, score_threshold=0.4)
+    np.testing.assert_array_equal(found.scores, [0.8, 0.5])
+    np.testing.assert_array_equal(found.labels, [1, 2])
+
+
+def test_image_detections_are_limited_over_all_classes():
+    classes = [ClassDetections(np.zeros(3, int), np.array([0.1, 0.2, 0.3]) + k / 100, np.zeros((3, 4))) for k in (0, 1)]
+    found = image_detections(classes, 0, score_threshold=0, max_detections=3)
+    np.testing.assert_allclose(found.scores, [0.31, 0.3, 0.21])
+    np.testing.assert_array_equal(found.labels, [2, 1, 2])
 
 
 def test_a_pyramid_equals_each_scale_by_itself(model_and_variables, rng):

@@ -61,4 +61,4 @@ def test_split_recall_without_difficult_objects():
         "       10  1.000    1.000    1.000    1.000    1.000    1.000",
     ]
     numbers, recall = split_recall(Dataset(dataset.class_names, [hard]), proposals, 10)
-    assert recall_table(numbers, recall) == "no objects, or difficult ones only"
+    assert recall_table(numbers, recall) == "no objects, or only difficult ones"

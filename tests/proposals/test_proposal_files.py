@@ -284,8 +284,8 @@ def test_missing_and_unknown_files(tmp_path):
 def test_what_can_not_be_written(tmp_path):
     with pytest.raises(InputError, match=r"written to \.proposals files"):
         write_proposals(tmp_path / "a.npz", BOXES)
-    for value in (-1, 65536, np.nan):
-        with pytest.raises(InputError, match="boxes of image 'a' are not within 0 to 65535"):
+    for value, problem in ((-1, "are not within 0 to 65535"), (65536, "are not within"), (np.nan, "must be finite")):
+        with pytest.raises(InputError, match=f"boxes of image 'a' {problem}"):
             write_proposals(tmp_path / "a.proposals", {"a": np.array([[0, 0, value, 5]])})
     assert not list(tmp_path.iterdir())
 

@@ -212,7 +212,9 @@ def test_test_batches_come_in_order():
 def test_voc_needs_few_shapes_and_little_padding(shared):
     """At most 6 step programs in an epoch; at most 15 % of the canvases is padding."""
     records = read_voc(shared / "voc" / "VOCdevkit", split="train").records
-    batches = TrainingBatches(records, {}, STATS, [Sizes(600, 1000)], PixelNorm(), steps=1)
+    proposals = dict.fromkeys((record.image_id for record in records), np.zeros((0, 4)))
+    stats = {"mean": np.zeros((21, 4)), "std": np.ones((21, 4))}
+    batches = TrainingBatches(records, proposals, stats, [Sizes(600, 1000)], PixelNorm(), steps=1)
     shapes, pixels, canvas_pixels = set(), 0, 0
     for batch in batches.plan(0):
         for entry in batch:

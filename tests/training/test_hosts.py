@@ -117,7 +117,7 @@ def test_a_signal_to_one_process_ends_the_other_with_a_line(tmp_path):
     running[1].send_signal(signal.SIGTERM)
     (lost, *_, error), (left, *_, interrupted) = ((code, *errors) for code, errors in ends(running))
     assert (lost, left) == (75, 75)
-    assert interrupted == f"interrupted: the same command goes on from what {tmp_path / 'w'} holds"
+    assert interrupted == f"interrupted: run the same command to resume from {tmp_path / 'w'}"
     assert re.fullmatch(r"interrupted: another process ended or is unreachable \(.*\); run the same commands .*", error)
 
 
