@@ -444,7 +444,7 @@ ROWS = {
         )
     ),
     "load_proposals": Row(
-        errors=(((DATASET,), {"source": "missing.npz", "cache_dir": "missing"}, "missing.npz: no such file"),)
+        errors=(((DATASET,), {"source": "missing.npz", "cache_dir": "missing"}, "missing.npz: no such proposal file"),)
     ),
     "write_proposals": Row(
         errors=(

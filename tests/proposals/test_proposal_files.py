@@ -181,7 +181,7 @@ def test_another_data_set(tmp_path):
     assert set(read_proposals(path, sizes=sizes, on_problem=problems.append)) == set(BOXES)
     assert len(problems) == 2
     np.savez(tmp_path / "none.npz")
-    with pytest.raises(InputError, match="it has none; is it"):
+    with pytest.raises(InputError, match="it has no images; is it"):
         read_proposals(tmp_path / "none.npz", sizes=SIZES)
 
 
