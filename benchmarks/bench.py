@@ -10,7 +10,7 @@ RoIs of each.
 
 On a CPU: float32, all cores, an image of 600x800 (ours in its canvas of 608x800). The operations of the convolutions
 and fully connected layers over the time are also given as a share of the rate that the machine's own product of large
-float32 matrices reaches in the same run.
+float32 matrices reaches in turns with them.
 
 detect  the detection steps, and both by part
 svd     ours with fc6 and fc7 factored (section 3.1) against theirs unfactored
@@ -46,7 +46,7 @@ from bench_inputs import (
     Step,
     chain,
     cpu_name,
-    matrix_rate,
+    matrix_product,
     medians,
     test_inputs,
     training_batch,
@@ -174,13 +174,16 @@ def bench_cpu(network: Network, image: np.ndarray, rois: np.ndarray, wanted: set
     print(
         f"detection is {len(compiled[COMPILATION[-1]])} program, compiled in {sum(map(sum, compiled.values())):.1f} s"
     )
-    rate = matrix_rate(np.float32, jax.devices("cpu")[0], PROBE, repeat)
-    print(f"a float32 product of {PROBE} x {PROBE} matrices reaches {rate / 1e9:.0f} GFLOP/s")
 
-    def share(seconds: Mapping[str, float], images: int, rois: int, train: bool) -> None:
-        operations = count(network, batch["image"].shape[1:3], images, rois, train=train).operations
-        shares = (f"{name} {operations / seconds[name] / rate:.0%}" for name in ("ours", "theirs") if name in seconds)
-        print(f"  {operations / 1e12:.2f} TFLOP; of that rate: {', '.join(shares)}")
+    def timed(runs: Mapping[str, Run], operations: int) -> dict[str, float]:
+        """Median seconds, and with them the shares of the rate of a product of matrices that takes its turns."""
+        seconds = medians({**runs, "product": matrix_product(PROBE)}, repeat)
+        rate = 2 * PROBE**3 / seconds.pop("product")
+        shares = (f"{name} {operations / spent / rate:.0%}" for name, spent in seconds.items() if name != "svd")
+        print(
+            f"{operations / 1e12:.2f} TFLOP, at {rate / 1e9:.0f} GFLOP/s of a product of matrices: {', '.join(shares)}"
+        )
+        return seconds
 
     try:
         from torch_program import TorchProgram
@@ -199,10 +202,11 @@ def bench_cpu(network: Network, image: np.ndarray, rois: np.ndarray, wanted: set
         factored = network.build(CLASSES, fc_ranks=RANKS)
         small, predict_small = init_variables(factored, jax.random.key(0)), make_predict_step(factored)
         runs["svd"] = lambda: jax.device_get(predict_small(small, batch))
-    seconds = medians(runs, repeat) if wanted - {"step", "compile"} else {}
+    canvas = batch["image"].shape[1:3]
+    if wanted - {"step", "compile"}:
+        seconds = timed(runs, count(network, canvas, 1, ROIS, train=False).operations)
     if "detect" in wanted:
         say("detection", seconds["ours"], seconds.get("theirs"))
-        share(seconds, 1, ROIS, False)
         by_part = part_medians(ours, repeat), part_medians(theirs, repeat)
         for name, spent in by_part[0].items():
             say(f"  {name}", spent, by_part[1].get(name))
@@ -216,9 +220,8 @@ def bench_cpu(network: Network, image: np.ndarray, rois: np.ndarray, wanted: set
         training, step = training_batch(batch), Step(model, variables, network.frozen)
         steps: dict[str, Run] = {"ours": lambda: step(training).block_until_ready()}
         steps |= {"theirs": peer.step(training)} if peer else {}
-        seconds = medians(steps, repeat)
+        seconds = timed(steps, count(network, canvas, 2, 64, train=True).operations)
         say("training step", seconds["ours"], seconds.get("theirs"))
-        share(seconds, 2, 64, True)
     if "compile" in wanted:
         with tempfile.TemporaryDirectory() as cache:
             for what in ("without", "with"):

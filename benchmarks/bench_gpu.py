@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bench_inputs import CLASSES, Run, Step, chain, matrix_rate, training_batch
+from bench_inputs import CLASSES, Run, Step, chain, matrix_product, medians, training_batch
 from count_operations import ELEMENT, Count, count
 
 from frcnn_jax.data.batches import Batch, Sizes, prepare_test
@@ -96,7 +96,8 @@ def bench_gpu(
     for name, kind in KINDS.items():
         model = network.build(CLASSES, dtype=kind.dtype)
         with jax.default_matmul_precision(kind.precision):
-            rate = matrix_rate(kind.dtype, device, probe, repeat)
+            seconds = medians({"product": matrix_product(probe, kind.dtype, device)}, repeat)["product"]
+            rate = 2 * probe**3 / seconds
             print(f"{name}: products of matrices reach {rate / 1e12:.3g} TFLOP/s")
             far += compare(name, kind, outcome(model, network.frozen, variables, batch, training, device), expected)
             ours = our_programs(model, network.frozen, variables, batch, training, device)

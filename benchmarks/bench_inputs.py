@@ -54,12 +54,12 @@ def cpu_name() -> str:
     return f"{named.get('model name', platform.machine())}, {vectors}"
 
 
-def matrix_rate(dtype: Any, device: jax.Device, size: int, repeat: int) -> float:
-    """Return the operations per second that a product of two square matrices reaches."""
+def matrix_product(size: int, dtype: Any = jnp.float32, device: jax.Device | None = None) -> Run:
+    """Return a run of a product of two square matrices, `2 * size**3` operations."""
     matrix = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
     matrix = jax.device_put(jnp.asarray(matrix, dtype), device)
     product = jax.jit(jnp.matmul)
-    return 2 * size**3 / medians({"": lambda: product(matrix, matrix).block_until_ready()}, repeat)[""]
+    return lambda: product(matrix, matrix).block_until_ready()
 
 
 def test_inputs(path: Path | None, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from frcnn_jax import __version__
 from frcnn_jax.errors import InputError, run_main
 
 # name: (module, help)
@@ -70,9 +71,13 @@ def main() -> None:
         epilog="Run `frcnn NAME --help` for the arguments of a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", help=argparse.SUPPRESS)
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("name", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.name is None:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
     if args.name not in COMMANDS:
         parser.exit(2, f"frcnn: unknown command {args.name!r}; choose from {', '.join(COMMANDS)}\n")
     sys.argv[1:] = args.arguments

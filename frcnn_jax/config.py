@@ -8,6 +8,7 @@ import difflib
 import importlib.util
 import json
 import re
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -69,6 +70,7 @@ _STEPS = Check(lambda value, _: _integers(value, 0), "steps, integers of 0 or mo
 _SEED = Check(lambda value, _: 0 <= value < 2**32, "0 or more and below 2^32")
 _PROFILE = Check(lambda v, _: not v or (len(v) == 2 and _integers(v, 1) and v[0] <= v[1]), "empty or (first, last)")
 _RANKS = Check(lambda v, _: len(v) in (0, 2) and _integers(v, 0), "empty or two integers, 0 for a full layer")
+_STEP_COUNT = Check(lambda value, _: 0 < value < 2**31, "over 0 and below 2^31")
 _SCALES = Check(lambda v, c: _integers(v, 1) and max(v, default=0) <= c["max_size"], "sides of 1 to max_size")
 _ROIS = Check(
     lambda v, c: v > 0 and c["images_per_batch"] > 0 and v % c["images_per_batch"] == 0,
@@ -110,7 +112,7 @@ FIELDS: dict[str, Field] = {
     "max_size": Field(
         192,
         "Maximum longer side of a resized image, in pixels; at least min_size.",
-        Check(lambda value, config: value >= config["min_size"], "at least min_size"),
+        Check(lambda value, config: config["min_size"] <= value <= 10_000, "at least min_size and at most 10000"),
         at_test=True,
     ),
     "scales": Field((), "Several min_size (section 5.2): one drawn per image; a pyramid at test.", _SCALES, True),
@@ -131,7 +133,7 @@ FIELDS: dict[str, Field] = {
     "box_loss_weight": Field(1.0, "Lambda of equation 1, 0 or more; 0 trains the classifier alone.", _NOT_NEGATIVE),
     # Solver; the rate scales with images_per_batch, the steps inversely
     "reference_images": Field(2, "Images per batch for which steps and learning_rate are given.", _POSITIVE),
-    "steps": Field(2000, "Number of training steps, at least 1.", _POSITIVE),
+    "steps": Field(2000, "Number of training steps, at least 1.", _STEP_COUNT),
     "learning_rate": Field(0.01, "Initial learning rate, over 0.", _RATE),
     "learning_rate_drops": Field((1700,), "Steps at which the learning rate is divided by 10.", _STEPS),
     "momentum": Field(0.9, "Momentum of SGD, 0 to 1.", _FRACTION),
@@ -243,7 +245,7 @@ def load_config(recipe: str | None, arguments: Sequence[str]) -> dict[str, Any]:
         InputError: The recipe does not exist or has other fields than FIELDS, an argument or a field is unknown, or a
             value is of the wrong type or out of range.
     """
-    config = _run_recipe(recipe_path(recipe)) if recipe else get_config()
+    config = _run_recipe(recipe_path(recipe)) if recipe is not None else get_config()
     changed = override_config(config, arguments, FIELDS)
     check_config(changed)
     return changed
@@ -253,17 +255,20 @@ def _run_recipe(path: Path) -> ConfigDict:
     spec = importlib.util.spec_from_file_location("recipe", path)
     assert spec
     assert spec.loader
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules["recipe"] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
         config = module.get_config() if hasattr(module, "get_config") else None
-    except OSError as error:  # else a command line would print it without a traceback
+    except (OSError, InputError) as error:  # else a command line would print it without a traceback
         raise RuntimeError(f"{path}: the recipe failed") from error
     if config is None:
         raise InputError(f"{path}: a recipe must define get_config()")
     if not isinstance(config, ConfigDict) or set(config) != set(FIELDS):
         differ = ", ".join(sorted(set(config) ^ set(FIELDS))) if isinstance(config, ConfigDict) else repr(config)
         raise InputError(f"{path}: get_config() must return a ConfigDict with the fields of frcnn_jax.config: {differ}")
+    for name, field in FIELDS.items():
+        if not _has_type(config[name], field.default):
+            raise InputError(f"{path}: {name} must be of type {type(field.default).__name__}, got {config[name]!r}")
     return config
 
 

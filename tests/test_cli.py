@@ -47,3 +47,12 @@ def test_usage_names_the_command(name, monkeypatch, capsys):
         main()
     assert end.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: frcnn {name} ")
+
+
+@pytest.mark.parametrize(("argument", "code", "text"), [((), 2, "commands:\n  train"), (("--version",), 0, "0.")])
+def test_without_a_command(argument, code, text, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["frcnn", *argument])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == code
+    assert text in "".join(capsys.readouterr())

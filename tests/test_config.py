@@ -42,6 +42,7 @@ def test_recipes_are_deltas(recipe):
         ("import no_such_module", ImportError),
         ("config['x']", KeyError),
         ("open('no/file')", RuntimeError),
+        ("c.load_config('no_such_recipe', [])", RuntimeError),
     ],
 )
 def test_an_error_in_a_recipe_keeps_its_traceback(tmp_path, line, error):
@@ -56,6 +57,11 @@ def test_an_error_in_a_recipe_keeps_its_traceback(tmp_path, line, error):
     ("text", "message"),
     [
         ("x = 1", "recipe.py: a recipe must define get_config()"),
+        (
+            "from frcnn_jax.config import FIELDS\nfrom ml_collections import ConfigDict\n"
+            "def get_config(): return ConfigDict({n: f.default for n, f in FIELDS.items()} | {'steps': 'abc'})",
+            "recipe.py: steps must be of type int, got 'abc'",
+        ),
         ("def get_config(): return {}", "must return a ConfigDict with the fields of frcnn_jax.config: {}"),
         (
             "from ml_collections import ConfigDict\ndef get_config(): return ConfigDict({'a': 1})",
@@ -72,13 +78,15 @@ def test_a_file_that_is_no_recipe(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"steps": 0}, r"--config\.steps must be over 0, got 0"),
+        ({"steps": 0}, r"--config\.steps must be over 0 and below 2\^31, got 0"),
         ({"log_every": -1}, "log_every must be over 0"),
         ({"workers": -1}, "workers must be 0 or more"),
         ({"nms_iou": 1.5}, r"nms_iou must be from 0 to 1, got 1\.5"),
         ({"learning_rate": float("nan")}, "learning_rate must be over 0 and finite"),
         ({"learning_rate": float("inf")}, "learning_rate must be over 0 and finite"),
         ({"min_size": 300}, "max_size must be at least min_size"),
+        ({"min_size": 144, "max_size": 10**29}, "max_size must be at least min_size and at most 10000"),
+        ({"steps": 10**20}, "steps must be over 0 and below"),
         ({"candidates_per_class": 600}, "candidates_per_class must be over 0 and at most 512"),
         ({"keep_best": 1}, "keep_best must be 0 or more, and 0 where eval_every is 0, got 1"),
         ({"images_per_batch": 200}, "rois_per_batch must be over 0 and a multiple of images_per_batch, 200, got 128"),

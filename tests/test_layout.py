@@ -33,7 +33,8 @@ def imports(path):
             module = node.module.removeprefix("frcnn_jax").lstrip(".")
             for alias in node.names:
                 inner = f"{module}.{alias.name}".lstrip(".")
-                yield inner if inner in modules() else module
+                if module or inner in modules():  # not `from frcnn_jax import __version__`
+                    yield inner if inner in modules() else module
         elif isinstance(node, ast.Import):
             yield from (a.name.removeprefix("frcnn_jax.") for a in node.names if a.name.startswith("frcnn_jax."))
 

@@ -1,7 +1,8 @@
 """Annotation formats, and the function that reads a split in any of them.
 
 To add a format, write a reader in a new file of this package (`coco.read_coco` is an example): it returns a `Dataset`
-and passes each problem to `on_problem`. Then add a row to `FORMATS`. No other code changes.
+and passes each problem to `on_problem`. Then add a row to `FORMATS`. No other code changes, unless the
+format needs a folder option of its own.
 """
 
 from collections.abc import Callable, Sequence

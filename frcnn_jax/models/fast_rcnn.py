@@ -3,6 +3,7 @@
 Shape letters: B images, R RoIs, K foreground classes, C channels.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,7 +97,9 @@ class FastRCNN(nn.Module):
             image_index: `(B,)` integers folded into the dropout key; 0 to B - 1 if None.
         """
         pooled = self.pooled(images, image_size, rois)
-        return self.head(pooled, train, image_index) if train else self.head(pooled)
+        if train and "image_index" in inspect.signature(self.head.__call__).parameters:
+            return self.head(pooled, train, image_index)
+        return self.head(pooled, train)
 
     def pooled(self, images: jax.Array, image_size: jax.Array, rois: jax.Array) -> jax.Array:
         """Return each RoI's pooled feature, `(B, R, rows, columns, C)`; arguments as in `__call__`."""

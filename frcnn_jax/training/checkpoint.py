@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from frcnn_jax.errors import InputError
@@ -211,13 +212,16 @@ def _restore_step(path: Path, targets: Mapping[str, Any]) -> dict[str, Any]:
                     shapes = f"{stored.get(array, 'absent')}, expected {expected.get(array, 'absent')}"
                     raise InputError(f"{path}: of another network or number of classes: {array} is {shapes}")
             args = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
-            return {name: handler.restore(path / name, args=arg) for name, arg in args.items()}
+            restored = {name: handler.restore(path / name, args=arg) for name, arg in args.items()}
     except InputError:
         raise
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         kind = InputError if _manifest(path).exists() else DamagedError
         raise kind(f"{path}: not a complete checkpoint of this network ({reason})") from None
+    if not _manifest(path).exists() and not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored)):
+        raise DamagedError(f"{path}: without digests, and with values that are not finite")
+    return restored
 
 
 def restore(workdir: Path, step: int | None = None, **targets: Any) -> tuple[dict[str, Any], int]:
@@ -236,7 +240,7 @@ def restore(workdir: Path, step: int | None = None, **targets: Any) -> tuple[dic
     """
     folder, steps = _folder(workdir), saved_steps(workdir)
     if not steps:
-        raise InputError(f"{folder}: no checkpoint; train first: python -m frcnn_jax.train --workdir {workdir}")
+        raise InputError(f"{folder}: no checkpoint; train first: frcnn train --workdir {workdir}")
     if step is not None:
         if step not in steps:
             raise InputError(f"{folder}: no checkpoint of step {step}; available: {steps}")

@@ -135,7 +135,7 @@ class LinearHead(nn.Module):
     num_classes: int = 2
 
     @nn.compact
-    def __call__(self, pooled, train=False, image_index=None):
+    def __call__(self, pooled, train=False):
         x = nn.Dropout(0.5, deterministic=not train)(pooled.reshape(*pooled.shape[:2], -1))
         outputs = nn.Dense(5 * (self.num_classes + 1))(x)
         logits, deltas = outputs[..., : self.num_classes + 1], outputs[..., self.num_classes + 1 :]

@@ -275,3 +275,13 @@ def test_a_workdir_is_locked_until_its_process_dies(tmp_path):
     for _ in range(2):
         with lock_workdir(tmp_path):
             pass
+
+
+def test_a_step_without_digests_must_be_finite(tmp_path, capsys):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, model={"w": jnp.ones(3)})
+        checkpoints.save(2, model={"w": jnp.array([1, jnp.nan, 1])})
+    assert load_model(tmp_path, {"w": jnp.zeros(3)})[1] == 2
+    (tmp_path / "checkpoints" / "2.json").unlink()
+    assert load_model(tmp_path, {"w": jnp.zeros(3)})[1] == 1
+    assert "2: without digests, and with values that are not finite; skipping" in capsys.readouterr().err
