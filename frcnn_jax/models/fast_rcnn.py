@@ -42,8 +42,8 @@ class FastRCNN(nn.Module):
 
     Attributes:
         backbone: `(images (B, H, W, 3), image_size (B, 2)) -> (B, H', W', C)`, with a `spatial_scale`.
-        head: `(pooled) -> (logits (B, R, K + 1), deltas (B, R, K + 1, 4))`, with a `num_classes`; called as
-            `(pooled, True, image_index)` in training.
+        head: `(pooled) -> (logits (B, R, K + 1), deltas (B, R, K + 1, 4))`, with a `num_classes`; in
+            training also given `True` and, if it takes one, `image_index`.
         pool: `(features (B, H', W', C), rois (B, R, 4)) -> (B, R, rows, columns, C)`, RoIs in canvas pixels.
         pixels: How images are normalised before they enter the backbone.
         classifier: "softmax", or "svm" if the logits are the margins of one SVM per class (section 5.4).

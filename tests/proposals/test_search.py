@@ -109,7 +109,7 @@ def test_says_that_a_cache_is_of_another_version(images, tmp_path, capsys):
     for said in (True, False):
         with ThreadPoolExecutor(1) as executor:
             search_images(first, cache_dir=tmp_path, max_boxes=60, executor=executor)
-        assert ("holds selective_search-fast-60-cv3.4.1; this is sel" in capsys.readouterr().err) == said
+        assert ("has selective_search-fast-60-cv3.4.1 but not sel" in capsys.readouterr().err) == said
 
 
 def test_nobody_answers():
