@@ -68,6 +68,9 @@ class Sizes:
 def prepare_image(image: np.ndarray, *, size: Sizes, pixels: PixelNorm) -> Batch:
     """Normalise an image, resize it bilinearly and put it at the top left of its canvas, which is zero elsewhere.
 
+    Samples are 1 / factor pixels apart, as in the paper's code and as for the boxes: the factor is not that between
+    the two sizes, whose new one is rounded.
+
     Args:
         image: `(H, W, 3)` uint8 RGB.
         size: How it is resized.
@@ -85,9 +88,11 @@ def prepare_image(image: np.ndarray, *, size: Sizes, pixels: PixelNorm) -> Batch
     image = check_image(image)
     height, width = image.shape[:2]
     scale = size.scale(height, width)
-    rows, columns = max(round(scale * height), 1), max(round(scale * width), 1)
+    fx, fy = max(scale, 1 / width), max(scale, 1 / height)  # at least one pixel
+    resized = cv2.resize(pixels(image), None, fx=fx, fy=fy, interpolation=cv2.INTER_LINEAR)
+    rows, columns = resized.shape[:2]
     canvas = np.zeros((*size.canvas(height, width), 3), np.float32)
-    canvas[:rows, :columns] = cv2.resize(pixels(image), (columns, rows), interpolation=cv2.INTER_LINEAR)
+    canvas[:rows, :columns] = resized
     return {
         "image": canvas,
         "image_size": np.array([rows, columns], np.int32),
