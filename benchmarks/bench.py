@@ -1,29 +1,27 @@
-r"""Time detection and a training step against a PyTorch and torchvision program of the same network, if installed, in
-one process:
+"""Benchmark of detection and a training step against PyTorch and torchvision, if installed:
 
     python benchmarks/bench.py [--network vgg16] [--image PHOTO] [--only detect,svd,step,rcnn,compile] [--repeat 5]
     python benchmarks/bench.py --platform gpu [--network vgg16] [--image PHOTO] [--repeat 5]
 
-Both sides have the same parameters, the first 2000 RoIs of selective search on the image (ours padded to 2048,
-duplicates kept), and greedy NMS on the 100 best of each of 20 classes. A training step takes two images and 64 of the
-RoIs of each.
+Both programs run in one process, with the same parameters, the first 2000 RoIs of selective search (ours padded to
+2048), and greedy NMS of the 100 best boxes of each of 20 classes. A training step takes the image twice, with 64 RoIs
+each.
 
-On a CPU: float32, all cores, an image of 600x800 (ours in its canvas of 608x800). The operations of the convolutions
-and fully connected layers over the time are also given as a share of the rate that the machine's own product of large
-float32 matrices reaches in turns with them.
+On a CPU: float32, all cores, an image of 600x800 (ours in a canvas of 608x800). In turns with the programs it times a
+product of large float32 matrices. The share of its rate is the number of operations of the convolutions and fully
+connected layers, divided by the time of the program and by that rate.
 
-detect  the detection steps, and both by part
-svd     ours with fc6 and fc7 factored (section 3.1) against theirs unfactored
-step    the training steps
-rcnn    every RoI warped to 224x224 and put through the complete network, as R-CNN does, against ours
-compile the training steps of an epoch on VOC, in fresh processes without and with jax's cache of programs
+detect  detection, and its parts
+svd     detection with fc6 and fc7 factored (section 3.1), against PyTorch's without
+step    a training step
+rcnn    detection as R-CNN does it: every RoI warped to 224x224 and sent through the complete network
+compile compilation of an epoch of training on VOC, in fresh processes, without and with jax's compilation cache
 
-On a GPU: an image of 600x1000, in float32, tf32 and bfloat16. The results are compared with the CPU's float32 first;
-beside the times stand two floors, the operations at the rate that products of large matrices reach there and the bytes
-at that of adding to a large array in place. Exit code 1 where results are further off than rounding explains.
+On a GPU: an image of 600x1000, in float32, tf32 and bfloat16. Results are first compared with the CPU's float32; the
+exit status is 1 if they differ by more than rounding explains. Two lower bounds stand next to the times: operations at
+the rate of a product of large matrices, and bytes at the rate of adding to a large array in place.
 """
 
-import argparse
 import os
 import resource
 import tempfile
@@ -46,6 +44,7 @@ from bench_inputs import (
     Step,
     chain,
     cpu_name,
+    has_torch,
     matrix_product,
     medians,
     test_inputs,
@@ -53,6 +52,7 @@ from bench_inputs import (
 )
 from count_operations import count
 
+from frcnn_jax.cli import check_at_least, command_parser
 from frcnn_jax.data.batches import Batch, Sizes, prepare_test
 from frcnn_jax.errors import InputError, run_main
 from frcnn_jax.evaluation.predict import decode_and_suppress, make_predict_step, select_detections
@@ -64,7 +64,7 @@ PARTS = ("detect", "svd", "step", "rcnn", "compile")
 RANKS = (1024, 256)
 ROWS, COLUMNS = 600, 800
 CROP, CROPS, CROPS_AT_ONCE = 224, 64, 16
-PROBE = 4096  # rows and columns of the matrices whose product is timed
+PROBE = 4096  # rows and columns of the matrices in the timed product
 
 COMPILATION = ("jaxpr_trace_duration", "jaxpr_to_mlir_module_duration", "backend_compile_duration")
 
@@ -81,6 +81,7 @@ def part_medians(parts: Mapping[str, Part], repeat: int) -> dict[str, float]:
 
 
 def our_parts(model: FastRCNN, variables: Any, batch: Batch) -> dict[str, Part]:
+    """Return the parts of detection, in order."""
     convolutions = jax.jit(lambda v, *image: model.apply(v, *image, method=lambda m, *image: m.backbone(*image)))
     pool = jax.jit(model.pool)
     head = jax.jit(lambda v, pooled: model.apply(v, pooled, method=FastRCNN.outputs))
@@ -94,8 +95,8 @@ def our_parts(model: FastRCNN, variables: Any, batch: Batch) -> dict[str, Part]:
 
 
 def host_runs(pixels: PixelNorm, image: np.ndarray, rois: np.ndarray, found: tuple[Any, Any, Any]) -> dict[str, Run]:
-    """Return the work of `Detector` on the host, except proposals."""
-    boxes, scores, valid = (of_batch[0] for of_batch in found)
+    """Return what `Detector` does on the host, except proposals."""
+    boxes, scores, valid = (array[0] for array in found)
     return {
         "prepare": lambda: prepare_test(image, rois, sizes=[Sizes(ROWS, COLUMNS)], pixels=pixels, spatial_scale=1 / 16),
         "select": lambda: select_detections(boxes, scores, valid, 0.05, 100),
@@ -103,7 +104,7 @@ def host_runs(pixels: PixelNorm, image: np.ndarray, rois: np.ndarray, found: tup
 
 
 def rcnn(model: FastRCNN, variables: Any, image: np.ndarray, rois: np.ndarray) -> Run:
-    """Return a run that warps and scores the first CROPS RoIs one by one."""
+    """Return a run that warps and scores the first CROPS RoIs."""
     predict = jax.jit(lambda *args: model.apply(*args, method=FastRCNN.predict))
     sizes = np.full((CROPS_AT_ONCE, 2), CROP, np.int32)
     whole = np.tile(np.array([0, 0, CROP - 1, CROP - 1], np.float32), (CROPS_AT_ONCE, 1, 1))
@@ -118,19 +119,19 @@ def rcnn(model: FastRCNN, variables: Any, image: np.ndarray, rois: np.ndarray) -
 
 
 def count_compilations() -> dict[str, list[float]]:
-    """Return lists that from now on receive the seconds of every compilation, by phase."""
+    """Return lists to which every later compilation appends its seconds, by phase."""
     seconds: dict[str, list[float]] = {name: [] for name in COMPILATION}
 
-    def hear(event: str, duration_secs: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
         if (name := event.rsplit("/", 1)[1]) in seconds:
             seconds[name].append(duration_secs)
 
-    jax.monitoring.register_event_duration_secs_listener(hear)
+    jax.monitoring.register_event_duration_secs_listener(listen)
     return seconds
 
 
 def compile_epoch(network: Network, cache: str) -> tuple[int, float]:
-    """Return the programs and the seconds that steps on the four canvases compile, in a fresh process."""
+    """Return the number of programs and the seconds of compiling a step for each of four canvases."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_compilation_cache_dir", cache)
     model = network.build(CLASSES)
@@ -147,13 +148,13 @@ def compile_epoch(network: Network, cache: str) -> tuple[int, float]:
     return len(compiled[COMPILATION[-1]]), sum(map(sum, compiled.values()))
 
 
-def say(what: str, ours: float, theirs: float | None = None, name: str = "PyTorch") -> None:
+def print_times(what: str, ours: float, theirs: float | None = None, name: str = "PyTorch") -> None:
     peer = "" if theirs is None else f"   {name} {theirs:8.3f} s   ratio {ours / theirs:.2f}"
     print(f"{what:26} ours {ours:8.3f} s{peer}", flush=True)
 
 
 def largest_difference(ours: Mapping[str, Part], theirs: Mapping[str, Part]) -> float:
-    """Return the largest difference between the class probabilities of the two programs."""
+    """Return the largest difference between class probabilities of the two programs."""
     logits = []
     for parts in (ours, theirs):
         scores, _ = chain({name: part for name, part in parts.items() if name != "NMS"})()
@@ -169,35 +170,33 @@ def bench_cpu(network: Network, image: np.ndarray, rois: np.ndarray, wanted: set
 
     compiled, predict = count_compilations(), make_predict_step(model)
     found = jax.device_get(predict(variables, batch))
+    compilation = f"{len(compiled[COMPILATION[-1]])} program, compiled in {sum(map(sum, compiled.values())):.1f} s"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # before torch is imported
     print(f"{os.cpu_count()} cores of {cpu_name()}; jax {jax.__version__}; peak memory {peak:.2f} GiB")
-    print(
-        f"detection is {len(compiled[COMPILATION[-1]])} program, compiled in {sum(map(sum, compiled.values())):.1f} s"
-    )
+    print(f"detection is {compilation}")
 
     def timed(runs: Mapping[str, Run], operations: int) -> dict[str, float]:
-        """Median seconds, and with them the shares of the rate of a product of matrices that takes its turns."""
+        """Return median seconds, and print the shares of the rate of a matrix product timed in turns with the runs."""
         seconds = medians({**runs, "product": matrix_product(PROBE)}, repeat)
         rate = 2 * PROBE**3 / seconds.pop("product")
         shares = (f"{name} {operations / spent / rate:.0%}" for name, spent in seconds.items() if name != "svd")
-        print(
-            f"{operations / 1e12:.2f} TFLOP, at {rate / 1e9:.0f} GFLOP/s of a product of matrices: {', '.join(shares)}"
-        )
+        print(f"a matrix product reaches {rate / 1e9:.0f} GFLOP/s; shares at {operations / 1e12:.3g} TFLOP: ", end="")
+        print(", ".join(shares))
         return seconds
 
-    try:
+    if has_torch():
         from torch_program import TorchProgram
-    except ImportError:
+
+        peer = TorchProgram(network, variables["params"])
+    else:
         peer = None
         print("torch or torchvision is not installed: ours alone")
-    else:
-        peer = TorchProgram(network, variables["params"])
 
     ours, theirs = our_parts(model, variables, batch), peer.parts(batch) if peer else {}
     runs: dict[str, Run] = {"ours": lambda: jax.device_get(predict(variables, batch))}
     if theirs and wanted & {"detect", "svd"}:
         print(f"scores differ by at most {largest_difference(ours, theirs):.1e}")
-        runs["theirs"] = chain(theirs)
+        runs["PyTorch"] = chain(theirs)
     if "svd" in wanted:
         factored = network.build(CLASSES, fc_ranks=RANKS)
         small, predict_small = init_variables(factored, jax.random.key(0)), make_predict_step(factored)
@@ -206,47 +205,45 @@ def bench_cpu(network: Network, image: np.ndarray, rois: np.ndarray, wanted: set
     if wanted - {"step", "compile"}:
         seconds = timed(runs, count(network, canvas, 1, ROIS, train=False).operations)
     if "detect" in wanted:
-        say("detection", seconds["ours"], seconds.get("theirs"))
+        print_times("detection", seconds["ours"], seconds.get("PyTorch"))
         by_part = part_medians(ours, repeat), part_medians(theirs, repeat)
         for name, spent in by_part[0].items():
-            say(f"  {name}", spent, by_part[1].get(name))
-        say("  host", sum(medians(host_runs(model.pixels, image, rois, found), repeat).values()))
+            print_times(f"  {name}", spent, by_part[1].get(name))
+        print_times("  host", sum(medians(host_runs(model.pixels, image, rois, found), repeat).values()))
     if "svd" in wanted:
-        say(f"detection, SVD {RANKS[0]}/{RANKS[1]}", seconds["svd"], seconds.get("theirs"), "PyTorch without")
+        name = f"detection, SVD {RANKS[0]}/{RANKS[1]}"
+        print_times(name, seconds["svd"], seconds.get("PyTorch"), "PyTorch without")
     if "rcnn" in wanted:
         crops = medians({"rcnn": rcnn(model, variables, image, rois)}, 1)["rcnn"] * ROIS / CROPS
-        print(f"R-CNN's way {crops:.0f} s, {crops / seconds['ours']:.0f} times as long as ours")
+        print(f"detection the R-CNN way {crops:.0f} s, {crops / seconds['ours']:.0f} times ours")
     if "step" in wanted:
         training, step = training_batch(batch), Step(model, variables, network.frozen)
         steps: dict[str, Run] = {"ours": lambda: step(training).block_until_ready()}
-        steps |= {"theirs": peer.step(training)} if peer else {}
+        steps |= {"PyTorch": peer.step(training)} if peer else {}
         seconds = timed(steps, count(network, canvas, 2, 64, train=True).operations)
-        say("training step", seconds["ours"], seconds.get("theirs"))
+        print_times("training step", seconds["ours"], seconds.get("PyTorch"))
     if "compile" in wanted:
         with tempfile.TemporaryDirectory() as cache:
             for what in ("without", "with"):
                 with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
                     programs, spent = fresh.submit(compile_epoch, network, cache).result()
-                print(f"an epoch of training is {programs} programs, {what} a cache compiled in {spent:.1f} s")
+                print(f"an epoch of training is {programs} programs, compiled in {spent:.1f} s {what} a cache")
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--platform", choices=("cpu", "gpu"), default="cpu", help="default %(default)s")
     parser.add_argument("--network", default="vgg16", help="a row of models.NETWORKS; default %(default)s")
-    parser.add_argument("--image", type=Path, help="a photograph; an enlarged synthetic scene by default")
-    parser.add_argument("--only", help=f"on cpu, some of {','.join(PARTS)}; all by default")
+    parser.add_argument("--image", type=Path, help="a photograph; default: an enlarged synthetic scene")
+    parser.add_argument("--only", help=f"on a CPU, some of {','.join(PARTS)}; default: all")
     parser.add_argument("--repeat", type=int, default=5)
     args = parser.parse_args(argv)
     wanted, network = set(args.only.split(",") if args.only else PARTS), get_network(args.network)
     if unknown := sorted(wanted - set(PARTS)):
         raise InputError(f"--only must be some of {','.join(PARTS)}, got {unknown[0]!r}")
     if args.platform == "gpu" and args.only:
-        raise InputError("--only is for --platform cpu; the other is one call that does all")
-    if args.repeat < 1:
-        raise InputError(f"--repeat must be at least 1, got {args.repeat}")
+        raise InputError("--only is for --platform cpu")
+    check_at_least(1, repeat=args.repeat)
     if args.platform == "gpu":
         device = find_gpu()
         print(args.network, end=", ")

@@ -1,5 +1,4 @@
-"""What `bench.py --platform gpu` does on one device, in float32, tf32 and bfloat16: detection of an image, 2000 RoIs,
-and a training step of two images are compared with the CPU's float32, timed, and set beside two floors."""
+"""The GPU part of `bench.py`: results compared with the CPU's float32, and times next to two lower bounds."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bench_inputs import CLASSES, Run, Step, chain, matrix_product, medians, training_batch
+from bench_inputs import CLASSES, Run, Step, chain, has_torch, matrix_product, medians, training_batch
 from count_operations import ELEMENT, Count, count
 
 from frcnn_jax.data.batches import Batch, Sizes, prepare_test
@@ -19,22 +18,22 @@ from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables
 from frcnn_jax.models.networks import Network
 from frcnn_jax.ops._roi_pool import roi_pool
 
-IN_A_ROW = 10  # calls that are timed together
+IN_A_ROW = 10  # calls timed together
 
 
 class Kind(NamedTuple):
     """A compute type and the largest `distance` from the CPU's float32 that rounding explains."""
 
     dtype: Any
-    precision: str | None  # of products of float32
-    outputs: float  # the two heads', and the loss
-    momentum: float  # after a step; maxima that change places move gradients, which rounding alone would not
+    precision: str | None  # of float32 matrix products
+    outputs: float  # of both heads, and of the loss
+    momentum: float  # after a step; larger, because a maximum that changes place moves its gradient
 
 
 KINDS = {
     "float32": Kind(jnp.float32, "highest", 1e-4, 1e-2),
     "tf32": Kind(jnp.float32, "tensorfloat32", 1e-2, 1e-1),
-    "bfloat16": Kind(jnp.bfloat16, None, 3e-2, 3e-1),  # on a CPU L is off by 0.9e-2 and 1.2e-1
+    "bfloat16": Kind(jnp.bfloat16, None, 3e-2, 3e-1),  # on a CPU the errors of L are 0.9e-2 and 1.2e-1
 }
 
 
@@ -50,7 +49,7 @@ class Outcome(NamedTuple):
 
     outputs: Any  # logits (1, R, K + 1) and normalised deltas (1, R, K + 1, 4)
     loss: np.ndarray  # of the first training step
-    momentum: Any  # after it: the gradients, decay included, times the rates
+    momentum: Any  # after that step: gradients and weight decay, times the learning rates
 
 
 def find_gpu() -> jax.Device:
@@ -70,19 +69,19 @@ def bench_gpu(
     repeat: int,
     probe: int = 8192,
 ) -> None:
-    """Check, time and print.
+    """Compare detection and a training step with the CPU's results, time them, and print both.
 
     Args:
-        network: A row of the table.
+        network: A row of `NETWORKS`.
         image: `(H, W, 3)` uint8 RGB.
-        rois: `(N, 4)` in its pixels, at least 128.
-        sizes: How it is resized.
-        device: The one that is measured.
-        repeat: How often, of which the median counts.
+        rois: `(N, 4)` in pixels of the image, N >= 128.
+        sizes: Sizes to which the image is resized.
+        device: The device to measure.
+        repeat: Number of timings, of which the median is printed.
         probe: Rows and columns of the matrices whose product is timed.
 
     Raises:
-        InputError: The device's results are further from the CPU's than rounding explains.
+        InputError: The device's results differ from the CPU's by more than rounding explains.
     """
     batch = prepare_test(image, rois, sizes=[sizes], pixels=network.pixels, spatial_scale=None)
     training = training_batch(batch)
@@ -90,25 +89,25 @@ def bench_gpu(
     with jax.default_device(cpu):
         variables = jax.device_get(init_variables(network.build(CLASSES), jax.random.key(0)))
     expected = outcome(network.build(CLASSES), network.frozen, variables, batch, training, cpu)
-    moved = bandwidth(device, probe, repeat)
-    print(f"{device.device_kind}, jax {jax.__version__}; adding in place moves {moved / 1e9:.0f} GB/s")
+    reached = bandwidth(device, probe, repeat)
+    print(f"{device.device_kind}, jax {jax.__version__}; adding in place moves {reached / 1e9:.0f} GB/s")
     far = compare_exact_parts(network, batch, expected, device)
     for name, kind in KINDS.items():
         model = network.build(CLASSES, dtype=kind.dtype)
         with jax.default_matmul_precision(kind.precision):
             seconds = medians({"product": matrix_product(probe, kind.dtype, device)}, repeat)["product"]
             rate = 2 * probe**3 / seconds
-            print(f"{name}: products of matrices reach {rate / 1e12:.3g} TFLOP/s")
+            print(f"{name}: matrix products reach {rate / 1e12:.3g} TFLOP/s")
             far += compare(name, kind, outcome(model, network.frozen, variables, batch, training, device), expected)
             ours = our_programs(model, network.frozen, variables, batch, training, device)
             theirs = torch_programs(network, variables, batch, training, device, name)
             floors = {
-                what: Floor(1e3 * n.operations / rate, 1e3 * (n.weight_bytes + ELEMENT[name] * n.elements) / moved)
+                what: Floor(1e3 * n.operations / rate, 1e3 * (n.weight_bytes + ELEMENT[name] * n.elements) / reached)
                 for what, n in needed(network, batch, training).items()
             }
             report(ours, theirs, floors, repeat)
     if far:
-        raise InputError(f"further from the CPU's results than rounding explains: {'; '.join(far)}")
+        raise InputError(f"results differ from the CPU's by more than rounding explains: {'; '.join(far)}")
 
 
 def needed(network: Network, batch: Batch, training: Batch) -> dict[str, Count]:
@@ -130,16 +129,16 @@ def outcome(
 
 
 def distance(found: Any, expected: Any) -> float:
-    """Return the largest relative error, in the Euclidean norm, over the arrays of two trees."""
+    """Return the largest relative error, in the Euclidean norm, of any array; NaN if there is one."""
 
     def of_array(found: np.ndarray, expected: np.ndarray) -> float:
         return float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), np.finfo(np.float32).tiny))
 
-    return float(np.max(jax.tree.leaves(jax.tree.map(of_array, found, expected))))  # a NaN, if there is one
+    return float(np.max(jax.tree.leaves(jax.tree.map(of_array, found, expected))))
 
 
 def compare(name: str, kind: Kind, found: Outcome, expected: Outcome) -> list[str]:
-    """Print the distances of `found`, and return the names of the results that are too far."""
+    """Print the distances of `found`, and return a text for each that is too large."""
     distances = {part: distance(getattr(found, part), getattr(expected, part)) for part in Outcome._fields}
     print("  from the CPU's float32: " + ", ".join(f"{part} {value:.1e}" for part, value in distances.items()))
     allowed = dict(zip(Outcome._fields, (kind.outputs, kind.outputs, kind.momentum), strict=True))
@@ -151,8 +150,11 @@ def compare(name: str, kind: Kind, found: Outcome, expected: Outcome) -> list[st
 
 
 def compare_exact_parts(network: Network, batch: Batch, expected: Outcome, device: jax.Device) -> list[str]:
-    """RoI pooling has to equal the CPU's to the bit, suppression of the CPU's outputs to keep the same boxes; the names
-    of what does not."""
+    """Check that RoI pooling is bit-identical to the CPU's, and that NMS of the CPU's outputs keeps the same boxes.
+
+    Returns:
+        The names of the parts that fail.
+    """
     rows, columns = (side // round(1 / network.spatial_scale) for side in batch["image"].shape[1:3])
     features = np.random.default_rng(0).normal(size=(1, rows, columns, 64)).astype(np.float32)
     pool = partial(roi_pool, output_size=network.roi_size, spatial_scale=network.spatial_scale)
@@ -165,9 +167,9 @@ def compare_exact_parts(network: Network, batch: Batch, expected: Outcome, devic
             kept.append(jax.device_get(jax.jit(decode_and_suppress)(scores, deltas, batch)))
     equal = {
         "RoI pooling": np.array_equal(*pooled),
-        "suppression": all(np.allclose(a, b, rtol=1e-5, atol=1e-3) for a, b in zip(*kept, strict=True)),
+        "NMS": all(np.allclose(a, b, rtol=1e-5, atol=1e-3) for a, b in zip(*kept, strict=True)),
     }
-    print(", ".join(f"{what} {'as' if same else 'NOT as'} the CPU's" for what, same in equal.items()))
+    print(", ".join(f"{what} {'equals' if same else 'DIFFERS FROM'} the CPU's" for what, same in equal.items()))
     return [what for what, same in equal.items() if not same]
 
 
@@ -175,13 +177,13 @@ class Program(NamedTuple):
     """A timed program."""
 
     run: Run
-    wait: Callable[[Any], Any]  # until what `run` returned is computed
+    wait: Callable[[Any], Any]  # blocks until the value of `run` is computed
 
 
 def our_programs(
     model: FastRCNN, frozen: Sequence[str], variables: Any, batch: Batch, training: Batch, device: jax.Device
 ) -> dict[str, Program]:
-    """Detection and a step, with their inputs on the device and with those of the host."""
+    """Return detection and a step, each with inputs on the device and with inputs from the host."""
     predict, step = make_predict_step(model), Step(model, variables, frozen, [device])
     placed, test, train = jax.device_put((variables, batch, training), device)
     runs: dict[str, Run] = {
@@ -196,12 +198,12 @@ def our_programs(
 def torch_programs(
     network: Network, variables: Any, batch: Batch, training: Batch, device: jax.Device, kind: str
 ) -> dict[str, Program]:
-    """PyTorch's, with their inputs on the device; none where it is not installed or sees no such device."""
-    try:
-        import torch
-        from torch_program import TorchProgram
-    except ImportError:
+    """Return PyTorch's programs, with inputs on the device; none if it is not installed or sees no such device."""
+    if not has_torch():
         return {}
+    import torch
+    from torch_program import TorchProgram
+
     on_gpu = device.platform == "gpu"
     if on_gpu and not torch.cuda.is_available():
         return {}
@@ -214,7 +216,7 @@ def torch_programs(
 
 
 def time_each_and_in_a_row(program: Program, repeat: int) -> tuple[float, float]:
-    """Median milliseconds of a call that is waited for, and of one of IN_A_ROW of which the last is."""
+    """Return median milliseconds per call, with a wait after each call and with one wait after IN_A_ROW calls."""
 
     def spend(calls: int) -> float:
         begin = time.perf_counter()
@@ -229,7 +231,7 @@ def time_each_and_in_a_row(program: Program, repeat: int) -> tuple[float, float]
 
 
 def bandwidth(device: jax.Device, size: int, repeat: int) -> float:
-    """Bytes a second, read and written, of adding to four such matrices in place."""
+    """Return the bytes per second, read and written, of adding to `4 * size**2` float32 numbers in place."""
     array = jax.device_put(np.ones(4 * size**2, np.float32), device)
     add = jax.jit(lambda x: x + 1, donate_argnums=0)
 

@@ -1,9 +1,10 @@
-"""Inputs and timers shared by `bench.py` and `bench_gpu.py`."""
+"""Inputs, timers and programs that the benchmarks share."""
 
 import functools
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,14 @@ from frcnn_jax.training.step import create_state, make_train_step, replicate
 CLASSES, ROIS = 20, 2000
 
 Run = Callable[[], Any]
-Part = Callable[[Any], Any]  # of what the part before it returned
+Part = Callable[[Any], Any]  # takes what the previous part returned
 
 
 def medians(runs: Mapping[str, Run], repeat: int) -> dict[str, float]:
-    """Return median seconds by name.
+    """Return the median seconds of each run.
 
-    The runs take turns, so that a noisy machine disturbs all alike. Each turn times the second of two calls: the first
-    compiles, or asks the system for memory that another program has released.
+    The runs take turns, so that a noisy machine disturbs all alike. Each turn times the second of two calls, because
+    the first compiles, or requests memory from the system that the previous program has returned.
     """
     spent: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeat):
@@ -42,8 +43,25 @@ def medians(runs: Mapping[str, Run], repeat: int) -> dict[str, float]:
     return {name: float(np.median(seconds)) for name, seconds in spent.items()}
 
 
+def single_call_medians(runs: Mapping[str, Run], repeat: int) -> dict[str, float]:
+    """Return the median milliseconds of each run, one call per turn, after one turn that compiles."""
+    spent: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeat + 1):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            run()
+            if turn:
+                spent[name].append(1e3 * (time.perf_counter() - begin))
+    return {name: float(np.median(milliseconds)) for name, milliseconds in spent.items()}
+
+
+def has_torch() -> bool:
+    """Return whether PyTorch and torchvision are installed."""
+    return all(find_spec(name) for name in ("torch", "torchvision"))
+
+
 def cpu_name() -> str:
-    """Return the kind of CPU: times, and even ratios, differ between kinds."""
+    """Return the kind of CPU, on which times and even ratios depend."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -55,7 +73,7 @@ def cpu_name() -> str:
 
 
 def matrix_product(size: int, dtype: Any = jnp.float32, device: jax.Device | None = None) -> Run:
-    """Return a run of a product of two square matrices, `2 * size**3` operations."""
+    """Return a run that multiplies two `(size, size)` matrices, `2 * size**3` operations."""
     matrix = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
     matrix = jax.device_put(jnp.asarray(matrix, dtype), device)
     product = jax.jit(jnp.matmul)
@@ -63,14 +81,14 @@ def matrix_product(size: int, dtype: Any = jnp.float32, device: jax.Device | Non
 
 
 def test_inputs(path: Path | None, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return an image of that size, a photograph or else a synthetic scene, and its first ROIS RoIs."""
+    """Return an image (a synthetic scene if no path is given), resized, and its first ROIS RoIs by selective search."""
     image = cv2.resize(load_image(path) if path else draw_scene(0, "val", 1).image, (columns, rows))
     rois = selective_search(image, mode="quality", max_boxes=ROIS)
     return image, np.resize(rois, (ROIS, 4)).astype(np.float32)
 
 
 def training_batch(test: Batch) -> Batch:
-    """Return a batch of the image twice, with 64 of its RoIs each, a quarter of them objects."""
+    """Return a training batch: the image twice, with 64 of its RoIs each, a quarter of them objects."""
     rng = np.random.default_rng(0)
     return {
         "image": np.repeat(test["image"], 2, axis=0),
@@ -84,11 +102,12 @@ def training_batch(test: Batch) -> Batch:
 
 
 def chain(parts: Mapping[str, Part]) -> Run:
+    """Return a run of all parts in order."""
     return lambda: functools.reduce(lambda value, part: part(value), parts.values(), None)
 
 
 class Step:
-    """Training steps of a network, on all local devices by default."""
+    """Consecutive training steps of a model, on all local devices by default."""
 
     def __init__(
         self, model: FastRCNN, variables: Any, frozen: Sequence[str], devices: Sequence[jax.Device] | None = None

@@ -1,19 +1,22 @@
-"""Milliseconds of forward and backward of each layer with our derivative and with XLA's own, in one process run:
+"""Benchmark of layers with a custom derivative against XLA's own, forward and backward, in milliseconds:
 
     python benchmarks/bench_layers.py [--repeat 7]
 
-The shapes are those of network S on two 600x800 images.
+The shapes are those of network S for two images of 600x800 pixels.
 """
 
-import argparse
-import time
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bench_inputs import cpu_name, single_call_medians
 from jax import lax
 
+from frcnn_jax.cli import check_at_least, command_parser
+from frcnn_jax.errors import run_main
 from frcnn_jax.models.layers import Conv, Norm, Pool, convolve, local_response_norm, max_pool, output_size
 
 
@@ -43,21 +46,22 @@ def xla_convolution(x: jax.Array, kernel: jax.Array, layer: Conv) -> jax.Array:
 
 
 def forward_and_backward(function: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, ...]]:
-    """The gradients of all arguments for an incoming gradient of ones, jitted."""
+    """Return a jitted function of the gradients of all arguments, for an incoming gradient of ones."""
 
     def run(*args: jax.Array) -> tuple[jax.Array, ...]:
         out, pullback = jax.vjp(function, *args)
         return pullback(jnp.ones_like(out))
 
-    return jax.jit(run)
+    compiled = jax.jit(run)
+    return lambda *args: jax.block_until_ready(compiled(*args))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def main(argv: Sequence[str]) -> None:
+    parser = command_parser(__doc__)
     parser.add_argument("--repeat", type=int, default=7)
-    repeat = parser.parse_args().repeat
+    repeat = parser.parse_args(argv).repeat
+    check_at_least(1, repeat=repeat)
+    print(f"{os.cpu_count()} cores of {cpu_name()}; jax {jax.__version__}")
     rng = np.random.default_rng(0)
 
     def array(*shape: int) -> jax.Array:
@@ -81,17 +85,10 @@ def main() -> None:
         ),
     }
     for name, (ours, xla, args) in cases.items():
-        runs = [forward_and_backward(ours), forward_and_backward(xla)]
-        times: list[list[float]] = [[], []]
-        for i in range(repeat + 1):  # in turn; the first compiles
-            for run, spent in zip(runs, times, strict=True):
-                begin = time.perf_counter()
-                jax.block_until_ready(run(*args))
-                if i:
-                    spent.append(1e3 * (time.perf_counter() - begin))
-        a, b = (float(np.median(spent)) for spent in times)
-        print(f"{name:10}  ours {a:6.1f} ms   XLA {b:6.1f} ms   ratio {a / b:.2f}")
+        runs = {"ours": partial(forward_and_backward(ours), *args), "XLA": partial(forward_and_backward(xla), *args)}
+        ms = single_call_medians(runs, repeat)
+        print(f"{name:10}  ours {ms['ours']:6.1f} ms   XLA {ms['XLA']:6.1f} ms   ratio {ms['ours'] / ms['XLA']:.2f}")
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

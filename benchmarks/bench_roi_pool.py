@@ -1,23 +1,18 @@
-"""Milliseconds of RoI max pooling, ours and torchvision's (where it is installed), in one process run:
+"""Benchmark of RoI max pooling against torchvision, if installed, in milliseconds:
 
     python benchmarks/bench_roi_pool.py [--quick] [--align] [--images PHOTO ...] [--bandwidth GB/s]
     python benchmarks/bench_roi_pool.py --forms | --memory
 
-runs unchanged on CPU and GPU; both sides run on the same device. The RoIs are drawn uniformly, and are those of
-selective search in the images given (else in one of the embedded set, enlarged).
+It runs unchanged on CPU and GPU, both programs in one process and on the same device. The RoIs are uniformly random,
+and those of selective search in the given images (by default an enlarged synthetic one).
 
-"least" counts the bytes that no program can avoid, each read or written once: the maps, the RoIs and what comes out;
-backward also both gradients. "table" counts those that the form for accelerators moves, its look-ups and its scattered
-gradient included. Their milliseconds are at the bandwidth that adding to a large array in place reaches here, or at
-that of another machine, named with --bandwidth: what to expect there.
-
---align compares RoIAlign, 2 x 2 samples a bin, instead; the bytes stay those of max pooling.
---forms times every form over numbers of RoIs, output sizes and channels instead: what `method="auto"` goes by.
---memory prints the bytes that each compiled form needs beside its arguments and results, in maps.
+"least" counts the bytes that every program must move, each read or written once: the maps, the RoIs and the result;
+backward also both gradients. "table" counts those that `method="table"` moves, with its look-ups and its scattered
+gradient. Their milliseconds follow from the bandwidth that adding to a large array in place reaches here, or from
+--bandwidth, which predicts another machine.
 """
 
-import argparse
-import time
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,30 +21,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bench_gpu import bandwidth
+from bench_inputs import Run, cpu_name, has_torch, single_call_medians
 
 from frcnn_jax import roi_align_flat, roi_pool_flat, selective_search
+from frcnn_jax.cli import check_at_least, command_parser
 from frcnn_jax.data.records import load_image
 from frcnn_jax.data.synthetic import read_synthetic
+from frcnn_jax.errors import run_main
 from frcnn_jax.ops._roi_pool import METHODS, window_sizes
 
 MAPS = ((38, 63, 512), (36, 61, 512), (39, 64, 256))
-LOADS = ((1, 2000), (2, 128))  # images, RoIs in all
+LOADS = ((1, 2000), (2, 128))  # images, RoIs of all images together
 FORMS = METHODS[1:]
-PIXELS = 16  # of an image, a map cell
-
-Run = Callable[[], Any]
-
-
-def times(runs: dict[str, Run], repeat: int) -> dict[str, float]:
-    """Median milliseconds; in turn, so that a noisy machine disturbs all alike. The first call compiles."""
-    spent: dict[str, list[float]] = {name: [] for name in runs}
-    for i in range(repeat + 1):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            run()
-            if i:
-                spent[name].append(1e3 * (time.perf_counter() - begin))
-    return {name: float(np.median(milliseconds)) for name, milliseconds in spent.items()}
+PIXELS = 16  # of the image per map cell
 
 
 def uniform_rois(count: int, height: int, width: int) -> np.ndarray:
@@ -58,7 +43,7 @@ def uniform_rois(count: int, height: int, width: int) -> np.ndarray:
 
 
 def searched_rois(paths: Sequence[Path], count: int, height: int, width: int) -> np.ndarray:
-    """Selective-search boxes of the images, scaled to the map, repeated where there are too few."""
+    """Return selective-search boxes of the images, scaled to the map, and repeated if there are too few."""
     images = [load_image(path) for path in paths] or [
         read_synthetic(split="val", images=1).records[0].load().repeat(3, 0).repeat(3, 1)
     ]
@@ -124,33 +109,21 @@ def torchvision_runs(
     return {"forward": forward, "forward+backward": both}
 
 
-def measured_bandwidth() -> float:
-    """Bytes a second, read and written, of adding to 1 GiB in place."""
-    array = jnp.ones(2**28, jnp.float32)
-    add = jax.jit(lambda x: x + 1, donate_argnums=0)
-
-    def run() -> None:
-        nonlocal array
-        array = add(array).block_until_ready()
-
-    return 2 * array.nbytes / (1e-3 * times({"add": run}, 7)["add"])
-
-
 def bytes_moved(images: int, height: int, width: int, channels: int, count: int, itemsize: int) -> dict[str, list[int]]:
-    """By pass, the least and those of the table form."""
+    """Return, by pass, the least bytes and those of `method="table"`."""
     maps, pooled = images * height * width * channels, count * 49 * channels
     rows, columns = len(window_sizes(height, 7)), len(window_sizes(width, 7))
     least = (maps + pooled) * itemsize + count * 16
     built = maps * (1 + 2 * rows + rows * columns)  # read and written: windows of rows, then of columns
     return {
         "forward": [least, (built + 5 * pooled) * itemsize],
-        # places, int32, go with the maxima; backward they are read again with the gradient and added to a zeroed map
+        # int32 positions accompany the maxima; backward reads them again with the gradient and adds to a zeroed map
         "forward+backward": [2 * least, (built + 5 * pooled) * (itemsize + 4) + pooled * (itemsize + 12) + maps * 8],
     }
 
 
 def cases(paths: Sequence[Path], quick: bool) -> Iterator[tuple[tuple[int, int, int], str, int, str, np.ndarray]]:
-    """(map, dtype, images, where the RoIs come from, RoIs)."""
+    """Yield (shape of the map, dtype, images, source of the RoIs, RoIs)."""
     for shape in MAPS[:1] if quick else MAPS:
         for dtype in ("float32",) if quick else ("float32", "bfloat16"):
             for images, count in LOADS:
@@ -159,7 +132,7 @@ def cases(paths: Sequence[Path], quick: bool) -> Iterator[tuple[tuple[int, int, 
                     yield shape, dtype, images, "selective search", searched_rois(paths, count, *shape[:2])
 
 
-def compare(paths: Sequence[Path], bandwidth: float, repeat: int, quick: bool, align: bool) -> None:
+def compare(paths: Sequence[Path], bytes_per_second: float, repeat: int, quick: bool, align: bool) -> None:
     print(
         f"{'map':10} {'type':8} images RoIs {'from':16} {'pass':16}     ours  torchvision  ratio"
         "   least         table  (ms; MB, ms; MB, ms)"
@@ -171,15 +144,15 @@ def compare(paths: Sequence[Path], bandwidth: float, repeat: int, quick: bool, a
         ours = our_runs(roi_align_flat if align else roi_pool_flat, features, rois, index, dtype)
         try:
             theirs = torchvision_runs(features, rois, index, dtype, align)
-        except (ImportError, RuntimeError):  # not installed, not for this device or type
+        except (ImportError, RuntimeError):  # not installed, or not for this device or dtype
             theirs = {}
         moved = bytes_moved(images, *shape, len(rois), jnp.dtype(dtype).itemsize)
         for which, run in ours.items():
-            ms = times({"ours": run} | ({"torchvision": theirs[which]} if theirs else {}), repeat)
+            ms = single_call_medians({"ours": run} | ({"torchvision": theirs[which]} if theirs else {}), repeat)
             peer = (
                 f"{ms['torchvision']:12.2f}  {ms['torchvision'] / ms['ours']:5.1f}" if theirs else f"{'-':>12}      -"
             )
-            counted = "  ".join(f"{count / 1e6:6.1f} {1e3 * count / bandwidth:6.3f}" for count in moved[which])
+            counted = "  ".join(f"{count / 1e6:6.1f} {1e3 * count / bytes_per_second:6.3f}" for count in moved[which])
             where = f"{'x'.join(map(str, shape)):10} {dtype:8} {images:6} {len(rois):4} {source:16} {which:16}"
             print(f"{where} {ms['ours']:8.2f} {peer}  {counted}", flush=True)
 
@@ -198,7 +171,7 @@ def compare_forms(repeat: int) -> None:
         pools = {form: partial(roi_pool_flat, output_size=bins, method=form) for form in FORMS}
         runs = {form: our_runs(pool, features, rois, index, "float32") for form, pool in pools.items()}
         for which in ("forward", "forward+backward"):
-            ms = times({form: run[which] for form, run in runs.items()}, repeat)
+            ms = single_call_medians({form: run[which] for form, run in runs.items()}, repeat)
             row = "  ".join(f"{ms[form]:8.2f}" for form in FORMS)
             print(f"{images:6}  {f'{height}x{width}x{channels}':12} {bins:4}  {count:4}  {which:16}  {row}", flush=True)
 
@@ -217,28 +190,33 @@ def print_memory() -> None:
             print(f"{images} images, {count} RoIs, {method:8} {extra:6.1f} maps")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def main(argv: Sequence[str]) -> None:
+    parser = command_parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="one map, float32, uniform RoIs")
-    parser.add_argument("--align", action="store_true", help="RoIAlign instead")
-    parser.add_argument("--forms", action="store_true")
-    parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--images", type=Path, nargs="*", default=[])
+    parser.add_argument(
+        "--align", action="store_true", help="RoI Align, 2 x 2 samples per bin; the bytes stay those of max pooling"
+    )
+    parser.add_argument("--forms", action="store_true", help="time every method, on which `auto` is based")
+    parser.add_argument("--memory", action="store_true", help="print the temporary memory of every method, in maps")
+    parser.add_argument("--images", type=Path, nargs="*", default=[], metavar="PHOTO")
     parser.add_argument("--bandwidth", type=float, help="GB/s; measured by default")
     parser.add_argument("--repeat", type=int, default=7)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    check_at_least(1, repeat=args.repeat)
     device = jax.devices()[0]
-    bandwidth = 1e9 * args.bandwidth if args.bandwidth else measured_bandwidth()
-    print(f"{device.platform}: {device.device_kind}, jax {jax.__version__}, copies {bandwidth / 1e9:.0f} GB/s")
+    kind = f"{os.cpu_count()} cores of {cpu_name()}" if device.platform == "cpu" else device.device_kind
+    print(f"{kind}; jax {jax.__version__}")
     if args.memory:
         print_memory()
     elif args.forms:
         compare_forms(args.repeat)
     else:
-        compare(args.images, bandwidth, args.repeat, args.quick, args.align)
+        if not has_torch():
+            print("torch or torchvision is not installed: ours alone")
+        reached = 1e9 * args.bandwidth if args.bandwidth else bandwidth(device, 8192, 3)
+        print(f"bytes move at {reached / 1e9:.0f} GB/s")
+        compare(args.images, reached, args.repeat, args.quick, args.align)
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -1,11 +1,10 @@
-"""Bytes that a training step sends between devices, read from the compiled program:
+"""Count of the bytes that a training step sends between devices, read from the compiled program:
 
     python benchmarks/count_communication.py [--network vgg16]
 
-Two simulated devices, one image of 600x800 and 64 RoIs each, 20 classes; nothing is run.
+The step is compiled, not run, for two simulated devices with an image of 600x800 and 64 RoIs each, and 20 classes.
 """
 
-import argparse
 import math
 import re
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from frcnn_jax.cli import command_parser
 from frcnn_jax.errors import run_main
 from frcnn_jax.models.fast_rcnn import variable_shapes
 from frcnn_jax.models.networks import get_network
@@ -25,7 +25,7 @@ BYTES = {"f32": 4, "s32": 4, "u32": 4, "pred": 1}
 
 
 def all_reduced(program: str) -> list[int]:
-    """Bytes of what each all-reduce of a compiled program's text returns."""
+    """Return the bytes that each all-reduce in the text of a compiled program returns."""
     results = re.findall(r"= (.*?) all-reduce(?:-start)?\(", program)
     return [
         sum(BYTES[kind] * math.prod(map(int, sides.split(",") if sides else ())) for kind, sides in shapes)
@@ -34,7 +34,7 @@ def all_reduced(program: str) -> list[int]:
 
 
 def compiled_step(network: str) -> str:
-    """The text of a training step, compiled for DEVICES."""
+    """Return the text of a training step compiled for DEVICES."""
     row, optimizer = get_network(network), caffe_sgd(step_schedule(0.001, ()))
     model = row.build(CLASSES)
     shape = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
@@ -55,9 +55,7 @@ def compiled_step(network: str) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--network", default="vgg16", help="a row of models.NETWORKS; default %(default)s")
     network = parser.parse_args(argv).network
     jax.config.update("jax_platforms", "cpu")

@@ -1,40 +1,46 @@
-"""Operations and bytes that detection and a training step need, and the times that follow from a device's rates:
+"""Count of the operations and bytes of detection and a training step, and the times predicted from a device's rates:
 
     python benchmarks/count_operations.py [--network vgg16] [--tflops 989 494 67] [--bandwidth 4800] [--reached 0.6 0.8]
 
-Detection: one image of 600x1000 with 2048 RoIs. Step: two images, 64 RoIs each. The rates are those of bfloat16, tf32
-and float32 in TFLOP/s, and GB/s; an H200's by default, of which the given shares are taken to be reached. Times are
-predicted, not measured: the sum of what operations and bytes take, without RoI pooling, NMS and the host.
+Detection takes one image of 600x1000 with 2048 RoIs; a step takes two images with 64 RoIs each. A predicted time is the
+sum of the times for operations and for bytes, without RoI pooling, NMS and the host. The default rates are an H200's.
 """
 
-import argparse
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from frcnn_jax.cli import command_parser
 from frcnn_jax.data.batches import Sizes
 from frcnn_jax.errors import run_main
 from frcnn_jax.models.layers import Conv, output_size
 from frcnn_jax.models.networks import Network, get_network
 
 CLASSES = 20
-ELEMENT = {"bfloat16": 2, "tf32": 4, "float32": 4}  # bytes of an activation
+ELEMENT = {"bfloat16": 2, "tf32": 4, "float32": 4}  # bytes per activation
 
 
 class Count(NamedTuple):
     """Costs of a program."""
 
-    operations: int  # a multiplication and an addition are two
+    operations: int  # a multiply-add counts as two
     elements: int  # activations read and written
-    weight_bytes: int  # parameters, in float32, with gradients and momentum where they are trained
+    weight_bytes: int  # float32 parameters; gradients and momentum too, of trained layers
 
 
 def count(network: Network, canvas: tuple[int, int], images: int, rois: int, *, train: bool) -> Count:
-    """Count what the convolutions and the fully connected layers need.
+    """Count the operations, activations and weights of the convolutions and fully connected layers.
 
-    A layer runs once forward; in training once more for the gradient of its weights, and once for that of its input,
-    where it is trained or, of the input, something before it is. Its activations are read and written once a run, its
-    weights read; an update reads the gradient, the momentum and the weights and writes the last two.
+    A layer runs once forward. In training it runs once more for the gradient of its weights if it is trained, and once
+    more for the gradient of its input if an earlier layer is trained. Each run reads the weights, and reads or writes
+    each activation once. An update reads gradient, momentum and weights, and writes the last two.
+
+    Args:
+        network: A row of `NETWORKS`.
+        canvas: Rows and columns of the padded images, in pixels.
+        images: Images per batch.
+        rois: RoIs per image.
+        train: Whether to count a training step instead of detection.
     """
     operations = elements = weight_bytes = 0
     trained_before = False
@@ -46,7 +52,7 @@ def count(network: Network, canvas: tuple[int, int], images: int, rois: int, *, 
         runs = 1 + trained + (train and trained_before)
         operations += 2 * products * runs
         elements += activations * runs
-        weight_bytes += 4 * weights * (runs + (6 if trained else 0))  # its gradient is written once, too
+        weight_bytes += 4 * weights * (runs + (6 if trained else 0))  # the gradient is also written once
         trained_before |= trained
 
     for layer in network.layers:
@@ -69,13 +75,23 @@ def count(network: Network, canvas: tuple[int, int], images: int, rois: int, *, 
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--network", default="vgg16", help="a row of models.NETWORKS; default %(default)s")
-    parser.add_argument("--tflops", type=float, nargs=3, default=(989, 494, 67), help="default %(default)s")
-    parser.add_argument("--bandwidth", type=float, default=4800, help="default %(default)s")
-    parser.add_argument("--reached", type=float, nargs=2, default=(0.6, 0.8), help="of both; default %(default)s")
+    parser.add_argument(
+        "--tflops",
+        type=float,
+        nargs=3,
+        default=(989, 494, 67),
+        help=f"rates of {', '.join(ELEMENT)}; default %(default)s",
+    )
+    parser.add_argument("--bandwidth", type=float, default=4800, help="GB/s of the memory; default %(default)s")
+    parser.add_argument(
+        "--reached",
+        type=float,
+        nargs=2,
+        default=(0.6, 0.8),
+        help="shares of the two that are reached; default %(default)s",
+    )
     args = parser.parse_args(argv)
     network, canvas = get_network(args.network), Sizes().canvas(600, 1000)
     for name, images, rois, train in (("detection", 1, 2048, False), ("step", 2, 64, True)):

@@ -1,4 +1,4 @@
-"""A plain PyTorch and torchvision program of Fast R-CNN, for the benchmarks to compare with."""
+"""A plain PyTorch and torchvision program of Fast R-CNN, with which the benchmarks compare."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from frcnn_jax.models.weights import canonical_arrays
 
 
 class TorchProgram:
-    """A network on a device, in float32 or, where autocasting is on, in its type."""
+    """A network of `NETWORKS` in PyTorch, in float32, or in the type of an enclosing `torch.autocast`."""
 
     def __init__(self, network: Network, params: Any, device: str = "cpu"):
         layers: dict[str, nn.Module] = {}
@@ -47,25 +47,21 @@ class TorchProgram:
         return torch.from_numpy(array).to(self.device)
 
     def images(self, batch: Batch) -> torch.Tensor:
-        """Without the canvas."""
+        """Return the images without their padding, `(B, 3, H, W)`."""
         rows, columns = batch["image_size"][0]
-        scaled = batch["image"][:, :rows, :columns].transpose(0, 3, 1, 2)
-        return self.tensor(scaled)
+        return self.tensor(batch["image"][:, :rows, :columns].transpose(0, 3, 1, 2))
 
     def outputs(self, pooled: Any, dropout: float = 0.0) -> tuple[Any, Any]:
-        """Logits and deltas."""
+        """Return logits `(R, K + 1)` and deltas `(R, K + 1, 4)`."""
         x = pooled.flatten(1)
         for name in ("fc6", "fc7"):
             x = functional.dropout(functional.relu(self.fc[name](x)), dropout)
         return self.fc["cls_score"](x).float(), self.fc["bbox_pred"](x).float().reshape(len(x), -1, 4)
 
     def parts(self, test: Batch) -> dict[str, Part]:
-        """Return the parts of detection, in a chain."""
-        images, boxes, size = (
-            self.images(test),
-            self.tensor(test["rois"][test["roi_mask"]]),
-            tuple(test["image_size"][0]),
-        )
+        """Return the parts of detection, in order."""
+        images, size = self.images(test), tuple(test["image_size"][0])
+        boxes = self.tensor(test["rois"][test["roi_mask"]])
 
         def suppress(outputs: tuple[Any, Any]) -> list[Any]:
             scores, found = outputs[0].softmax(1), []
@@ -88,7 +84,7 @@ class TorchProgram:
         return ops.roi_pool(maps.float(), rois, self.network.roi_size, self.network.spatial_scale)
 
     def step(self, batch: Batch) -> Callable[[], torch.Tensor]:
-        """Return a training step, which returns the loss."""
+        """Return a function that takes a training step and returns its loss."""
         trained = [p for module in (self.backbone, self.fc) for p in module.parameters() if p.requires_grad]
         solver = torch.optim.SGD(trained, lr=0.001, momentum=0.9, weight_decay=5e-4)
         images, rois = self.images(batch), list(self.tensor(batch["rois"]))

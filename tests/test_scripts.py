@@ -1,37 +1,18 @@
-"""The command lines in scripts/ that work on a workdir; the others have their tests beside what they call."""
+"""Commands that work on a workdir; the others have their tests next to what they call."""
 
-import importlib.util
 import json
-import re
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
-from examples import ROOT, annotation, run_command, write_coco
+from examples import annotation, run_command, write_coco
 from PIL import Image
 
 from frcnn_jax.data.synthetic import CLASS_NAMES, draw_scene, read_synthetic
 from frcnn_jax.detector import Detector
 from frcnn_jax.evaluation.coco_metrics import COCO_METRICS
-from frcnn_jax.models.layers import Conv, Pool
-from frcnn_jax.models.networks import get_network
 from frcnn_jax.proposals.files import read_proposals
 from frcnn_jax.workdir import load_variables, read_config
-
-BENCHMARKS = ROOT / "benchmarks"
-
-
-def run_benchmark(script, *arguments):
-    return subprocess.run([sys.executable, BENCHMARKS / script, *map(str, arguments)], capture_output=True, text=True)
-
-
-def load(script):
-    spec = importlib.util.spec_from_file_location(script, BENCHMARKS / f"{script}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -268,53 +249,3 @@ def test_mistakes_of_make_proposals_are_one_line(options, text, tmp_path, monkey
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {text}")
     assert done.stderr.count("\n") == 1
-
-
-@pytest.mark.nightly
-def test_a_killed_training_ends_with_the_same_bits(tmp_path):
-    done = run_benchmark("kill_test.py", "--out", tmp_path / "out", "--kills", 2, "--steps", 60)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"^2 kills: the same bits in \d+ arrays and 21 rows$", done.stdout, re.MULTILINE)
-
-
-def test_count_communication_reads_all_reduces_of_every_form():
-    program = """
-  %a.1 = f32[3,4]{1,0} all-reduce(%x), replica_groups={{0,1}}
-  %b = (f32[5]{0}, f32[]) all-reduce(%y, %z), to_apply=%add
-  %c = f32[2]{0} all-reduce-start(%w)
-  %d = f32[9]{0} add(%all-reduce.1, %x)
-"""
-    assert load("count_communication").all_reduced(program) == [48, 24, 8]
-
-
-@pytest.mark.slow
-def test_all_trained_parameters_and_no_others_are_communicated(model_and_variables):
-    """The tiny network trains all of them; besides, the number of RoIs and four metrics."""
-    done = run_benchmark("count_communication.py", "--network", "tiny")
-    assert done.returncode == 0, done.stderr
-    model, variables = model_and_variables
-    classes = 20 - model.num_classes
-    head = 128 * 5 * classes + 5 * classes  # of more classes
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) + head
-    assert done.stdout == f"tiny: {4 * (parameters + 5) / 1e6:.1f} MB in 2 all-reduces\n"
-
-
-def test_count_operations_by_hand():
-    """A frozen convolution, a pool, a trained convolution, then one RoI through the head of 20 classes."""
-    count = load("count_operations").count
-    layers = (Conv("a", 4, 3, padding=1), Pool(2, 2), Conv("b", 8, 3, padding=1))
-    network = get_network("tiny")._replace(layers=layers, frozen=("a",), roi_size=(2, 2), fc=(10, 10))
-    a, b, fc6, fc7, heads = 3 * 9 * 4, 4 * 9 * 8, 2 * 2 * 8 * 10, 10 * 10, 10 * 105
-    forward = count(network, (8, 6), 2, 1, train=False)
-    assert forward.operations == 2 * 2 * (48 * a + 12 * b + fc6 + fc7 + heads)
-    assert forward.elements == 2 * (48 * 7 + 48 * 4 + 12 * 4 + 12 * 12 + 42 + 20 + 115)
-    assert forward.weight_bytes == 4 * (a + b + fc6 + fc7 + heads)
-    step = count(network, (8, 6), 2, 1, train=True)
-    assert step.operations == 2 * 2 * (48 * a + 2 * 12 * b + 3 * (fc6 + fc7 + heads))
-    assert step.weight_bytes == 4 * (a + 8 * b + 9 * (fc6 + fc7 + heads))
-
-
-def test_vgg16_has_the_published_operations():
-    network = get_network("vgg16")
-    with_head = load("count_operations").count(network, (224, 224), 1, 1, train=False)
-    assert with_head.operations / 2 == pytest.approx(15.47e9, rel=0.01)  # 15.35 and 0.12 of fc6 and fc7
