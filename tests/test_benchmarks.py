@@ -117,7 +117,7 @@ def test_the_kind_of_cpu_is_read_from_cpuinfo(load, monkeypatch):
 
 @pytest.mark.slow
 def test_bench_prints_shares_of_the_matrix_rate(load, monkeypatch, capsys):
-    """Of a product that takes 2 s and a detection that takes 1 s."""
+    """The product takes 2 s, detection 1 s."""
     bench = load("bench")
     monkeypatch.setattr(bench, "has_torch", lambda: False)
     monkeypatch.setattr(bench, "part_medians", lambda *_: {})
