@@ -20,7 +20,7 @@ from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.metrics import ClassDetections
 from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.ops import boxes as box_ops
-from frcnn_jax.ops._nms import nms
+from frcnn_jax.ops._nms import inclusive_nms
 from frcnn_jax.training.hosts import all_gather
 
 Predictions = tuple[jax.Array, jax.Array, jax.Array]  # boxes (B, K, M, 4), scores (B, K, M), valid (B, K, M)
@@ -78,7 +78,7 @@ def decode_and_suppress(
         decoded = box_ops.decode(rois[index], deltas[index]) if options.box_regression else rois[index]
         decoded = decoded / jnp.broadcast_to(scale, scores.shape)[index, None]
         boxes = box_ops.clip(decoded, original_size[0], original_size[1])
-        kept, valid = nms(boxes, top, iou_threshold=options.nms_iou, max_outputs=options.candidates)
+        kept, valid = inclusive_nms(boxes, top, iou_threshold=options.nms_iou, max_outputs=options.candidates)
         return boxes[kept], jnp.where(valid, top[kept], 0), valid
 
     def one_image(scores, deltas, rois, mask, scale, original_size):

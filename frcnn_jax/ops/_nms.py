@@ -1,24 +1,29 @@
-"""Non-maximum suppression with static shapes."""
+"""Non-maximum suppression with static shapes, in memory that grows linearly with the boxes."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from frcnn_jax.ops.boxes import Array, as_float, iou
+from frcnn_jax.ops.boxes import Array, as_float
+
+_TILE = 64  # of 64 to 512 the fastest on CPUs: benchmarks/bench_ops.py
 
 
 def nms(boxes: Array, scores: Array, *, iou_threshold: float, max_outputs: int) -> tuple[jax.Array, jax.Array]:
     """Select boxes by greedy non-maximum suppression.
 
-    Exact, with static shapes; runs under `jit` and `vmap`. Equal scores keep their order. IoU is that of inclusive
-    boxes, as `iou` gives it. Everything is computed in float32, but float64 under `jax_enable_x64`.
+    Exact, with static shapes; runs under `jit` and `vmap`. Equal scores keep their order. Boxes are continuous, as in
+    torchvision, whose result this is: a box measures x2 - x1 by y2 - y1. Everything is computed in float32, but float64
+    under `jax_enable_x64`. No gradient.
 
     Args:
         boxes: `(N, 4)`; N may be 0. A box with a NaN is never selected.
         scores: `(N,)`. A box with a score of -inf or NaN is never selected.
         iou_threshold: A box is dropped if its IoU with a selected box of higher score exceeds this; in [0, 1].
-        max_outputs: M, the number of entries in the result, at least 0.
+        max_outputs: M, the number of entries in the result, at least 0. The search ends when so many are selected.
 
     Returns:
         Indices: `(M,)` int32, the boxes selected in order of falling score; 0 where not valid.
@@ -27,32 +32,114 @@ def nms(boxes: Array, scores: Array, *, iou_threshold: float, max_outputs: int) 
     Raises:
         ValueError: An array has another shape or is not numeric, or a number is out of its range.
     """
+    return _check_and_select(boxes, scores, None, iou_threshold, max_outputs, pixel=0)
+
+
+def batched_nms(
+    boxes: Array, scores: Array, classes: Array, *, iou_threshold: float, max_outputs: int
+) -> tuple[jax.Array, jax.Array]:
+    """Select boxes by `nms` within each class; boxes of different classes do not suppress each other.
+
+    Args:
+        boxes, scores, iou_threshold, max_outputs: As in `nms`.
+        classes: `(N,)` integers.
+
+    Returns:
+        Indices `(M,)` and valid `(M,)`, as in `nms`: all classes together, in order of falling score.
+
+    Raises:
+        ValueError: As in `nms`.
+    """
+    classes = classes if isinstance(classes, jax.Array) else np.asarray(classes)
+    if classes.shape != np.shape(scores) or not (jnp.issubdtype(classes.dtype, jnp.integer) or not classes.size):
+        raise ValueError(
+            f"classes must be integers {np.shape(scores)}, one per box, got {classes.dtype} {classes.shape}"
+        )
+    return _check_and_select(boxes, scores, classes, iou_threshold, max_outputs, pixel=0)
+
+
+def inclusive_nms(
+    boxes: Array, scores: Array, *, iou_threshold: float, max_outputs: int
+) -> tuple[jax.Array, jax.Array]:
+    """Select boxes by `nms` with the IoU of inclusive boxes (`boxes.iou`), as the paper's code does."""
+    return _check_and_select(boxes, scores, None, iou_threshold, max_outputs, pixel=1)
+
+
+def _check_and_select(boxes, scores, classes, iou_threshold, max_outputs, pixel):
     boxes, scores = as_float(boxes, "boxes"), as_float(scores, "scores")
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"boxes must be (N, 4), got {boxes.shape}")
     count = len(boxes)
     if scores.shape != (count,):
         raise ValueError(f"scores must be ({count},), one per box, got {scores.shape}")
-    if not isinstance(iou_threshold, jax.Array) and not 0 <= iou_threshold <= 1:
-        raise ValueError(f"iou_threshold must be in [0, 1], got {iou_threshold!r}")
+    if not isinstance(iou_threshold, jax.Array):
+        if not 0 <= iou_threshold <= 1:
+            raise ValueError(f"iou_threshold must be in [0, 1], got {iou_threshold!r}")
+        iou_threshold = np.float64(iou_threshold)
     if not isinstance(max_outputs, int | np.integer) or max_outputs < 0:
         raise ValueError(f"max_outputs must be an integer of at least 0, got {max_outputs!r}")
-    if not count:
+    if not count or not max_outputs:
         return jnp.zeros(max_outputs, jnp.int32), jnp.zeros(max_outputs, bool)
+    boxes, scores = (lax.stop_gradient(jnp.asarray(array)) for array in (boxes, scores))
+    if isinstance(iou_threshold, np.float64):  # the same decisions in float32 as between float32 and float64
+        rounded = iou_threshold.astype(boxes.dtype)
+        iou_threshold = rounded if pixel or rounded <= iou_threshold else np.nextafter(rounded, rounded.dtype.type(-1))
+    classes = None if classes is None else jnp.asarray(classes)
+    return _select(boxes, scores, classes, iou_threshold, int(max_outputs), pixel)
 
-    order = jnp.argsort(-scores, stable=True)
-    boxes, scores = jnp.asarray(boxes)[order], jnp.asarray(scores)[order]
+
+@partial(jax.jit, static_argnames=("max_outputs", "pixel"))
+def _select(boxes, scores, classes, iou_threshold, max_outputs, pixel):
+    """Go through tiles of boxes in order of score, keeping a list of the selected ones.
+
+    A box of a tile is dropped by a selected box of an earlier tile or by a selected one before it in its own tile.
+    """
+    count = len(boxes)
+    tile = min(_TILE, count)
+    tiles = -(-count // tile)
+    order = jnp.pad(jnp.argsort(-scores, stable=True), (0, tiles * tile - count), constant_values=-1)
     allowed = (scores > -jnp.inf) & ~jnp.isnan(boxes).any(axis=1)
-    better = jnp.arange(count)[:, None] < jnp.arange(count)
-    drops = better & (iou(boxes, boxes) > iou_threshold)
+    nothing = 0 * boxes[:0].sum() + 0 * scores[:0].sum()  # varies as they do over the axes of a mesh
+    listed = -(-min(max_outputs, count) // tile) * tile + tile
 
-    # A box's fate depends only on higher-scoring boxes. Each round settles at least the best box that is not settled
-    # yet, in practice most of them; the first round that changes nothing is the last.
-    def settle(state):
-        _, keep = state
-        return keep, allowed & ~(drops & keep[:, None]).any(axis=0)
+    def conflicts(one, other):
+        (a, class_a), (b, class_b) = one, other
+        a, b = a[:, None], b[None]
+        width = jnp.minimum(a[..., 2], b[..., 2]) - jnp.maximum(a[..., 0], b[..., 0]) + pixel
+        height = jnp.minimum(a[..., 3], b[..., 3]) - jnp.maximum(a[..., 1], b[..., 1]) + pixel
+        overlap = jnp.maximum(width, 0) * jnp.maximum(height, 0)
+        area_a, area_b = ((c[..., 2] - c[..., 0] + pixel) * (c[..., 3] - c[..., 1] + pixel) for c in (a, b))
+        conflict = overlap / (area_a + area_b - overlap) > iou_threshold
+        return conflict if class_a is None else conflict & (class_a[:, None] == class_b[None])
 
-    _, keep = lax.while_loop(lambda state: (state[0] != state[1]).any(), settle, (~allowed, allowed))
-    (kept,) = jnp.nonzero(keep, size=max_outputs, fill_value=count)
-    valid = kept < count
-    return jnp.where(valid, order[jnp.where(valid, kept, 0)], 0).astype(jnp.int32), valid
+    def take(index):
+        return boxes[index], None if classes is None else classes[index]
+
+    def add_tile(state):
+        i, found, selected = state
+        index = lax.dynamic_slice_in_dim(order, i * tile, tile)
+        own = take(index)
+
+        def drop(j, alive):
+            earlier = lax.dynamic_slice_in_dim(selected, j * tile, tile)
+            by = conflicts(take(earlier), own) & (earlier >= 0)[:, None]
+            return alive & ~by.any(axis=0)
+
+        alive = lax.fori_loop(0, -(-found // tile), drop, (index >= 0) & allowed[index])
+        drops = jnp.triu(conflicts(own, own), 1)
+
+        # Each round settles at least the best box that is not settled yet, in practice most of them; the first round
+        # that changes nothing is the last.
+        def settle(state):
+            _, keep = state
+            return keep, alive & ~(drops & keep[:, None]).any(axis=0)
+
+        _, keep = lax.while_loop(lambda state: (state[0] != state[1]).any(), settle, (~alive, alive))
+        place = jnp.where(keep, found + jnp.cumsum(keep) - 1, listed)
+        return i + 1, found + keep.sum(dtype=jnp.int32), selected.at[place].set(index, mode="drop")
+
+    start = (nothing.astype(jnp.int32), nothing.astype(jnp.int32), jnp.full(listed, -1) + nothing.astype(jnp.int32))
+    *_, selected = lax.while_loop(lambda state: (state[0] < tiles) & (state[1] < max_outputs), add_tile, start)
+    selected = jnp.pad(selected[:max_outputs], (0, max(max_outputs - listed, 0)), constant_values=-1)
+    valid = selected >= 0
+    return jnp.where(valid, selected, 0).astype(jnp.int32), valid

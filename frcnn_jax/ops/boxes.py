@@ -33,7 +33,7 @@ def area(boxes: Array) -> Array:
     Raises:
         ValueError: `boxes` has another shape or is not numeric.
     """
-    _, boxes = _check_boxes(boxes=boxes)
+    _, boxes = check_boxes(boxes=boxes)
     return (boxes[..., 2] - boxes[..., 0] + 1) * (boxes[..., 3] - boxes[..., 1] + 1)
 
 
@@ -50,7 +50,7 @@ def iou(boxes: Array, others: Array) -> Array:
     Raises:
         ValueError: An argument has another shape or is not numeric.
     """
-    xp, boxes, others = _check_boxes(2, boxes=boxes, others=others)
+    xp, boxes, others = check_boxes(2, boxes=boxes, others=others)
     a, b = boxes[..., :, None, :], others[..., None, :, :]
     width = xp.minimum(a[..., 2], b[..., 2]) - xp.maximum(a[..., 0], b[..., 0]) + 1
     height = xp.minimum(a[..., 3], b[..., 3]) - xp.maximum(a[..., 1], b[..., 1]) + 1
@@ -71,7 +71,7 @@ def encode(rois: Array, gt_boxes: Array) -> Array:
     Raises:
         ValueError: An argument has another shape or is not numeric.
     """
-    xp, rois, gt_boxes = _check_boxes(rois=rois, gt_boxes=gt_boxes)
+    xp, rois, gt_boxes = check_boxes(rois=rois, gt_boxes=gt_boxes)
     (centre, size), (gt_centre, gt_size) = _centre_and_size(rois), _centre_and_size(gt_boxes)
     return xp.concatenate([(gt_centre - centre) / size, xp.log(gt_size / size)], axis=-1)
 
@@ -89,7 +89,7 @@ def decode(rois: Array, deltas: Array) -> Array:
     Raises:
         ValueError: An argument has another shape or is not numeric.
     """
-    xp, rois, deltas = _check_boxes(rois=rois, deltas=deltas)
+    xp, rois, deltas = check_boxes(rois=rois, deltas=deltas)
     centre, size = _centre_and_size(rois)
     centre, half = deltas[..., :2] * size + centre, 0.5 * xp.exp(deltas[..., 2:]) * size
     return xp.concatenate([centre - half, centre + half], axis=-1)
@@ -108,7 +108,7 @@ def clip(boxes: Array, height: Array, width: Array) -> Array:
     Raises:
         ValueError: An argument has another shape or is not numeric.
     """
-    _, boxes = _check_boxes(boxes=boxes)
+    _, boxes = check_boxes(boxes=boxes)
     height, width = _per_box(height, "height", boxes), _per_box(width, "width", boxes)
     xp = _namespace(boxes, height, width)
     x, y = xp.clip(boxes[..., 0::2], 0, width - 1), xp.clip(boxes[..., 1::2], 0, height - 1)
@@ -128,7 +128,7 @@ def flip(boxes: Array, width: Array) -> Array:
     Raises:
         ValueError: An argument has another shape or is not numeric.
     """
-    _, boxes = _check_boxes(boxes=boxes)
+    _, boxes = check_boxes(boxes=boxes)
     x, y = _per_box(width, "width", boxes) - boxes[..., 2::-2] - 1, boxes[..., 1::2]
     return _namespace(x).stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], axis=-1)
 
@@ -146,7 +146,7 @@ def scale(boxes: Array, factor: Array) -> Array:
     Raises:
         ValueError: An argument has another shape or is not numeric.
     """
-    _, boxes = _check_boxes(boxes=boxes)
+    _, boxes = check_boxes(boxes=boxes)
     return boxes * _per_box(factor, "factor", boxes)
 
 
@@ -184,7 +184,7 @@ def unique_rois(rois: np.ndarray, spatial_scale: float, level: np.ndarray | int 
     return np.sort(np.unique(cells, axis=0, return_index=True)[1])
 
 
-def _check_boxes(rank: int = 1, **arrays: Any) -> tuple[Any, ...]:
+def check_boxes(rank: int = 1, **arrays: Any) -> tuple[Any, ...]:
     """Return numpy or jax.numpy, then the arrays as floats; ValueError unless `(..., 4)`, or `(..., N, 4)` for rank 2,
     and the axes in front broadcast."""
     boxes = [as_float(array, name) for name, array in arrays.items()]
