@@ -8,13 +8,20 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image, ImageOps
 
 from frcnn_jax.build import detection_options, image_sizes
 from frcnn_jax.data.batches import Sizes, prepare_test
-from frcnn_jax.data.records import check_image, load_image
+from frcnn_jax.data.records import read_image
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.predict import DetectionOptions, Detections, Predictions, make_predict_step, select_detections
+from frcnn_jax.evaluation.regions import (
+    RegionBatches,
+    RegionScores,
+    RegionStep,
+    classify_step,
+    embed_step,
+    run_regions,
+)
 from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.proposals.search import selective_search
 from frcnn_jax.workdir import load_variables, read_config
@@ -53,6 +60,7 @@ class Detector:
         self._model, self._variables, self._sizes, self._options = model, variables, tuple(sizes), options
         self._search = partial(selective_search, mode=proposal_mode, max_boxes=max_proposals)
         self._predict: dict[float, Callable[..., Predictions]] = {}  # by NMS threshold
+        self._steps: dict[str, RegionStep] = {}  # by layer, "" for the scores
 
     @classmethod
     def from_workdir(cls, workdir: str | Path, *, step: int | None = None) -> "Detector":
@@ -99,7 +107,7 @@ class Detector:
             InputError: The image can't be read, image or RoIs have the wrong shape or are not finite, or an option is
                 out of range.
         """
-        pixels = _read_image(image)
+        pixels = read_image(image)
         rois = self._search(pixels) if rois is None else rois  # checked by prepare_test
         if max_detections < 0:
             raise InputError(f"max_detections must be at least 0, got {max_detections}")
@@ -112,11 +120,50 @@ class Detector:
         boxes, scores, valid = (p[0] for p in jax.device_get(self._predict[threshold](self._variables, batch)))
         return select_detections(boxes, scores, valid, score_threshold, max_detections)
 
+    def classify(self, image: Any, boxes: Any, *, invalid: str = "raise") -> RegionScores | list[RegionScores]:
+        """Classify given regions. Row i is box i: nothing is suppressed, dropped or reordered.
 
-def _read_image(image: Any) -> np.ndarray:
-    """Return a path, PIL image or array as `(H, W, 3)` uint8 RGB."""
-    if isinstance(image, str | Path):
-        return load_image(image)
-    if isinstance(image, Image.Image):
-        image = ImageOps.exif_transpose(image).convert("RGB")
-    return check_image(image)
+        Args:
+            image: A path, a PIL image or `(H, W, 3)` uint8 RGB, or a list of images, which are decoded ahead.
+            boxes: `(R, 4)` (x1, y1, x2, y2) in pixels of the image, an array or a list; a list of those for a list of
+                images. R may be 0 and is not limited: regions run in chunks.
+            invalid: What to do with a box outside the image, of no area or not finite: "raise" an error, or give it a
+                row of "nan".
+
+        Returns:
+            Probabilities and logits `(R, K + 1)`, background first, and boxes `(R, K, 4)` moved by each class's
+            regression, float32; a list of those for a list of images.
+
+        Raises:
+            InputError: An image can't be read, an array has the wrong shape, a box is invalid, or the classifier gives
+                no probabilities.
+        """
+        if "" not in self._steps:
+            self._steps[""] = classify_step(self._model, box_regression=self._options.box_regression)
+        return self._regions(self._steps[""], image, boxes, invalid)
+
+    def embed(self, image: Any, boxes: Any, *, layer: str = "fc7", invalid: str = "raise") -> Any:
+        """Return the features of given regions. Row i is box i.
+
+        Args:
+            image, boxes, invalid: As in `classify`.
+            layer: "pooled" (rows, columns and channels in one axis), "fc6", "fc7", or another name under which the head
+                sows into "embeddings".
+
+        Returns:
+            `(R, D)` float32; a list of those for a list of images.
+
+        Raises:
+            InputError: As in `classify`, or there is no such layer.
+        """
+        if layer not in self._steps:
+            self._steps[layer] = embed_step(self._model, layer=layer)
+        return self._regions(self._steps[layer], image, boxes, invalid)
+
+    def _regions(self, step: RegionStep, image: Any, boxes: Any, invalid: str) -> Any:
+        many = isinstance(image, list | tuple)
+        images, boxes = (image, boxes) if many else ([image], [boxes])
+        rows = run_regions(
+            step, self._variables, RegionBatches(images, boxes, self._sizes, self._model.pixels, invalid)
+        )
+        return list(rows) if many else next(rows)

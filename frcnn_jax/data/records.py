@@ -137,6 +137,22 @@ def load_image(
     return image
 
 
+def read_image(image: Any) -> np.ndarray:
+    """Return an image as `(H, W, 3)` uint8 RGB.
+
+    Args:
+        image: A path, a PIL image or an array `(H, W, 3)` uint8 RGB.
+
+    Raises:
+        InputError: The file can't be read, or the array has another shape or type, or is empty.
+    """
+    if isinstance(image, str | Path):
+        return load_image(image)
+    if isinstance(image, Image.Image):
+        image = ImageOps.exif_transpose(image).convert("RGB")
+    return check_image(image)
+
+
 def image_path(folder: Path, name: str) -> Path:
     """Return the path of an image that an annotation names.
 

@@ -103,7 +103,22 @@ class FastRCNN(nn.Module):
 
     def pooled(self, images: jax.Array, image_size: jax.Array, rois: jax.Array) -> jax.Array:
         """Return each RoI's pooled feature, `(B, R, rows, columns, C)`; arguments as in `__call__`."""
-        return self.pool(self.backbone(images, image_size), rois)
+        return self.pool(self.features(images, image_size), rois)
+
+    def features(self, images: jax.Array, image_size: jax.Array) -> jax.Array:
+        """Return the feature maps `(B, H', W', C)`; arguments as in `__call__`."""
+        return self.backbone(images, image_size)
+
+    def pooled_from(self, maps: Sequence[jax.Array], rois: jax.Array, level: jax.Array) -> jax.Array:
+        """Pool each RoI from one of several scales (section 5.2).
+
+        Args:
+            maps: `(B, H', W', C)` features, per scale.
+            rois: `(B, R, 4)` in canvas pixels of each RoI's scale.
+            level: `(B, R)` integers, the index of each RoI's scale.
+        """
+        own = level[..., None, None, None]
+        return sum(jnp.where(own == i, self.pool(features, rois), 0) for i, features in enumerate(maps))  # type: ignore[return-value]
 
     def predict(self, images: jax.Array, image_size: jax.Array, rois: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return scores and unnormalised deltas; arguments as in `__call__`.
@@ -125,9 +140,8 @@ class FastRCNN(nn.Module):
             rois: `(B, R, 4)` in pixels of each RoI's scale.
             level: `(B, R)` integers, the index of each RoI's scale.
         """
-        pooled = [self.pooled(*scale, rois) for scale in zip(images, image_size, strict=True)]
-        own = level[..., None, None, None]
-        return self.outputs(jnp.stack([jnp.where(own == i, of_scale, 0) for i, of_scale in enumerate(pooled)]).sum(0))
+        maps = [self.features(*scale) for scale in zip(images, image_size, strict=True)]
+        return self.outputs(self.pooled_from(maps, rois, level))
 
     def outputs(self, pooled: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return scores and deltas as `predict` does, from pooled features."""

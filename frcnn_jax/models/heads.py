@@ -1,5 +1,8 @@
 """Heads: modules `(pooled (B, R, rows, columns, C), train) -> (logits (B, R, K + 1), deltas (B, R, K + 1, 4))`.
 
+`Detector.embed` returns by name what a head sows into the collection "embeddings": an array `(B, R, D)`, or a dict of
+them.
+
 Shape letters: B images, R RoIs, K foreground classes, C channels.
 """
 
@@ -61,12 +64,16 @@ class FullyConnectedHead(nn.Module):
         """
         keys = _image_keys(self, len(pooled), image_index) if train and self.dropout else None
         x = pooled.reshape(*pooled.shape[:2], math.prod(pooled.shape[2:]))
+        layers = {}
         for i, (features, rank) in enumerate(zip(self.features, self.ranks, strict=True)):
             if rank:
                 x = nn.Dense(rank, use_bias=False, dtype=self.dtype, name=f"fc{6 + i}_reduce")(x)
             x = nn.relu(self._dense(features, self.std, 0.1, f"fc{6 + i}")(x))
+            layers[f"fc{6 + i}"] = x
             if keys is not None:
                 x = _drop(x, jax.vmap(jax.random.fold_in, (0, None))(keys, i), self.dropout)
+        if not self.is_initializing():
+            self.sow("embeddings", "layers", layers)
         outputs = self.num_classes + 1
         logits = self._dense(outputs, 0.01, 0.0, "cls_score")(x)
         deltas = self._dense(4 * outputs, 0.001, 0.0, "bbox_pred")(x)
