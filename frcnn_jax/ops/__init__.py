@@ -19,7 +19,7 @@ from frcnn_jax.ops._box_ops import (
     sigmoid_focal_loss,
 )
 from frcnn_jax.ops._nms import batched_nms, nms
-from frcnn_jax.ops._roi_align import roi_align, roi_align_flat
+from frcnn_jax.ops._roi_align import multiscale_roi_align, roi_align, roi_align_flat
 from frcnn_jax.ops._roi_pool import roi_pool, roi_pool_flat, rois_from_cells, rois_from_torchvision
 from frcnn_jax.ops.boxes import area, clip, decode, encode, flip, iou, scale
 
@@ -42,6 +42,7 @@ __all__ = [
     "generalized_box_iou_loss",
     "iou",
     "masks_to_boxes",
+    "multiscale_roi_align",
     "nms",
     "remove_small_boxes",
     "roi_align",

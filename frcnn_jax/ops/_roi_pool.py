@@ -143,6 +143,14 @@ def _as_float(value: Any, name: str) -> tuple[Array, Any]:
 
 def over_leading_axes(flat: Callable[..., jax.Array], features: Any, rois: Any) -> jax.Array:
     """Call a function of `(B, H, W, C)`, `(K, 4)` and `(K,)` on `(..., H, W, C)` and `(..., R, 4)`."""
+    maps, listed = check_batched(features, rois)
+    out = flat(maps, *listed)
+    return out.reshape(*np.shape(rois)[:-1], *out.shape[1:])
+
+
+def check_batched(features: Any, rois: Any) -> tuple[Array, tuple[Array, Array]]:
+    """Return `(..., H, W, C)` as `(B, H, W, C)`, and `(..., R, 4)` as `(K, 4)` with the index `(K,)` of each one's map;
+    ValueError or TypeError."""
     features, rois = _as_array(features, "features", jnp.floating), _as_array(rois, "rois", *_REAL)
     lead = features.shape[:-3]
     if features.ndim < 3:
@@ -154,8 +162,7 @@ def over_leading_axes(flat: Callable[..., jax.Array], features: Any, rois: Any) 
         raise ValueError(f"rois must be ({expected}) for features {features.shape}, got {rois.shape}")
     maps, count = math.prod(lead), rois.shape[-2]
     batch_index = np.repeat(np.arange(maps, dtype=np.int32), count)
-    out = flat(features.reshape(maps, *features.shape[-3:]), rois.reshape(maps * count, 4), batch_index)
-    return out.reshape(*lead, count, *out.shape[1:])
+    return features.reshape(maps, *features.shape[-3:]), (rois.reshape(maps * count, 4), batch_index)
 
 
 def check_flat(features: Any, rois: Any, batch_index: Any) -> tuple[Array, jax.Array, jax.Array]:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from frcnn_jax.ops._roi_align import roi_align, roi_align_flat
+from frcnn_jax.ops._roi_align import multiscale_roi_align, roi_align, roi_align_flat
 
 
 def bilinear(feature, y, x):
@@ -233,3 +233,99 @@ def test_linear_and_moves_with_whole_cells(seed, down, right, ratio):
 def test_errors(ratio, error, text):
     with pytest.raises(error, match=text):
         roi_align(jnp.ones((4, 5, 2)), jnp.ones((3, 4)), sampling_ratio=ratio)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_box_gradients_are_those_of_finite_differences(aligned, rng):
+    with jax.enable_x64(True):
+        features, weights = rng.normal(size=(2, 6, 8, 3)), rng.normal(size=(2, 3, 2, 3, 3))
+        centre, size = rng.uniform(0, 100, (2, 3, 2)), rng.uniform(20, 90, (2, 3, 2))
+        rois = np.concatenate([centre - size / 2, centre + size / 2], axis=-1)
+
+        @jax.jit
+        def total(features, rois):
+            options = {"output_size": (2, 3), "aligned": aligned, "differentiable_boxes": True}
+            return (roi_align(features, rois, **options) * weights).sum()
+
+        to_features, to_rois = jax.grad(total, (0, 1))(features, rois)
+        expected, step = np.zeros(rois.shape), 1e-6
+        for i in np.ndindex(rois.shape):
+            change = np.zeros(rois.shape)
+            change[i] = step
+            expected[i] = (total(features, rois + change) - total(features, rois - change)) / (2 * step)
+        np.testing.assert_allclose(to_rois, expected, atol=1e-7)
+        plain = jax.grad(
+            lambda f: (roi_align(f, rois, output_size=(2, 3), aligned=aligned) * weights).sum()
+        )(features)  # fmt: skip
+        np.testing.assert_allclose(to_features, plain, atol=1e-4)  # RoIs in float32
+
+
+def test_without_it_boxes_get_no_gradient(rng):
+    features, rois = rng.normal(size=(9, 13, 3)).astype(np.float32), ROIS.astype(np.float32)
+    assert not jax.grad(lambda rois: roi_align(features, rois).sum())(jnp.asarray(rois)).any()
+    with pytest.raises(ValueError, match="sampling_ratio must be at least 1 with differentiable_boxes, got 0"):
+        roi_align(features, rois, sampling_ratio=0, differentiable_boxes=True)
+
+
+# sides in pixels and the strides of their levels: 224 is at 16, each halving a level down, and the ends are limits
+OWN_STRIDE = {28: 4, 56: 4, 111.9: 4, 112: 8, 223.9: 8, 224: 16, 447.9: 16, 448: 32, 900: 32}
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_each_roi_is_pooled_from_its_level(as_dict, rng):
+    strides = (4, 8, 16, 32)
+    levels = [rng.normal(size=(2, 512 // stride, 640 // stride, 3)).astype(np.float32) for stride in strides]
+    sides = np.float32(list(OWN_STRIDE))
+    half = np.stack([sides * 2, sides / 2], axis=1) / 2  # the area counts, not the sides
+    rois = np.stack([np.concatenate([centre - half, centre + half], 1) for centre in ([[250, 200]], [[400, 300]])])
+    features = dict(enumerate(levels)) if as_dict else levels
+    pooled = multiscale_roi_align(features, rois.astype(np.float32), strides=strides)
+    assert pooled.shape == (2, len(sides), 7, 7, 3)
+    for i, stride in enumerate(OWN_STRIDE.values()):
+        level = levels[strides.index(stride)]
+        alone = roi_align(level, rois[:, i : i + 1].astype(np.float32), spatial_scale=1 / stride, aligned=False)
+        np.testing.assert_allclose(pooled[:, i : i + 1], alone, atol=1e-6)
+
+
+def test_levels_get_the_gradients_of_their_rois(rng):
+    levels = [jnp.asarray(rng.normal(size=(1, side, side, 2)), jnp.float32) for side in (32, 16)]
+    rois = jnp.asarray([[[0, 0, 100, 100], [0, 0, 120, 120]]], jnp.float32)  # of the first level and of the second
+    large, small = jax.grad(lambda levels: multiscale_roi_align(levels, rois, strides=(4, 8)).sum())(levels)
+    for gradient, level, stride, i in ((large, levels[0], 4, 0), (small, levels[1], 8, 1)):
+        alone = jax.grad(
+            lambda level, stride=stride, i=i: roi_align(
+                level, rois[:, i : i + 1], spatial_scale=1 / stride, aligned=False
+            ).sum()
+        )(level)  # fmt: skip
+        np.testing.assert_allclose(gradient, alone, atol=1e-5)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(20))
+def test_pyramids_equal_torchvision(seed):
+    torch, peers = pytest.importorskip("torch"), pytest.importorskip("torchvision.ops")
+    rng = np.random.default_rng(seed)
+    strides = (4, 8, 16, 32)
+    levels = [rng.normal(size=(2, 256 // stride, 320 // stride, 8)).astype(np.float32) for stride in strides]
+    centre, side = rng.uniform(0, 256, (2, 50, 2)), 2 ** rng.uniform(2, 9, (2, 50, 2))
+    side[:, :5] = 224 * 2.0 ** np.array([-2, -1, 0, 1, -3])[:, None]
+    rois = np.concatenate([centre - side / 2, centre + side / 2], axis=-1).astype(np.float32)
+    maps = {str(i): torch.from_numpy(level.transpose(0, 3, 1, 2).copy()) for i, level in enumerate(levels)}
+    peer = peers.MultiScaleRoIAlign(list(maps), 7, 2)
+    expected = peer(maps, [torch.from_numpy(own) for own in rois], [(256, 320)] * 2).numpy().transpose(0, 2, 3, 1)
+    found = multiscale_roi_align(levels, rois, strides=strides)
+    np.testing.assert_allclose(np.reshape(found, expected.shape), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("strides", "shapes", "text"),
+    [
+        ((4,), [(1, 8, 8, 2)] * 2, "strides must be 2 numbers"),
+        ((4, 16), [(1, 8, 8, 2)] * 2, r"strides must double from level to level, got \[4.0, 16.0\]"),
+        ((4, 8), [(1, 8, 8, 2), (1, 4, 4, 3)], "levels must agree in B, C and type"),
+        ((4, 8), [(8, 8, 2), (4, 4, 2)], r"rois must be \(R, 4\)"),
+    ],
+)
+def test_wrong_pyramids(strides, shapes, text):
+    with pytest.raises(ValueError, match=text):
+        multiscale_roi_align([np.zeros(shape, np.float32) for shape in shapes], np.zeros((1, 3, 4)), strides=strides)
