@@ -220,7 +220,8 @@ def _grids(rois, batch_index, maps, level, spatial_scale, output_size, ratio, al
 def _grid(start, end, bins, cells, ratio, aligned):
     """Return RoIs' starts and bin sizes along an axis, in cells, and samples per bin, `(K,)` each."""
     size = _divide(end - start if aligned else jnp.maximum(end - start, 1), start.dtype.type(bins))
-    samples = jnp.ceil(jnp.clip(size, 0, 2 * cells)).astype(jnp.int32) if ratio == 0 else jnp.full(len(size), ratio)
+    most = 2 * cells.astype(size.dtype)
+    samples = jnp.ceil(jnp.clip(size, 0, most)).astype(jnp.int32) if ratio == 0 else jnp.full(len(size), ratio)
     return start, size, samples.astype(jnp.int32)
 
 

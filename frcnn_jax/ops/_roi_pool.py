@@ -226,14 +226,17 @@ def check_output(output_size: Any, spatial_scale: Any) -> tuple[tuple[int, int],
 @partial(jax.jit, static_argnums=(3, 4, 5))
 def _pool_rois(features, rois, batch_index, output_size, spatial_scale, method):
     features, rois, batch_index = varying_alike(features, rois, batch_index)
-    maps, height, width, channels = features.shape
+    if 0 in (*features.shape, *rois.shape):
+        return jnp.zeros((len(rois), *output_size, features.shape[3]), features.dtype)
+    return _pool(features, _regions(features, rois, batch_index, output_size, spatial_scale), method)
+
+
+def _regions(features, rois, batch_index, output_size, spatial_scale):
+    maps, height, width, _ = features.shape
     y = bin_edges(rois[:, 1], rois[:, 3], output_size[0], height, spatial_scale)
     x = bin_edges(rois[:, 0], rois[:, 2], output_size[1], width, spatial_scale)
-    if 0 in (*features.shape, *rois.shape):
-        return jnp.zeros((len(rois), *output_size, channels), features.dtype)
     nothing = jnp.isnan(rois).any(axis=1) | (batch_index < 0) | (batch_index >= maps)
-    y = tuple(jnp.where(nothing[:, None], 0, edge) for edge in y)
-    return _pool(features, (batch_index, *y, *x), method)
+    return batch_index, *(jnp.where(nothing[:, None], 0, edge) for edge in y), *x
 
 
 def bin_edges(
@@ -291,7 +294,7 @@ def rounded(product: jax.Array) -> jax.Array:
 #
 # The regions of K RoIs are (batch_index (K,), y_low, y_high (K, rows), x_low, x_high (K, columns)), all int32. A method
 # maps features (B, H, W, C) and regions to (maxima,), (K, rows, columns, C), or with argmax to (maxima, argmax), where
-# argmax is the index into the flattened features of each maximum's first cell. In an empty bin they are 0 and -1.
+# argmax is y * W + x of each maximum's first cell in its map. In an empty bin they are 0 and -1.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -307,15 +310,22 @@ def _pool_and_argmax(features, regions, method):
 
 def _pool_forward(features, regions, method):
     maxima, argmax = _pool_and_argmax(features, regions, method)
-    return maxima, (argmax, jnp.zeros((0, *features.shape), features.dtype))  # the latter carries shape and type
+    return maxima, (argmax, regions[0], jnp.zeros((0, *features.shape), features.dtype))  # carries shape and type
 
 
 def _pool_backward(method, residuals, gradient):
-    """Add each bin's gradient to the first cell that holds its maximum."""
-    argmax, like = residuals
-    size = math.prod(like.shape[1:])
-    summed = jax.ops.segment_sum(widened(gradient).reshape(-1), argmax.reshape(-1), num_segments=size)  # drops -1
-    return summed.reshape(like.shape[1:]).astype(like.dtype), None
+    argmax, batch_index, like = residuals
+    return _add_up(gradient, argmax, batch_index, like.shape[1:]), None
+
+
+def _add_up(gradient, argmax, batch_index, shape):
+    """Add each bin's gradient to the first cell that holds its maximum, in features of a shape `(B, H, W, C)`."""
+    _, height, width, channels = shape
+    cell = batch_index[:, None, None, None] * (height * width) + argmax
+    element = jnp.where(argmax < 0, -1, cell * channels + jnp.arange(channels, dtype=jnp.int32)[None, None, None])
+    size = math.prod(shape)
+    summed = jax.ops.segment_sum(widened(gradient).reshape(-1), element.reshape(-1), num_segments=size)  # drops -1
+    return summed.reshape(shape).astype(gradient.dtype)
 
 
 def _pool_and_argmax_forward(features, regions, method):
@@ -360,10 +370,8 @@ def _by_method(method, with_argmax):
             for part, mapped in zip(regions, is_mapped[1], strict=True)
         ]
         regions[0] += first
-        maxima, *argmax = pool(features, tuple(part.reshape(-1, *part.shape[2:]) for part in regions))
-        maxima, *argmax = (part.reshape(size, -1, *part.shape[1:]) for part in (maxima, *argmax))
-        start = (first * math.prod(features.shape[1:]))[:, :, None, None, None]
-        pooled = maxima, *(jnp.where(part < 0, -1, part - start) for part in argmax)
+        regions = [part.reshape(-1, *part.shape[2:]) for part in regions]
+        pooled = tuple(part.reshape(size, -1, *part.shape[1:]) for part in pool(features, tuple(regions)))
         return pooled, (True,) * len(pooled)
 
     return pool
@@ -384,7 +392,7 @@ def _by_segments(features, regions, with_argmax):
 
 def _segment_maxima(features, region, with_argmax):
     """Pool one RoI: a segment maximum over the rows of each bin, then one over its columns."""
-    height, width, channels = features.shape[1:]
+    height, width = features.shape[1:3]
     none = height * width
     index, y_low, y_high, x_low, x_high = region
     row, y_segment = _members(y_low, y_high, height)
@@ -405,8 +413,7 @@ def _segment_maxima(features, region, with_argmax):
     cell = row[:, None] * width + jnp.arange(width, dtype=jnp.int32)[None]
     first = by_row(jnp.where(lines == line_max[y_segment], -cell[..., None], -none)).swapaxes(0, 1)[column]
     first = -by_column(jnp.where(strips == pooled[x_segment], first, -none))[:-1, :-1].swapaxes(0, 1)
-    argmax = (index * none + first) * channels + jnp.arange(channels, dtype=jnp.int32)[None, None]
-    return maxima, jnp.where(empty, -1, argmax)
+    return maxima, jnp.where(empty, -1, first)
 
 
 def _members(low, high, cells):
@@ -430,7 +437,8 @@ def _by_table(features, regions, with_argmax):
     batch_index, y_low, y_high, x_low, x_high = regions
     table = (features,)
     if with_argmax:
-        table = features, jnp.arange(features.size, dtype=jnp.int32).reshape(features.shape)
+        cell = jnp.arange(height * width, dtype=jnp.int32).reshape(1, height, width, 1)
+        table = features, jnp.broadcast_to(cell, features.shape)
     y_sizes, x_sizes = window_sizes(height, y_low.shape[1]), window_sizes(width, x_low.shape[1])
     table = _window_maxima(_window_maxima(table, y_sizes, axis=1), x_sizes, axis=3)
     table = [part.reshape(-1, channels) for part in table]  # (x sizes, y sizes, B, H, W) cells
@@ -511,16 +519,14 @@ def _by_loop(features, regions, with_argmax):
     batch_index, y_low, y_high, x_low, x_high = regions
     flat = widened(features).reshape(-1, channels)
 
-    channel = jnp.arange(channels, dtype=jnp.int32)
-
     def one_bin(region):
         start, y, y_end, x, x_end = region
         wide = x_end - x
         cells = jnp.where(y_end > y, (y_end - y) * wide, 0)
 
         def look_at(j):
-            cell = start + (y + j // wide) * width + x + j % wide
-            return lax.dynamic_index_in_dim(flat, cell, keepdims=False), cell * channels + channel
+            cell = (y + j // wide) * width + x + j % wide
+            return lax.dynamic_index_in_dim(flat, start + cell, keepdims=False), jnp.full(channels, cell)
 
         def one_cell(j, best):
             here, place = look_at(j)
