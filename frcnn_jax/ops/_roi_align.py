@@ -12,9 +12,9 @@ C channels, K RoIs in a flat list, R RoIs per map, P bins along an axis.
 import itertools
 import math
 import operator
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial, reduce
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +22,17 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from frcnn_jax.ops._partition import partitioned
 from frcnn_jax.ops._roi_pool import (
     check_batched,
     check_flat,
     check_output,
     divide_exactly,
-    over_leading_axes,
+    listed,
     rounded,
     varying_alike,
     widened,
+    with_leading_axes,
 )
 
 
@@ -68,15 +70,11 @@ def roi_align(
         ValueError: Shapes do not match, or a number is out of its range.
         TypeError: An argument has the wrong type.
     """
-    flat = partial(
-        roi_align_flat,
-        output_size=output_size,
-        spatial_scale=spatial_scale,
-        sampling_ratio=sampling_ratio,
-        aligned=aligned,
-        differentiable_boxes=differentiable_boxes,
-    )
-    return over_leading_axes(flat, features, rois)
+    maps, boxes = check_batched(features, rois, exact_rois=differentiable_boxes)
+    size, scale = check_output(output_size, spatial_scale)
+    ratio = _check_ratio(sampling_ratio, differentiable_boxes)
+    options = _Options(size, (scale,), ratio, bool(aligned), bool(differentiable_boxes), (maps.shape[1:3],))
+    return with_leading_axes(_align_batch((maps,), boxes, options), features)
 
 
 def roi_align_flat(
@@ -145,14 +143,14 @@ def multiscale_roi_align(
         raise ValueError(f"strides must be {len(maps)} numbers, one per level and at least one, got {strides}")
     if any(later != 2 * former for former, later in itertools.pairwise(strides)):
         raise ValueError(f"strides must double from level to level, got {strides}")
-    levels, shapes = zip(*(check_batched(level, rois) for level in maps), strict=True)
+    levels, boxes = zip(*(check_batched(level, rois) for level in maps), strict=True)
     if len({(len(level), level.shape[3], level.dtype) for level in levels}) > 1:
         raise ValueError(f"levels must agree in B, C and type, got {[(level.shape, level.dtype) for level in levels]}")
     size, _ = check_output(output_size, 1)
     scales = tuple(check_output(size, 1 / stride)[1] for stride in strides)
-    ratio = _check_ratio(sampling_ratio, False)
-    pooled = _align_levels(levels, *shapes[0], size, scales, ratio, bool(aligned))
-    return pooled.reshape(*np.shape(rois)[:-1], *pooled.shape[1:])
+    ratio, map_sizes = _check_ratio(sampling_ratio, False), tuple(level.shape[1:3] for level in levels)
+    options = _Options(size, scales, ratio, bool(aligned), False, map_sizes)
+    return with_leading_axes(_align_batch(levels, boxes[0], options), maps[0])
 
 
 def _check_ratio(sampling_ratio, differentiable_boxes):
@@ -175,25 +173,6 @@ def _align_rois(features, rois, batch_index, output_size, spatial_scale, ratio, 
     level = [jnp.full(len(rois), number, jnp.int32) for number in (0, height, width)]
     grids = _grids(rois, batch_index, maps, level, spatial_scale, output_size, ratio, aligned)
     return _align(features.reshape(-1, channels), grids, output_size, ratio, differentiable_boxes)
-
-
-@partial(jax.jit, static_argnums=(3, 4, 5, 6))
-def _align_levels(levels, rois, batch_index, output_size, scales, ratio, aligned):
-    *levels, rois, batch_index = varying_alike(*levels, rois, batch_index)
-    maps, *_, channels = levels[0].shape
-    if 0 in (*(number for level in levels for number in level.shape), *rois.shape):
-        return jnp.zeros((len(rois), *output_size, channels), levels[0].dtype)
-    # 1e-6 as in torchvision: rounding must not move a RoI of exactly a level's size to the level below
-    bounds = [224 * 2.0 ** (-1e-6 - 4) / scale for scale in scales[1:]]
-    side = jnp.sqrt((rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1]))
-    own = sum((side >= np.float32(bound)).astype(jnp.int32) for bound in bounds) + jnp.zeros(len(rois), jnp.int32)
-    starts = np.cumsum([0, *(math.prod(level.shape[:3]) for level in levels[:-1])])
-    table = np.array([(start, *level.shape[1:3]) for start, level in zip(starts, levels, strict=True)], np.int32)
-    level = [jnp.asarray(column)[own] for column in table.T]
-    scale = jnp.asarray(scales, jnp.float32)[own, None]
-    grids = _grids(rois, batch_index, maps, level, scale, output_size, ratio, aligned)
-    flat = jnp.concatenate([level.reshape(-1, channels) for level in levels])
-    return _align(flat, grids, output_size, ratio, False)
 
 
 def _grids(rois, batch_index, maps, level, spatial_scale, output_size, ratio, aligned):
@@ -315,6 +294,110 @@ def _spread_backward(shape, output_size, ratio, grids, features):
 
 _align.defvjp(_align_forward, _align_backward)
 _spread.defvjp(_spread_forward, _spread_backward)
+
+
+# The same for maps (B, H, W, C) of one or several levels and RoIs (B, R, 4), over the devices of a mesh
+
+
+class _Options(NamedTuple):
+    output_size: tuple[int, int]
+    scales: tuple[float, ...]  # per level
+    ratio: int
+    aligned: bool
+    differentiable_boxes: bool
+    map_sizes: tuple[tuple[int, int], ...]
+
+
+def _align_batch(levels, rois, options):
+    if 0 in (*(number for level in levels for number in level.shape), *rois.shape):
+        return jnp.zeros((*rois.shape[:2], *options.output_size, levels[0].shape[3]), levels[0].dtype)
+    *levels, rois = varying_alike(*levels, rois)
+    return _align_maps(tuple(levels), rois, options)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _align_maps(levels, rois, options):
+    return _over_mesh(options).align(*levels, rois)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _spread_maps(gradient, rois, options):
+    """Add the bins' gradients up in the maps: the transpose of `_align_maps`."""
+    return tuple(_over_mesh(options).spread(gradient, rois))
+
+
+def _align_maps_backward(options, residuals, gradient):
+    levels, rois = residuals
+    to_rois = _over_mesh(options).to_rois(gradient, *levels, rois) if options.differentiable_boxes else None
+    return _spread_maps(gradient, rois, options), to_rois
+
+
+_align_maps.defvjp(
+    lambda levels, rois, options: (
+        _align_maps(levels, rois, options), (levels if options.differentiable_boxes else (), rois)
+    ),
+    _align_maps_backward,
+)  # fmt: skip
+_spread_maps.defvjp(
+    lambda gradient, rois, options: (_spread_maps(gradient, rois, options), rois),
+    lambda options, rois, levels: (_align_maps(levels, rois, options._replace(differentiable_boxes=False)), None),
+)
+
+
+class _OverMesh(NamedTuple):
+    align: Callable[..., jax.Array]
+    spread: Callable[..., Sequence[jax.Array]]
+    to_rois: Callable[..., jax.Array]
+
+
+@cache
+def _over_mesh(options):
+    size, scales, ratio, aligned, _, map_sizes = options
+
+    def grids(rois):
+        boxes, batch_index = listed(rois, rois)
+        # 1e-6 as in torchvision: rounding must not move a RoI of exactly a level's size to the level below
+        bounds = [np.float32(224 * 2.0 ** (-1e-6 - 4) / scale) for scale in scales[1:]]
+        side = jnp.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+        own = jnp.zeros(len(boxes), jnp.int32)
+        for bound in bounds:
+            own += (side >= bound).astype(jnp.int32)
+        starts = np.cumsum([0, *(len(rois) * math.prod(map_size) for map_size in map_sizes[:-1])])
+
+        def of_level(numbers):
+            chosen = (jnp.where(own == i, number, 0) for i, number in enumerate(numbers))
+            return reduce(operator.add, chosen)
+
+        level = [of_level(map(np.int32, numbers)) for numbers in (starts, *zip(*map_sizes, strict=True))]
+        scale = of_level(map(np.float32, scales))
+        return _grids(boxes, batch_index, len(rois), level, scale[:, None], size, ratio, aligned)
+
+    def sampled(levels, rois):
+        *levels, rois = varying_alike(*levels, rois)
+        flat = jnp.concatenate([level.reshape(-1, level.shape[3]) for level in levels])
+        pooled = _align(flat, grids(rois), size, ratio, options.differentiable_boxes)
+        return pooled.reshape(*rois.shape[:2], *pooled.shape[1:])
+
+    def spread(gradient, rois):
+        gradient, rois = varying_alike(gradient, rois)
+        maps, channels = len(rois), gradient.shape[-1]
+        ends = np.cumsum([maps * math.prod(map_size) for map_size in map_sizes])
+        flat = gradient.reshape(-1, *gradient.shape[2:])
+        parts = jnp.split(_spread(flat, grids(rois), (int(ends[-1]), channels), size, ratio), ends[:-1])
+        return tuple(part.reshape(maps, *own, channels) for part, own in zip(parts, map_sizes, strict=True))
+
+    def to_rois(gradient, *arrays):
+        *levels, rois = arrays
+        _, pullback = jax.vjp(lambda rois: sampled(levels, rois), rois)
+        return pullback(gradient)[0]
+
+    levels = ", ".join(f"b h{i} w{i} c" for i in range(len(scales)))
+    pooled, boxes = "b r i j c", "b r k"
+    return _OverMesh(
+        partitioned(jax.jit(lambda *arrays: sampled(arrays[:-1], arrays[-1])), f"{levels}, {boxes} -> {pooled}", "brc"),
+        partitioned(jax.jit(spread), f"{pooled}, {boxes} -> {levels}", "bc"),
+        partitioned(jax.jit(to_rois), f"{pooled}, {levels}, {boxes} -> {boxes}", "br", gathered="c"),
+    )
 
 
 def _zeros(shape, like):

@@ -8,22 +8,23 @@ Gradient: it flows to the first cell, in row-major order, that holds a bin's max
 under "The gradient" below: `_pool_forward` records these cells (the argmax), `_pool_backward` adds the incoming
 gradients up there. Reverse mode only.
 
-The file depends on jax and numpy alone and can be copied into another project. Shape letters: B maps, H rows and
-W columns of a map, C channels, K RoIs in a flat list, R RoIs per map, P bins along an axis.
+The files of this folder depend on jax and numpy alone and can be copied into another project. Shape letters: B maps,
+H rows and W columns of a map, C channels, K RoIs in a flat list, R RoIs per map, P bins along an axis.
 """
 
 import itertools
 import math
 import operator
-from collections.abc import Callable
-from functools import partial, reduce
-from typing import Any
+from functools import cache, partial, reduce
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
+
+from frcnn_jax.ops._partition import partitioned
 
 Array = Any  # numpy.ndarray or jax.Array
 
@@ -60,9 +61,14 @@ def roi_pool(
         ValueError: Shapes do not match, a number is out of its range, or the method is unknown.
         TypeError: An argument has the wrong type.
     """
-    return over_leading_axes(
-        partial(roi_pool_flat, output_size=output_size, spatial_scale=spatial_scale, method=method), features, rois
-    )
+    maps, boxes = check_batched(features, rois)
+    size, scale = check_output(output_size, spatial_scale)
+    _check_method(method)
+    if 0 in (*maps.shape, *boxes.shape):
+        pooled = jnp.zeros((*boxes.shape[:2], *size, maps.shape[3]), maps.dtype)
+    else:
+        pooled = _pool_maps(*varying_alike(maps, boxes), _Options(size, scale, method, maps.shape[1:3]))
+    return with_leading_axes(pooled, features)
 
 
 def roi_pool_flat(
@@ -90,8 +96,7 @@ def roi_pool_flat(
     """
     features, rois, batch_index = check_flat(features, rois, batch_index)
     size, scale = check_output(output_size, spatial_scale)
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    _check_method(method)
     return _pool_rois(features, rois, batch_index, size, scale, method)
 
 
@@ -141,16 +146,11 @@ def _as_float(value: Any, name: str) -> tuple[Array, Any]:
     return array if array.dtype == np.float64 else array.astype(np.float32), array.__array_namespace__()
 
 
-def over_leading_axes(flat: Callable[..., jax.Array], features: Any, rois: Any) -> jax.Array:
-    """Call a function of `(B, H, W, C)`, `(K, 4)` and `(K,)` on `(..., H, W, C)` and `(..., R, 4)`."""
-    maps, listed = check_batched(features, rois)
-    out = flat(maps, *listed)
-    return out.reshape(*np.shape(rois)[:-1], *out.shape[1:])
+def check_batched(features: Any, rois: Any, *, exact_rois: bool = False) -> tuple[jax.Array, jax.Array]:
+    """Return `(..., H, W, C)` as `(B, H, W, C)`, and `(..., R, 4)` as `(B, R, 4)`; ValueError or TypeError.
 
-
-def check_batched(features: Any, rois: Any) -> tuple[Array, tuple[Array, Array]]:
-    """Return `(..., H, W, C)` as `(B, H, W, C)`, and `(..., R, 4)` as `(K, 4)` with the index `(K,)` of each one's map;
-    ValueError or TypeError."""
+    RoIs are in float32 and get no gradient; with `exact_rois` they get one, and float64 stays.
+    """
     features, rois = _as_array(features, "features", jnp.floating), _as_array(rois, "rois", *_REAL)
     lead = features.shape[:-3]
     if features.ndim < 3:
@@ -160,9 +160,23 @@ def check_batched(features: Any, rois: Any) -> tuple[Array, tuple[Array, Array]]
     if rois.shape[:-2] != lead:
         expected = ", ".join(map(str, (*lead, "R", 4)))
         raise ValueError(f"rois must be ({expected}) for features {features.shape}, got {rois.shape}")
-    maps, count = math.prod(lead), rois.shape[-2]
-    batch_index = np.repeat(np.arange(maps, dtype=np.int32), count)
-    return features.reshape(maps, *features.shape[-3:]), (rois.reshape(maps * count, 4), batch_index)
+    rois = jnp.asarray(rois if exact_rois and rois.dtype == np.float64 else rois.astype(np.float32))
+    features, rois = jnp.asarray(features), rois if exact_rois else lax.stop_gradient(rois)
+    if len(lead) != 1:
+        features, rois = (x.reshape(math.prod(lead), *x.shape[len(lead) :]) for x in (features, rois))
+    return features, rois
+
+
+def with_leading_axes(out: jax.Array, features: Any) -> jax.Array:
+    """Return `(B, R, ...)` as `(..., R, ...)`, with the leading axes of `features`."""
+    lead = np.shape(features)[:-3]
+    return out if len(lead) == 1 else out.reshape(*lead, *out.shape[1:])
+
+
+def listed(features: jax.Array, rois: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return `(B, R, 4)` as `(K, 4)`, and the index `(K,)` of each one's map."""
+    count = rois.shape[1]
+    return rois.reshape(-1, 4), lax.iota(jnp.int32, len(features) * count) // max(count, 1)
 
 
 def check_flat(features: Any, rois: Any, batch_index: Any) -> tuple[Array, jax.Array, jax.Array]:
@@ -173,6 +187,11 @@ def check_flat(features: Any, rois: Any, batch_index: Any) -> tuple[Array, jax.A
         raise ValueError(f"features must be (B, H, W, C), got {features.shape}")
     if rois.ndim != 2 or rois.shape[1] != 4:
         raise ValueError(f"rois must be (K, 4), got {rois.shape}")
+    if isinstance(features, jax.Array) and any(jax.typeof(features).sharding.spec):
+        raise ValueError(
+            f"a flat list of RoIs needs maps that are not sharded over a mesh, got {jax.typeof(features)}; for maps "
+            "sharded over B or C use the batched op, with RoIs (B, R, 4)"
+        )
     if batch_index.shape != rois.shape[:1]:
         raise ValueError(f"batch_index must be ({len(rois)},), one per RoI, got {batch_index.shape}")
     if batch_index.dtype in (np.int64, np.uint64):  # must not wrap around in int32
@@ -197,6 +216,8 @@ def varying_alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:
 
     Each gets a zero added that depends on all of them and that compilers drop.
     """
+    if any(axis is not None for array in arrays for axis in jax.typeof(array).sharding.spec):
+        return arrays  # on an explicit mesh
     zeros = [lax.stop_gradient(array[..., :0]).sum().astype(jnp.float32) for array in arrays]
     zero = reduce(operator.add, zeros)
     return tuple(array + zero.astype(array.dtype) for array in arrays)
@@ -221,6 +242,11 @@ def check_output(output_size: Any, spatial_scale: Any) -> tuple[tuple[int, int],
     if not 0 < scale < math.inf:
         raise ValueError(f"spatial_scale must be greater than 0 and finite in float32, got {spatial_scale!r}")
     return (size[0], size[1]), scale
+
+
+def _check_method(method: str) -> None:
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
 
 
 @partial(jax.jit, static_argnums=(3, 4, 5))
@@ -339,6 +365,96 @@ def _pool_and_argmax_backward(method, residuals, gradients):
 
 _pool.defvjp(_pool_forward, _pool_backward)
 _pool_and_argmax.defvjp(_pool_and_argmax_forward, _pool_and_argmax_backward)
+
+
+# The same for (B, H, W, C) and (B, R, 4), over the devices of a mesh
+
+
+class _Options(NamedTuple):
+    output_size: tuple[int, int]
+    spatial_scale: float
+    method: str
+    map_size: tuple[int, int]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _pool_maps(features, rois, options):
+    return _forward(options, with_argmax=False)(features, rois)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _pool_maps_and_argmax(features, rois, options):
+    return _forward(options, with_argmax=True)(features, rois)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _scatter(gradient, argmax, map_size):
+    """Add each bin's gradient to the first cell that holds its maximum."""
+    return _scatter_over_mesh(map_size)(gradient, argmax)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _gather(features, argmax, map_size):
+    """Take each bin's value from the first cell that held its maximum: the transpose of `_scatter`."""
+    return _gather_over_mesh(features, argmax)
+
+
+def _maps_forward(features, rois, options):
+    return _pool_maps_and_argmax(features, rois, options)
+
+
+def _maps_and_argmax_forward(features, rois, options):
+    maxima, argmax = _pool_maps_and_argmax(features, rois, options)
+    return (maxima, argmax), argmax
+
+
+_pool_maps.defvjp(_maps_forward, lambda options, argmax, g: (_scatter(g, argmax, options.map_size), None))
+_pool_maps_and_argmax.defvjp(
+    _maps_and_argmax_forward, lambda options, argmax, gs: (_scatter(gs[0], argmax, options.map_size), None)
+)
+_scatter.defvjp(
+    lambda g, argmax, map_size: (_scatter(g, argmax, map_size), argmax),
+    lambda map_size, argmax, features: (_gather(features, argmax, map_size), None),
+)
+_gather.defvjp(
+    lambda features, argmax, map_size: (_gather(features, argmax, map_size), argmax),
+    lambda map_size, argmax, g: (_scatter(g, argmax, map_size), None),
+)
+
+
+@cache
+def _forward(options, with_argmax):
+    size, scale, method, _ = options
+
+    def forward(features, rois):
+        features, rois = varying_alike(features, rois)
+        boxes, batch_index = listed(features, rois)
+        pooled = _by_method(method, with_argmax)(features, _regions(features, boxes, batch_index, size, scale))
+        parts = tuple(part.reshape(*rois.shape[:2], *part.shape[1:]) for part in pooled)
+        return parts if with_argmax else parts[0]
+
+    gives = ["b r i j c"] * (1 + with_argmax)
+    return partitioned(jax.jit(forward), f"b h w c, b r k -> {', '.join(gives)}", "brc")
+
+
+@cache
+def _scatter_over_mesh(map_size):
+    def scatter(gradient, argmax):
+        maps, count, *_, channels = argmax.shape
+        batch_index = lax.iota(jnp.int32, maps * count) // count
+        flat = (part.reshape(-1, *part.shape[2:]) for part in (gradient, argmax))
+        return _add_up(*flat, batch_index, (maps, *map_size, channels))
+
+    return partitioned(jax.jit(scatter), "b r i j c, b r i j c -> b h w c", "bc")
+
+
+def _take(features, argmax):
+    maps, height, width, channels = features.shape
+    flat, place = features.reshape(maps, height * width, channels), argmax.reshape(maps, -1, channels)
+    return jnp.where(argmax < 0, 0, jnp.take_along_axis(flat, jnp.maximum(place, 0), axis=1).reshape(argmax.shape))
+
+
+_gather_over_mesh = partitioned(jax.jit(_take), "b h w c, b r i j c -> b r i j c", "bc")
 
 
 # The methods

@@ -4,7 +4,10 @@ from pathlib import Path
 from frcnn_jax import ops
 
 # what has to be copied along with a file into another project; all else comes from jax, numpy and the standard library
-NEEDS = {"boxes": set(), "_nms": {"boxes"}, "_roi_pool": set(), "_roi_align": {"_roi_pool"}}
+NEEDS: dict[str, set[str]] = {
+    "boxes": set(), "_box_ops": {"boxes"}, "_nms": {"boxes"}, "_partition": set(), "_roi_pool": {"_partition"},
+    "_roi_align": {"_partition", "_roi_pool"},
+}  # fmt: skip
 
 
 def test_each_file_can_be_copied_with_few_others():
