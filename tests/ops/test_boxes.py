@@ -127,6 +127,9 @@ def test_pyramid_level_is_the_one_nearest_to_224_squared():
     factors = np.array([2.0, 1.0, 0.5], np.float32)
     np.testing.assert_array_equal(box_ops.pyramid_level(rois, factors), [0, 1, 2, 0, 2])
     np.testing.assert_array_equal(box_ops.pyramid_level(rois, np.ones(2)), np.zeros(5))
+    # areas of 1 and 16 times 5903 pixels are 44,273 below and 44,272 above 224 x 224; those of 5904 as in a mirror
+    strips = np.array([[0, 0, 5902, 0], [0, 0, 5903, 0]], np.float32)
+    np.testing.assert_array_equal(box_ops.pyramid_level(strips, np.array([1.0, 4.0])), [1, 0])
     assert box_ops.pyramid_level(rois[:0], factors).shape == (0,)
 
 
