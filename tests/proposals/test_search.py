@@ -7,14 +7,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import cv2
 import numpy as np
 import pytest
 from examples import ROOT
+from PIL import Image
 
 from frcnn_jax.data.synthetic import read_synthetic
 from frcnn_jax.errors import InputError
 from frcnn_jax.proposals.cluster import dask_executor
-from frcnn_jax.proposals.search import cached_selective_search, search_images, selective_search
+from frcnn_jax.proposals.search import MODES, cached_selective_search, search_images, selective_search
 
 SCRIPT = ROOT / "scripts" / "make_proposals.py"
 
@@ -57,10 +59,48 @@ def test_cache_is_read_and_mended(images, tmp_path, monkeypatch):
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [entry]
 
 
-def test_other_parameters_are_other_entries(images, tmp_path):
-    load = next(iter(images.values()))
-    assert len(cached_selective_search(load, tmp_path, "fast", 50)) == 50
-    assert len(cached_selective_search(load, tmp_path, "fast", 40)) == 40
+def test_the_boxes_are_opencvs(images, tmp_path):
+    """Those of the image as OpenCV reads it, in BGR; only their order depends on `rand`."""
+    image = next(iter(images.values()))()
+    Image.fromarray(image).save(tmp_path / "a.png")
+    search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
+    search.setBaseImage(cv2.imread(str(tmp_path / "a.png")))
+    switch = {"fast": search.switchToSelectiveSearchFast, "quality": search.switchToSelectiveSearchQuality}
+    for mode in MODES:
+        switch[mode]()
+        x, y, width, height = search.process().T
+        boxes = selective_search(image, mode=mode, max_boxes=10**6)
+        assert set(map(tuple, boxes)) == set(zip(x, y, x + width - 1, y + height - 1, strict=True))
+        np.testing.assert_array_equal(selective_search(image, mode=mode, max_boxes=50), boxes[:50])
+
+
+def test_the_cache_knows_pixels_parameters_and_version(tmp_path, monkeypatch):
+    """A change of any of them is another search, of that image with those parameters."""
+    searched = []
+
+    def search(image, **options):
+        searched.append((image.shape, image.sum(), *options.values()))
+        return np.zeros((0, 4), np.float32)
+
+    monkeypatch.setattr("frcnn_jax.proposals.search.selective_search", search)
+    image = np.zeros((4, 6, 3), np.uint8)
+    other = image.copy()
+    other[3, 5, 2] = 1
+    for pixels, mode, max_boxes, version in (
+        (image, "fast", 50, "4"),
+        (other, "fast", 50, "4"),
+        (image.reshape(6, 4, 3), "fast", 50, "4"),
+        (image, "quality", 50, "4"),
+        (image, "fast", 60, "4"),
+        (image, "fast", 50, "5"),
+    ):
+        monkeypatch.setattr("cv2.__version__", version)
+        for _ in range(2):
+            with ThreadPoolExecutor(1) as executor:
+                options = {"mode": mode, "max_boxes": max_boxes, "executor": executor}
+                search_images({"a": lambda pixels=pixels: pixels}, cache_dir=tmp_path, **options)
+        assert searched[-1] == (pixels.shape, pixels.sum(), mode, max_boxes)
+    assert len(searched) == 6
 
 
 def test_a_blank_image_is_no_error():
