@@ -1,6 +1,7 @@
 """Each field of a config reaches what acts on it."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest import mock
 
@@ -118,6 +119,11 @@ IN_TRAIN = (
 )  # fmt: skip
 
 
+def make_split(val):
+    """Two images to train on, one to validate on."""
+    return replace(make_dataset(), records=make_dataset().records[int(val) :])
+
+
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     """The calls of a training in which no field has its default, and what was built for it."""
@@ -135,8 +141,8 @@ def seen(tmp_path_factory):
         for name, mocked in mocks.items():
             patch.setattr(f"frcnn_jax.train.{name}", mocked)
         for place, name, made in (
-            ("build", "read_split", make_dataset()),
-            ("build", "load_proposals", (make_dataset(), boxes)),
+            ("build", "read_split", None),
+            ("build", "load_proposals", None),
             ("build", "problem_handler", mock.MagicMock()),
             ("training.checkpoint", "Checkpoints", mock.MagicMock()),
             ("training.loop", "train", SimpleNamespace(step=500, variables={})),
@@ -144,6 +150,8 @@ def seen(tmp_path_factory):
         ):
             mocks[name] = mock.Mock(return_value=made)
             patch.setattr(f"frcnn_jax.{place}.{name}", mocks[name])
+        mocks["read_split"].side_effect = lambda _, *, split, **options: make_split(split == "other")
+        mocks["load_proposals"].side_effect = lambda dataset, **options: (dataset, boxes)
         train_and_evaluate(config, folder / "w")
         mocks["train"].call_args.kwargs["score"]({})
         for at in ("val", "train"):
@@ -168,6 +176,12 @@ def test_every_field_has_a_place():
 def test_a_field_reaches_its_place(seen, name):
     value, place = PLACES[name]
     assert place(seen) == value
+
+
+def test_splits_and_statistics_reach_their_places(seen):
+    assert [record.image_id for record in seen.batches.records] == ["im0", "im1"]
+    assert [record.image_id for record in seen.Evaluator.call_args.args[1].records] == ["im1"]
+    assert seen.create_state.call_args.args[0]["box_stats"] == seen.batches.box_stats
 
 
 def test_difficult_objects_are_left_out_of_training_alone_and_coco_always(seen):

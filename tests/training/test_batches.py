@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import MISSING, fields
 from functools import partial
 
 import jax
@@ -24,7 +25,7 @@ def image_of(height, width, seed):
 
 def make_record(i, height, width, objects=1):
     boxes = np.tile(np.array([[2, 3, 20, 18]], np.float32), (objects, 1))
-    labels = np.full(objects, 2, np.int32)
+    labels = np.ones(objects, np.int32)
     return Record(f"{i}", height, width, boxes, labels, np.zeros(objects, bool), partial(image_of, height, width, i))
 
 
@@ -65,6 +66,20 @@ def test_sizes_by_hand(size, resized, canvas):
     scale = sizes.scale(*size)
     assert (round(size[0] * scale), round(size[1] * scale)) == resized
     assert sizes.canvas(*size) == canvas
+
+
+def test_the_limit_holds_for_the_rounded_side():
+    """1167 columns at 600 / 700 are 1000.3."""
+    assert Sizes(600, 1000).scale(700, 1167) == 600 / 700
+    assert Sizes(600, 1000).scale(700, 1168) == 1000 / 1168
+    assert Sizes(60, 60).scale(30, 40) == 60 / 40
+
+
+def test_defaults_are_the_papers():
+    assert Sizes() == Sizes(600, 1000)
+    defaults = {field.name: field.default for field in fields(TrainingBatches) if field.default is not MISSING}
+    expected = {"images_per_batch": 2, "rois_per_image": 64, "fg_fraction": 0.25, "fg_iou": 0.5, "bg_iou": (0.1, 0.5)}
+    assert defaults == {**expected, "flip": True, "seed": 0, "process": (0, 1)}
 
 
 def test_any_image_fits_its_canvas(rng):
@@ -215,8 +230,8 @@ def test_the_image_its_boxes_and_targets_by_hand(mirrored):
         np.testing.assert_array_equal(rois, [[38, 6, 74, 36], [34, 6, 70, 36], [0, 0, 18, 18]])
     else:
         np.testing.assert_array_equal(rois, [[4, 6, 40, 36], [8, 6, 44, 36], [60, 0, 78, 18]])
-    assert labels.tolist() == [2, 2, 0]
-    mean, std = np.array([8, 9, 10, 11]) / 16, np.array([1, 2, 4, 8])  # of class 2
+    assert labels.tolist() == [1, 1, 0]
+    mean, std = np.array([4, 5, 6, 7]) / 16, np.array([1, 2, 4, 8]) / 16  # of class 1
     dx = np.array([0, 1 / 9 if mirrored else -1 / 9])
     raw = np.stack([dx, 0 * dx, 0 * dx, 0 * dx], axis=1)
     np.testing.assert_allclose(targets, [*(raw - mean) / std, np.zeros(4)], atol=1e-6)
@@ -233,9 +248,10 @@ def test_an_image_without_objects_and_one_without_proposals_train():
     assert masks[5] == 1  # no proposal: its object
 
 
-def test_prefetch_keeps_the_order_and_starts_anywhere():
-    indices = [int(batch["index"][0]) for batch in prefetch(training_batches(), start=33)]
-    assert indices == [2 * step for step in range(33, 40)]
+@pytest.mark.parametrize("stride", [1, 3])
+def test_prefetch_keeps_the_order_and_starts_anywhere(stride):
+    indices = [int(batch["index"][0]) for batch in prefetch(training_batches(), start=33, stride=stride)]
+    assert indices == [2 * step for step in range(33, 40, stride)]
 
 
 @pytest.mark.slow
@@ -272,8 +288,12 @@ def test_test_rois_are_padded_and_none_is_cut(count, padded):
 
 
 def test_test_batches_come_in_order():
-    batches = TestBatches(RECORDS, PROPOSALS, [Sizes(60, 100)], PixelNorm(), 1 / 16)
-    assert [tuple(b["original_size"][0]) for b in prefetch(batches)] == [(r.height, r.width) for r in RECORDS]
+    options = {"sizes": [Sizes(60, 100), Sizes(90, 100)], "pixels": PixelNorm("RGB"), "spatial_scale": 1 / 64}
+    batches = list(prefetch(TestBatches(RECORDS, PROPOSALS, **options)))
+    assert [tuple(b["original_size"][0]) for b in batches] == [(r.height, r.width) for r in RECORDS]
+    for batch, record in zip(batches, RECORDS, strict=True):
+        expected = prepare_test(record.load(), PROPOSALS[record.image_id], **options)
+        jax.tree.map(np.testing.assert_array_equal, batch, expected)
 
 
 def test_voc_needs_few_shapes_and_little_padding(shared):
@@ -298,13 +318,16 @@ def test_a_pyramid_by_hand():
     """At factors 4 and 1 a RoI of 224 x 224 pixels stays, one of 50 x 50 is enlarged; areas of 1 and 16 times 100 x 100
     lie 40,176 below and 109,824 above 224 x 224."""
     rois = np.array([[0, 0, 223, 223], [10, 20, 59, 69], [10, 20, 60, 70], [0, 0, 99, 99], [10.2, 20, 59, 69]])
+    rois = np.concatenate([rois, 4 * rois[1:2]])  # at factor 1 in the cells of the second at factor 4
     sizes = [Sizes(960, 1280), Sizes(240, 320)]
-    batch = prepare_test(
-        image_of(240, 320, 0), rois.astype(np.float32), sizes=sizes, pixels=PixelNorm(), spatial_scale=1 / 16
-    )
+    image, pixels = image_of(240, 320, 0), PixelNorm("RGB")
+    batch = prepare_test(image, rois.astype(np.float32), sizes=sizes, pixels=pixels, spatial_scale=1 / 16)
     assert [image.shape[1:3] for image in batch["image"]] == [(960, 1280), (240, 320)]
     np.testing.assert_array_equal(batch["image_size"], [[[960, 1280]], [[240, 320]]])
-    assert batch["roi_mask"].sum() == 4  # the last one falls in the cells of the second
-    np.testing.assert_array_equal(batch["level"][0, :4], [1, 0, 0, 1])
-    np.testing.assert_array_equal(batch["scale"][0, :4], [1, 4, 4, 1])
-    np.testing.assert_array_equal(batch["rois"][0, :4], rois[:4] * [[1], [4], [4], [1]])
+    for at_size, size in zip(batch["image"], sizes, strict=True):
+        np.testing.assert_array_equal(at_size[0], prepare_image(image, size=size, pixels=pixels)["image"])
+    assert batch["roi_mask"].sum() == 5  # the last but one falls in the cells of the second
+    rois = rois[[0, 1, 2, 3, 5]]
+    np.testing.assert_array_equal(batch["level"][0, :5], [1, 0, 0, 1, 1])
+    np.testing.assert_array_equal(batch["scale"][0, :5], [1, 4, 4, 1, 1])
+    np.testing.assert_array_equal(batch["rois"][0, :5], rois * [[1], [4], [4], [1], [1]])

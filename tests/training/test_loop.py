@@ -100,9 +100,12 @@ def test_what_is_logged_saved_and_scored_by_hand(run):
     assert {step: row["learning_rate"] for step, row in rows.items()} == {s: 0.5 * (s - 1) for s in rows}
 
 
-def test_rates_and_times_by_hand(run):
-    """Two steps of four seconds each; the time of a score does not count."""
-    run(log_every=100, checkpoint_every=2, eval_every=4)
+def test_rates_and_times_by_hand(run, monkeypatch):
+    """Two steps of four seconds each; the time of a score and of writing a profile does not count."""
+    monkeypatch.setattr("frcnn_jax.training.loop.jax.profiler.start_trace", lambda folder: None)
+    monkeypatch.setattr("frcnn_jax.training.loop.jax.profiler.stop_trace", lambda: run.score(0))
+    run(log_every=100, checkpoint_every=2, eval_every=4, profile=(5, 5))
+    assert run.scored == [4, 0, 8]
     rows = [row for row in read_metrics(run.workdir) if "map" not in row]
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10]
     for row in rows:
@@ -145,10 +148,17 @@ def test_what_is_not_finite_is_not_saved(run, bad, value, saved, text):
     assert run.saved == saved
 
 
-def test_a_signal_saves_and_interrupts(run):
+def test_without_a_score_nothing_is_scored(run):
+    run.score = None
+    run(start=5, eval_every=5)
+    assert run.saved == [10]
+
+
+@pytest.mark.parametrize("every", [0, 4])
+def test_a_signal_saves_and_interrupts(run, every):
     run.stop_at = 4
     with pytest.raises(Interrupted, match=f"step 4 is saved in {run.workdir}"):
-        run(eval_every=4)
+        run(eval_every=every)
     assert run.saved == [4]
     assert not run.scored
 
@@ -157,7 +167,7 @@ def test_a_signal_saves_and_interrupts(run):
     ("profile", "stop_at", "first", "end"),
     [((), None, None, None), ((2, 4), None, 2, 4), ((9, 12), None, 9, 10), ((2, 4), 3, 2, 3), ((1, 1), None, 1, 1)],
 )
-def test_a_profile_spans_its_steps(run, monkeypatch, profile, stop_at, first, end):
+def test_a_profile_spans_its_steps(run, monkeypatch, capsys, profile, stop_at, first, end):
     """The first of them has not been taken when the trace starts, the last has when it ends."""
     traced = []
     start, stop = (lambda folder: traced.append((folder, len(run.taken) + 1))), lambda: traced.append(len(run.taken))
@@ -170,3 +180,4 @@ def test_a_profile_spans_its_steps(run, monkeypatch, profile, stop_at, first, en
     else:
         run(profile=profile)
     assert traced == ([(str(run.workdir / "profile"), first), end] if first else [])
+    assert (f"writing the profile of steps {first} to {end} to " in capsys.readouterr().out) == bool(first)
