@@ -47,8 +47,8 @@ def test_scenes_are_as_promised():
 
 
 def test_records_match_what_they_load():
-    (record, *_) = read_synthetic(split="val", images=3).records
-    scene = draw_scene(0, "val", 0)
+    (_, record) = read_synthetic(split="val", images=2, seed=3).records
+    scene = draw_scene(3, "val", 1)
     np.testing.assert_array_equal(record.load(), scene.image)
     np.testing.assert_array_equal(record.boxes, scene.boxes)
 
