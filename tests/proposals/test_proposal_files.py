@@ -217,6 +217,13 @@ def test_pickles_with_numbers_for_ids(tmp_path):
     np.testing.assert_array_equal(read_proposals(write_pkl(tmp_path / "p", objectness_logits=logits))["a"], BOXES["a"])
 
 
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_detectrons_older_names_and_arrays_by_column(tmp_path, protocol):
+    content = {"indexes": ["a"], "boxes": [np.asfortranarray(BOXES["a"] + 0.0)], "scores": [np.array([1, 2])]}
+    (tmp_path / "p.pkl").write_bytes(pickle.dumps(content, protocol))
+    np.testing.assert_array_equal(read_proposals(tmp_path / "p.pkl")["a"], BOXES["a"][::-1] - [0, 0, 1, 1])
+
+
 def test_detectron2_boxes_are_a_pixel_wide_at_least(tmp_path):
     rows = [np.array([[2, 3, 2.5, 3.25], [4, 4, 4, 9]], np.float32)]
     path = write_pkl(tmp_path / "p", ids=["a"], boxes={}, objectness_logits=[np.zeros(2)])

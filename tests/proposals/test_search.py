@@ -4,8 +4,9 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from functools import partial
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -76,11 +77,11 @@ def test_the_boxes_are_opencvs(images, tmp_path):
 
 def test_the_cache_knows_pixels_parameters_and_version(tmp_path, monkeypatch):
     """A change of any of them is another search, of that image with those parameters."""
-    searched = []
+    searched, boxes = [], np.array([[0, 1, 300, 65535]], np.float32)
 
     def search(image, **options):
         searched.append((image.shape, image.sum(), *options.values()))
-        return np.zeros((0, 4), np.float32)
+        return boxes
 
     monkeypatch.setattr("frcnn_jax.proposals.search.selective_search", search)
     image = np.zeros((4, 6, 3), np.uint8)
@@ -98,9 +99,46 @@ def test_the_cache_knows_pixels_parameters_and_version(tmp_path, monkeypatch):
         for _ in range(2):
             with ThreadPoolExecutor(1) as executor:
                 options = {"mode": mode, "max_boxes": max_boxes, "executor": executor}
-                search_images({"a": lambda pixels=pixels: pixels}, cache_dir=tmp_path, **options)
+                found = search_images({"a": lambda pixels=pixels: pixels}, cache_dir=tmp_path, **options)
+            np.testing.assert_array_equal(found["a"], boxes)
         assert searched[-1] == (pixels.shape, pixels.sum(), mode, max_boxes)
     assert len(searched) == 6
+
+
+class InTurn(Executor):
+    """The last of the images submitted is done first."""
+
+    def __init__(self):
+        self.waiting, self.most, self.folders = {}, 0, set()
+
+    def submit(self, search, load):
+        self.folders.add(search.keywords["cache_dir"])
+        self.waiting[future := Future()] = load
+        self.most = max(self.most, len(self.waiting))
+        return future
+
+    def wait(self, running, **options):
+        future, load = self.waiting.popitem()
+        future.set_result(load())
+        return wait([future])
+
+
+def test_few_images_wait_and_all_keep_their_order(tmp_path, monkeypatch):
+    """A cluster's workers run in another folder."""
+    executor = InTurn()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("frcnn_jax.proposals.search.wait", executor.wait)
+    monkeypatch.setattr("frcnn_jax.proposals.search._CLUSTER_LIMIT", 3)
+    found = search_images({i: lambda i=i: i for i in range(7)}, cache_dir="cache", executor=executor)
+    assert list(found.items()) == [(i, i) for i in range(7)]
+    assert executor.most == 3
+    assert executor.folders == {Path.cwd() / "cache"}
+
+
+def test_an_image_too_large_for_the_cache(tmp_path):
+    for shape in ((1, 65536, 3), (65536, 1, 3)):
+        with pytest.raises(InputError, match=r"as uint16: an image of \(\d+, \d+\) pixels is too large"):
+            cached_selective_search(partial(np.zeros, shape, np.uint8), tmp_path, "fast", 50)
 
 
 def test_a_blank_image_is_no_error():
