@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from frcnn_jax.data.records import load_image, without_difficult
+from frcnn_jax.data.records import check_boxes, load_image, without_difficult
 from frcnn_jax.data.voc import read_voc, read_xml_folder
 from frcnn_jax.errors import InputError
 
@@ -51,6 +51,12 @@ def test_a_split_of_one_class_and_an_object_without_a_mark(tmp_path):
     (root / "VOC2007/ImageSets/Main/dog_train.txt").write_text("000001  1\n")
     (record,) = read_voc(root, split="dog_train").records
     assert list(record.difficult) == [False]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_coordinates_are_finite(value):
+    with pytest.raises(InputError, match="rois must be finite, box 1 is "):
+        check_boxes([[0, 0, 9, 9], [0, 0, value, 9]], "rois")
 
 
 def test_without_difficult(tmp_path):
@@ -178,14 +184,14 @@ def test_skips_the_object_or_the_image(tmp_path):
 
 
 def test_a_folder_of_images_and_xml(tmp_path):
-    root = write_voc(tmp_path, [voc_object("zebra"), voc_object("ant", (2, 3, 10, 20))]) / "VOC2007"
+    root = write_voc(tmp_path, [voc_object(name) for name in ("zebra", "cow", "ant", "dog", "bee", "cat")]) / "VOC2007"
     (tmp_path / "own").mkdir()
     (root / "Annotations/000001.xml").rename(tmp_path / "own/a.xml")
     (root / "JPEGImages/000001.jpg").rename(tmp_path / "own/a.JPG")
     dataset = read_xml_folder(tmp_path / "own")
-    assert dataset.class_names == ("ant", "zebra")
+    assert dataset.class_names == ("ant", "bee", "cat", "cow", "dog", "zebra")
     (record,) = dataset.records
-    np.testing.assert_array_equal(record.labels, [2, 1])
+    np.testing.assert_array_equal(record.labels, [6, 4, 1, 5, 2, 3])
     assert record.load().shape == (40, 50, 3)
     with pytest.raises(InputError, match="unknown class 'zebra'; the classes are ant"):
         read_xml_folder(tmp_path / "own", class_names=["ant"])

@@ -318,6 +318,10 @@ def test_another_version_or_a_cut_shard(tmp_path):
     path.write_bytes(content.replace(b'"version": 1', b'"version": 2'))
     with pytest.raises(InputError, match="of version 2, expected 'frcnn_jax proposals' of version 1"):
         read_proposals(path)
+    for offsets in ([1, 2, 2, 3], [0, 3, 2, 3]):
+        path.write_bytes(content.replace(np.array([0, 2, 2, 3]).tobytes(), np.array(offsets).tobytes()))
+        with pytest.raises(InputError, match="its offsets do not match its images"):
+            read_proposals(path)
     for length in range(0, len(content), 7):
         path.write_bytes(content[:length])
         with pytest.raises(InputError, match=r"a\.proposals: not a readable \.proposals file"):

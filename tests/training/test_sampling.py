@@ -87,7 +87,7 @@ def candidates_of(overlaps):
 
 @pytest.mark.parametrize(
     ("count", "fraction", "foreground", "background"),
-    [(6, 0.0, 0, 2), (6, 0.2, 1, 2), (10, 0.25, 2, 2), (6, 0.3, 2, 2), (2, 1.0, 2, 0), (1, 0.4, 0, 1)],
+    [(0, 0.5, 0, 0), (6, 0.0, 0, 2), (6, 0.2, 1, 2), (10, 0.25, 2, 2), (6, 0.3, 2, 2), (2, 1.0, 2, 0), (1, 0.4, 0, 1)],
 )
 def test_sample_by_hand(count, fraction, foreground, background):
     """Foreground has an overlap of 0.75 or more, background one of 0.25 or more and under 0.5."""
