@@ -1,3 +1,6 @@
+import json
+from unittest import mock
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -33,6 +36,32 @@ def test_detector_takes_paths_pictures_and_arrays(workdir, tmp_path):
     assert (results[0].boxes[:, 2:] <= [191, 143]).all()
     few = detector(image, score_threshold=float(results[0].scores[3]), max_detections=2)
     np.testing.assert_array_equal(few.scores, results[0].scores[:2])
+
+
+def test_a_detector_follows_the_config(workdir, tmp_path):
+    """Its search, its sizes and its suppression."""
+    (tmp_path / "checkpoints").symlink_to(workdir / "checkpoints")
+    config = json.loads((workdir / "config.json").read_text())
+    changes = {"proposal_mode": "quality", "max_proposals": 9, "scales": (96, 128), "max_size": 160, "nms_iou": 0.6}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    built = mock.Mock(side_effect=Detector)
+    Detector.from_workdir.__func__(built, tmp_path)
+    assert built.call_args.kwargs == {
+        "class_names": list(CLASS_NAMES),
+        "sizes": (Sizes(96, 160), Sizes(128, 160)),
+        "options": DetectionOptions(nms_iou=0.6),
+        "proposal_mode": "quality",
+        "max_proposals": 9,
+    }
+
+
+def test_searched_proposals_are_those_of_the_options(model_and_variables, monkeypatch):
+    search = mock.Mock(return_value=np.array([[20, 30, 90, 140]], np.float32))
+    monkeypatch.setattr("frcnn_jax.detector.selective_search", search)
+    image, options = draw_scene(0, "test", 3).image, {"proposal_mode": "quality", "max_proposals": 9}
+    detector = Detector(*model_and_variables, class_names=CLASS_NAMES, sizes=[Sizes(144, 192)], **options)
+    assert len(detector(image, score_threshold=0).boxes) == len(CLASS_NAMES)
+    search.assert_called_once_with(image, mode="quality", max_boxes=9)
 
 
 @pytest.mark.parametrize(
