@@ -78,6 +78,8 @@ def workdir(model_and_variables, tmp_path_factory):
     return folder
 
 
-# the first example compiles: no deadline. The same examples in every run.
+# the first example compiles: no deadline. "steady" takes the same examples in every run; "thorough" takes new ones, and
+# a failure prints the case and the line that repeats it
 settings.register_profile("steady", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile("thorough", deadline=None, derandomize=False, max_examples=1000, print_blob=True)
 settings.load_profile("steady")

@@ -90,6 +90,10 @@ def coco_metrics(
 
     AP is the mean precision at 101 recalls. IoU is computed from (x, y, width, height), without the +1 of VOC.
 
+    Ties are not broken as in VOC: equal scores rank by image id, then in the order given. An object that has been
+    hit is matched no more, so each of two identical objects can be hit, the last one first; a crowd is matched only if
+    no other object is.
+
     Args:
         truth: The content of an instances file.
         results: The content of a result file.

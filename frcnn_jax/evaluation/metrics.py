@@ -4,7 +4,8 @@ Difficult objects are excluded here: `match` marks detections on them as ignored
 detections and counts only the other objects as positives. Detecting or missing a difficult object changes no score.
 
 Ties: detections with equal scores are ranked in the order given. Among ground-truth boxes with equal IoU (such as
-identical boxes), a detection is compared only with the first, so only that one can be hit.
+identical boxes), a detection is compared only with the first, so only that one can be hit. Classes are scored apart:
+identical boxes of two classes do not compete.
 
 Shape letters: D detections of one class, O its objects over the split, G ground-truth boxes of one image.
 """
@@ -163,7 +164,9 @@ def average_precision(curve: Curve, *, metric: str = "voc07_11point") -> float |
     Args:
         curve: The curve of one class.
         metric: "voc07_11point", the mean over recalls 0, 0.1, ..., 1 of the best precision at that recall or more
-            (VOC2007), or "area", the area under the precision made monotone (VOC2010 on).
+            (VOC2007), or "area", the area under the precision made monotone (VOC2010 on). The recalls are
+            `numpy.arange(0, 1.1, 0.1)`, as in the widely used Python evaluation: 0.3, 0.6 and 0.7 are rounded up, so
+            a recall of exactly 6/10 does not reach 0.6.
 
     Returns:
         AP in [0, 1]; None if no object counts.

@@ -1,6 +1,7 @@
 """RoIAlign (He et al. 2017, Mask R-CNN, section 3), as torchvision and Detectron2 compute it.
 
-A bin is the mean of bilinear samples at regular points inside it. Nothing is rounded, and the gradient goes to the four
+A bin is the mean of bilinear samples at regular points inside it. Nothing is rounded to cells. Samples lie at the same
+float32 places as torchvision's on CPU, to the bit: one just outside the map counts as 0. The gradient goes to the four
 cells around each sample: it is the transpose of a linear map, defined by `_align_backward` and `_spread` below. Reverse
 mode only.
 
@@ -18,7 +19,15 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from frcnn_jax.ops._roi_pool import check_flat, check_output, over_leading_axes, varying_alike, widened
+from frcnn_jax.ops._roi_pool import (
+    check_flat,
+    check_output,
+    divide_exactly,
+    over_leading_axes,
+    rounded,
+    varying_alike,
+    widened,
+)
 
 
 def roi_align(
@@ -104,8 +113,8 @@ def _align_rois(features, rois, batch_index, output_size, spatial_scale, ratio, 
     if 0 in (*features.shape, *rois.shape):
         return jnp.zeros((len(rois), *output_size, channels), features.dtype)
     nothing = jnp.isnan(rois).any(axis=1) | (batch_index < 0) | (batch_index >= maps)
-    scaled = jnp.where(nothing[:, None], 0, rois) * np.float32(spatial_scale) - np.float32(aligned and 0.5)
-    scaled = jnp.clip(scaled, -(2**23), 2**23)
+    scaled = jnp.clip(jnp.where(nothing[:, None], 0, rois) * np.float32(spatial_scale), -(2**23), 2**23)
+    scaled -= np.float32(aligned and 0.5)
     x, y = (
         _grid(scaled[:, i], scaled[:, i + 2], bins, cells, ratio, aligned)
         for i, bins, cells in ((0, output_size[1], width), (1, output_size[0], height))
@@ -115,7 +124,7 @@ def _align_rois(features, rois, batch_index, output_size, spatial_scale, ratio, 
 
 def _grid(start, end, bins, cells, ratio, aligned):
     """Return RoIs' starts and bin sizes along an axis, in cells, and samples per bin, `(K,)` each."""
-    size = (end - start if aligned else jnp.maximum(end - start, 1)) / np.float32(bins)
+    size = divide_exactly(end - start if aligned else jnp.maximum(end - start, 1), np.float32(bins))
     samples = jnp.ceil(jnp.clip(size, 0, 2 * cells)).astype(jnp.int32) if ratio == 0 else jnp.full(len(size), ratio)
     return start, size, samples.astype(jnp.int32)
 
@@ -223,7 +232,8 @@ def _two_cells(grid, bins, cells, i):
     """Return the cells before and after the i-th sample of each bin along an axis, with weights, `(K, P)` each."""
     start, size, samples = (part[:, None] for part in grid)
     count = jnp.maximum(samples, 1).astype(jnp.float32)
-    at = start + np.arange(bins, dtype=np.float32)[None] * size + (jnp.float32(i) + jnp.float32(0.5)) * size / count
+    own = divide_exactly(rounded((jnp.float32(i) + jnp.float32(0.5)) * size), count)
+    at = start + rounded(np.arange(bins, dtype=np.float32)[None] * size) + own
     weight = jnp.where((i < samples) & (at >= -1) & (at <= cells), 1 / count, 0)
     at = jnp.clip(at, 0, cells - 1)
     before = jnp.minimum(jnp.floor(at).astype(jnp.int32), max(cells - 2, 0))

@@ -252,21 +252,32 @@ def bin_edges(
         .astype(jnp.int32)[:, None]
         for edge in (start, end)
     )  # fmt: skip
-    size = _divide_exactly(jnp.maximum(last - first + 1, 1), bins)
+    size = divide_exactly(jnp.maximum(last - first + 1, 1).astype(jnp.float32), np.float32(bins))
     p = np.arange(bins, dtype=np.float32)[None]
     low = first + jnp.floor(p * size).astype(jnp.int32)
     high = first + jnp.ceil((p + np.float32(1)) * size).astype(jnp.int32)
     return jnp.clip(low, 0, cells), jnp.clip(high, 0, cells)
 
 
-def _divide_exactly(n: jax.Array, divisor: int) -> jax.Array:
-    """Return the float32 nearest to n / divisor for int32 n in [1, 2^24), however the compiler divides."""
-    bits = lax.bitcast_convert_type(n.astype(jnp.float32) * np.float32(1 / divisor), jnp.int32)
-    mantissa, exponent = (bits & 0x7FFFFF) | 0x800000, (bits >> 23) - 150
-    # n - quotient * divisor in units of the last place: both terms may wrap around, their difference is small and exact
-    remainder = (n << -exponent) - mantissa * divisor
-    bits += (2 * remainder > divisor).astype(jnp.int32) - (2 * remainder < -divisor).astype(jnp.int32)
-    return lax.bitcast_convert_type(bits, jnp.float32)
+def divide_exactly(x: jax.Array, divisor: Array) -> jax.Array:
+    """Return the float32 nearest to x / divisor, however the compiler divides.
+
+    Args:
+        x: float32, 0 or of a magnitude in [2^-90, 2^90].
+        divisor: Integers from 1 to 2^12 in float32, constant or not; broadcasts with `x`.
+    """
+    inverse = 1 / divisor
+    quotient = rounded(x * inverse)
+    high = lax.bitcast_convert_type(lax.bitcast_convert_type(quotient, jnp.int32) & -(2**12), jnp.float32)
+    remainder = (x - high * divisor) - (quotient - high) * divisor  # exact: the products are of 12 bits by 12
+    return quotient + remainder * inverse
+
+
+def rounded(product: jax.Array) -> jax.Array:
+    """Return a finite float32 product as it is. The clip makes compilers round it: they may fuse a product with the sum
+    or product that it enters."""
+    largest = np.finfo(np.float32).max
+    return jnp.clip(product, -largest, largest)
 
 
 # The gradient

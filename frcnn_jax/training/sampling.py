@@ -25,6 +25,9 @@ class RoITargets(NamedTuple):
 def assign(proposals: np.ndarray, gt_boxes: np.ndarray, gt_labels: np.ndarray) -> RoITargets:
     """Assign targets to ground-truth boxes and proposals, in this order.
 
+    Of ground-truth boxes with equal IoU, such as identical boxes, the first wins, as in the paper's code: of identical
+    boxes of two classes, even the second takes the first one's label. Identical proposals have identical targets.
+
     Args:
         proposals: `(N, 4)`.
         gt_boxes: `(G, 4)`.

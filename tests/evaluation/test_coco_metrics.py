@@ -1,14 +1,17 @@
 import numpy as np
 import pytest
-from examples import annotation, make_dataset, write_coco
+from examples import annotation, blank, make_dataset, write_coco
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from frcnn_jax.data.coco import read_coco
+from frcnn_jax.data.records import Dataset, Record
 from frcnn_jax.data.voc import read_voc
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.coco_metrics import COCO_METRICS, coco_ground_truth, coco_metrics, coco_results
 from frcnn_jax.evaluation.comp4 import read_comp4
-from frcnn_jax.evaluation.metrics import ClassDetections
-from frcnn_jax.evaluation.scores import score
+from frcnn_jax.evaluation.metrics import ClassDetections, precision_recall
+from frcnn_jax.evaluation.scores import class_objects, score
 
 
 def test_results_and_ground_truth_by_hand(tmp_path):
@@ -92,3 +95,73 @@ def test_agrees_with_the_area_rule(shared):
     theirs = np.array([by_class[name] for name in dataset.class_names])
     assert abs(metrics["AP50"] - results["map"]) < 0.01
     assert np.abs(ours - theirs).max() < 0.03
+
+
+def one_class(gt_boxes, difficult=None):
+    """A split with `(G, 4)` boxes of one class per image."""
+    difficult = difficult or [np.zeros(len(boxes), bool) for boxes in gt_boxes]
+    records = [
+        Record(str(i), 300, 300, np.array(boxes, np.float32).reshape(-1, 4), np.ones(len(boxes), int), flags, blank)
+        for i, (boxes, flags) in enumerate(zip(gt_boxes, difficult, strict=True))
+    ]
+    return Dataset(("cat",), records)
+
+
+def ap50(dataset, found):
+    results = coco_results([found], range(1, len(dataset.records) + 1), [1])
+    return coco_metrics(coco_ground_truth(dataset), results)[1]["cat"]
+
+
+@st.composite
+def spaced_cases(draw):
+    """Objects of 10 columns, too far apart for a detection to meet two, where the COCO and the VOC rule match alike.
+    Detections are 0, 3, 4 or 15 columns beside them (IoU 1, 7/13, 6/14, 0), but 0 or 15 beside difficult ones: with
+    those, as crowds, IoU is the part of the detection. Scores are few, and equal ones in the order of the images."""
+    flags = draw(st.lists(st.booleans(), min_size=8, max_size=8))
+    rows = draw(
+        st.lists(
+            st.tuples(st.integers(0, 7), st.sampled_from([0, 3, 4, 15]), st.integers(0, 4)), min_size=5, max_size=25
+        )
+    )
+    rows = [(n, shift if shift in (0, 15) or not flags[n] else 0, s) for n, shift, s in sorted(rows)]
+    boxes = [[40 * (n % 4), 0, 40 * (n % 4) + 9, 9] for n in range(8)]
+    dataset = one_class([boxes[:4], boxes[4:]], [np.array(flags[:4]), np.array(flags[4:])])
+    found = [(n // 4, s, np.add(boxes[n], [shift, 0, shift, 0])) for n, shift, s in rows]
+    image, scores, places = (np.array([row[k] for row in found], float) for k in range(3))
+    return dataset, ClassDetections(image.astype(int), scores, places.reshape(-1, 4))
+
+
+def gives_the_ap_of_our_curve(case):
+    dataset, found = case
+    recall, precision, positives = precision_recall(found, *class_objects(dataset, 1))
+    mean = np.mean([max(precision[recall >= t], default=0) for t in np.linspace(0, 1, 101)]) if positives else None
+    assert ap50(*case) == (pytest.approx(mean, abs=1e-9) if positives else None)
+
+
+@given(spaced_cases())
+def test_pycocotools_gives_the_ap_of_our_curve(case):
+    gives_the_ap_of_our_curve(case)
+
+
+@pytest.mark.nightly
+@settings.get_profile("thorough")
+@given(spaced_cases())
+def test_pycocotools_gives_the_ap_of_our_curve_in_a_thousand_cases(case):
+    gives_the_ap_of_our_curve(case)
+
+
+def test_ties_of_pycocotools():
+    """Unlike VOC's: an object that has its hit takes no other, and of equal scores the first image's ranks first."""
+    box, far = [0, 0, 9, 9], [50, 50, 59, 59]
+    twice = ClassDetections(np.array([0, 0]), np.array([0.9, 0.8]), np.array([box, box], float))
+    dataset = one_class([[box, box]])
+    assert ap50(dataset, twice) == pytest.approx(1)
+    assert score([twice], dataset, metric="area")[0]["map"] == 0.5
+    # the false positive in the second image is first in the list
+    equal = ClassDetections(np.array([1, 0]), np.array([0.5, 0.5]), np.array([far, box], float))
+    dataset = one_class([[box], []])
+    assert ap50(dataset, equal) == pytest.approx(1)
+    assert score([equal], dataset, metric="area")[0]["map"] == 0.5
+    # within an image the order of the list counts
+    equal = equal._replace(image=np.array([0, 0]))
+    assert ap50(dataset, equal) == pytest.approx(0.5)

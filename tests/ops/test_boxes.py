@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frcnn_jax.ops import boxes as box_ops
@@ -38,6 +38,40 @@ def test_iou_by_hand():
 @given(box_arrays(most=3), box_arrays(most=3))
 def test_iou_counts_pixels(a, b):
     np.testing.assert_allclose(box_ops.iou(a, b), [[naive_iou(p, q) for q in b] for p in a], rtol=1e-5)
+
+
+@st.composite
+def quarter_boxes(draw, count, least=0):
+    """Boxes whose areas float32 holds exactly, continuous (x2 and y2 exclusive): small, large, far away, touching, and,
+    for least 0, of no area; `draw` takes few places, so many coincide."""
+    place = st.one_of(st.integers(0, 12), st.integers(-8, 60), st.integers(-(2**21), 2**21))
+    side = st.one_of(st.integers(least, 8), st.integers(least, 4000))
+    drawn = draw(st.lists(st.tuples(place, place, side, side), min_size=count, max_size=count))
+    x, y, width, height = np.array(drawn, np.float32).T / 4
+    return np.stack([x, y, x + width, y + height], axis=1)
+
+
+def inclusive(boxes):
+    return boxes - np.float32([0, 0, 1, 1])
+
+
+@given(quarter_boxes(5, least=1), quarter_boxes(6, least=1))
+def test_iou_equals_pycocotools(a, b):
+    mask = pytest.importorskip("pycocotools.mask")
+    sizes = [np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float64) for boxes in (a, b)]
+    expected = mask.iou(*sizes, [0] * len(b))
+    np.testing.assert_allclose(box_ops.iou(inclusive(a), inclusive(b)), expected, rtol=1e-6)
+
+
+@pytest.mark.nightly
+@settings.get_profile("thorough")
+@given(quarter_boxes(8), quarter_boxes(9))
+def test_iou_equals_torchvision(a, b):
+    torch, ops = pytest.importorskip("torch"), pytest.importorskip("torchvision.ops")
+    expected = ops.box_iou(torch.tensor(a), torch.tensor(b))  # NaN for two boxes of no area
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(box_ops.iou(inclusive(a), inclusive(b)), expected)
+    np.testing.assert_array_equal(box_ops.iou(jnp.asarray(inclusive(a)), inclusive(b)), expected)
 
 
 def test_iou_of_nothing():
@@ -121,6 +155,34 @@ def test_nms_equals_a_loop(boxes, scores, max_outputs):
     expected = naive_nms(boxes, scores, 0.3)[:max_outputs]
     assert list(np.asarray(indices)[np.asarray(valid)]) == expected
     assert not np.asarray(valid)[len(expected) :].any()
+
+
+nms_of_all = jax.jit(lambda boxes, scores, threshold: nms(boxes, scores, iou_threshold=threshold, max_outputs=24))
+
+
+@pytest.mark.nightly
+@settings.get_profile("thorough")
+@given(
+    quarter_boxes(24),
+    st.lists(st.integers(0, 5), min_size=24, max_size=24),
+    st.one_of(st.sampled_from([0.0, 0.25, 0.3, 0.5, 0.7, 1.0]), st.floats(0, 1)),
+)
+def test_nms_equals_torchvision(boxes, scores, threshold):
+    """Given the float32 threshold: torchvision compares with the float64 one, under which an IoU of 0.3 exceeds 0.3."""
+    torch, ops = pytest.importorskip("torch"), pytest.importorskip("torchvision.ops")
+    scores, threshold = np.array(scores, np.float32), np.float32(threshold)
+    indices, valid = map(np.asarray, nms_of_all(inclusive(boxes), scores, threshold))
+    expected = ops.nms(torch.tensor(boxes), torch.tensor(scores), float(threshold))
+    np.testing.assert_array_equal(indices[valid], expected)
+
+
+def test_nms_by_hand():
+    # equal scores keep their order; the first and fourth box touch, but share no pixel; the last is 0.3 of the first
+    boxes = np.array([[0, 0, 9, 9], [0, 0, 9, 9], [9, 0, 18, 9], [10, 0, 19, 9], [0, 0, 9, 2]], np.float32)
+    scores = np.array([1, 1, 1, 2, 1], np.float32)
+    for threshold, kept in ((0.0, [3, 0]), (0.29, [3, 0]), (0.3, [3, 0, 4])):
+        indices, valid = nms(boxes, scores, iou_threshold=threshold, max_outputs=5)
+        assert np.asarray(indices)[np.asarray(valid)].tolist() == kept
 
 
 @pytest.mark.parametrize("iou_threshold", [0.0, 0.3, 0.7, 1.0])

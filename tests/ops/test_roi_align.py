@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
@@ -33,21 +33,19 @@ def bilinear(feature, y, x):
 
 
 def naive(feature, rois, size, scale, ratio, aligned):
-    """Bin after bin, sample after sample, in float64."""
+    """Bin after bin, sample after sample; places in float32, rounded after each operation."""
+    one, (rows, columns) = np.float32, size
     out = np.zeros((len(rois), *size, feature.shape[2]))
-    for k, roi in enumerate(np.asarray(rois, np.float64)):
-        x1, y1, x2, y2 = roi * scale - (0.5 if aligned else 0)
-        width, height = (x2 - x1, y2 - y1) if aligned else (max(x2 - x1, 1), max(y2 - y1, 1))
-        bin_height, bin_width = height / size[0], width / size[1]
+    for k, roi in enumerate(rois):
+        x1, y1, x2, y2 = roi * one(scale) - one(0.5 if aligned else 0)
+        width, height = (x2 - x1, y2 - y1) if aligned else (max(x2 - x1, one(1)), max(y2 - y1, one(1)))
+        bin_height, bin_width = height / one(rows), width / one(columns)
         down = ratio or max(math.ceil(bin_height), 0)
         along = ratio or max(math.ceil(bin_width), 0)
-        for p in range(size[0]):
-            for q in range(size[1]):
-                for i in range(down):
-                    for j in range(along):
-                        y = y1 + p * bin_height + (i + 0.5) * bin_height / down
-                        x = x1 + q * bin_width + (j + 0.5) * bin_width / along
-                        out[k, p, q] += bilinear(feature, y, x) / max(down * along, 1)
+        for p, q, i, j in np.ndindex(rows, columns, down, along):
+            y = y1 + one(p) * bin_height + one(i + 0.5) * bin_height / one(down)
+            x = x1 + one(q) * bin_width + one(j + 0.5) * bin_width / one(along)
+            out[k, p, q] += bilinear(feature, y, x) / (down * along)
     return out
 
 
@@ -64,6 +62,23 @@ ROIS = np.array(
     ],
     np.float32,
 )
+# places that fall on the borders -1, 9 and 13 or next to them, and bins of a whole number of cells, which XLA's own
+# division and fused sums miss
+ON_BORDERS = 16 * np.array(
+    [
+        [-3, -3, 2, 0],
+        [1, 5, 14, 11],
+        [-1, -6, 28, 5],
+        [2, -4, 13, 17],
+        [5, -1, 8, 20],
+        [-6, 8, 4, 5],
+        [-4, -4, 17, 21],
+        [-4, 19, 3, 5],
+        [10, 3, -4, 23],
+        [10, 1, 17, 22],
+    ],
+    np.float32,
+)
 
 
 @pytest.mark.parametrize("aligned", [True, False])
@@ -71,8 +86,40 @@ ROIS = np.array(
 @pytest.mark.parametrize("size", [(7, 7), (2, 3)])
 def test_equals_a_naive_loop(size, ratio, aligned, rng):
     features = rng.normal(0, 1, (9, 13, 3)).astype(np.float32)
-    got = roi_align(features, ROIS, output_size=size, sampling_ratio=ratio, aligned=aligned)
-    np.testing.assert_allclose(got, naive(features, ROIS, size, 1 / 16, ratio, aligned), atol=2e-5)
+    rois = np.concatenate([ROIS, ON_BORDERS])
+    got = roi_align(features, rois, output_size=size, sampling_ratio=ratio, aligned=aligned)
+    np.testing.assert_allclose(got, naive(features, rois, size, 1 / 16, ratio, aligned), atol=2e-5)
+
+
+CORNERS = st.one_of(st.integers(-40, 96).map(lambda n: n / 4), st.floats(-10, 24, width=32))
+FAR = st.one_of(CORNERS, st.integers(-(2**20), 2**20))
+
+
+@pytest.mark.nightly
+@settings.get_profile("thorough")
+@given(
+    st.integers(0, 2**16),
+    st.lists(st.tuples(FAR, FAR, FAR, FAR), min_size=12, max_size=12),
+    st.sampled_from([((7, 7), 1 / 16), ((3, 2), 1 / 3)]),
+    st.integers(0, 3),
+    st.booleans(),
+)
+def test_equals_torchvision_on_random_cases(seed, corners, options, ratio, aligned):
+    torch, ops = pytest.importorskip("torch"), pytest.importorskip("torchvision.ops")
+    (size, scale), rng, index = options, np.random.default_rng(seed), np.arange(12) % 2
+    corners = np.array(corners, np.float32)
+    if not ratio:  # torchvision takes neither reversed RoIs nor few samples there
+        corners = np.sort(corners.clip(-10, 24).reshape(12, 2, 2), axis=1).reshape(12, 4)
+    rois = corners / np.float32(scale)
+    features = rng.integers(-9, 10, (2, 9, 13, 2)).astype(np.float32)
+    kind = {"output_size": size, "spatial_scale": scale, "sampling_ratio": ratio, "aligned": aligned}
+    out, pullback = jax.vjp(lambda f: roi_align_flat(f, rois, index, **kind), features)
+    gradient = rng.integers(-9, 10, out.shape).astype(np.float32)
+    theirs = torch.tensor(features.transpose(0, 3, 1, 2), requires_grad=True)
+    expected = ops.roi_align(theirs, torch.tensor(np.column_stack([index, rois]).astype(np.float32)), **kind)
+    expected.backward(torch.tensor(gradient.transpose(0, 3, 1, 2)))
+    np.testing.assert_allclose(out, expected.detach().permute(0, 2, 3, 1), atol=1e-4)
+    np.testing.assert_allclose(pullback(gradient)[0], theirs.grad.permute(0, 2, 3, 1), atol=1e-3)
 
 
 def test_by_hand():
@@ -82,6 +129,40 @@ def test_by_hand():
     np.testing.assert_allclose(out, [[26.5, 28.5], [46.5, 48.5]])
     older = roi_align(features, np.array([[1, 2, 5, 6]]), output_size=2, spatial_scale=1, aligned=False)[0, ..., 0]
     np.testing.assert_allclose(older, [[32, 34], [52, 54]])
+
+
+@pytest.mark.parametrize("ratio", [0, 1])
+def test_samples_on_the_border_take_the_edge_and_beyond_it_0(ratio):
+    """A RoI of one cell, a sample in its middle: at -1, the next float32 below, the width 3, the next one above."""
+    starts = [-1.5, np.nextafter(np.float32(-1.5), -9), 2.5, np.nextafter(np.float32(2.5), 9)]
+    along = np.array([[x, 0, x, 0] for x in starts], np.float32)
+    row = np.array([4, 5, 6], np.float32)
+    for features, rois in ((row[None, :, None], along), (row[:, None, None], along[:, [1, 0, 3, 2]])):
+
+        def pool(f, rois=rois):
+            out = roi_align(f, rois, output_size=1, spatial_scale=1, sampling_ratio=ratio, aligned=False)
+            return out.reshape(4)
+
+        out, pullback = jax.vjp(pool, features)
+        np.testing.assert_array_equal(out, [4, 0, 6, 0])
+        np.testing.assert_array_equal(np.ravel(pullback(np.float32([1, 2, 3, 4]))[0]), [1, 0, 3])
+
+
+def test_scaled_corners_are_rounded_before_half_a_cell_is_taken():
+    # -2 / 3 - 1 / 2 + 1 / 6 = -1, in float32 only with both roundings; a RoI of ones, all its samples counting
+    rois = np.array([[-2, 0, 7, 9]])
+    out = roi_align(jnp.ones((9, 9, 1)), rois, output_size=3, spatial_scale=1 / 3, sampling_ratio=3)
+    np.testing.assert_allclose(out, 1, rtol=1e-6)
+
+
+def test_bins_of_three_cells_have_three_samples():
+    # 21 cells in 7 bins, samples at k + 1/2; between k^2 and (k + 1)^2 they are k^2 + k + 1/2, for bin p the mean of
+    # k = 3 p, 3 p + 1, 3 p + 2 is 9 p^2 + 9 p + 19/6. A fourth sample would give others.
+    features = (np.arange(22, dtype=np.float32) ** 2).reshape(1, 22, 1)
+    rois = np.array([[0, 0, 21, 0]], np.float32)
+    out = roi_align(features, rois, output_size=(1, 7), spatial_scale=1, sampling_ratio=0, aligned=False)
+    p = np.arange(7)
+    np.testing.assert_allclose(np.ravel(out), 9 * p**2 + 9 * p + 19 / 6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("ratio", [0, 2])

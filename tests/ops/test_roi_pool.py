@@ -1,3 +1,4 @@
+import operator
 import os
 import re
 import subprocess
@@ -8,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frcnn_jax.ops._roi_align import roi_align, roi_align_flat
 from frcnn_jax.ops._roi_pool import (
     METHODS,
-    _divide_exactly,
     bin_edges,
+    divide_exactly,
     roi_pool,
     roi_pool_flat,
     rois_from_cells,
@@ -93,17 +94,19 @@ def test_equals_a_loop_with_ties(method, size, rng):
         np.testing.assert_array_equal(got[i], scattered)
 
 
-@given(st.integers(1, 2**21), st.integers(1, 255))
-def test_division_is_ieee(n, divisor):
-    got = jax.jit(_divide_exactly, static_argnums=1)(np.array([n], np.int32), divisor)
-    assert np.asarray(got)[0] == np.float32(n) / np.float32(divisor)
+magnitudes = st.floats(2.0**-90, 2.0**90, width=32)
+
+
+@given(st.one_of(st.just(0.0), magnitudes, magnitudes.map(operator.neg), st.integers(1, 2**24)), st.integers(1, 4096))
+def test_division_is_ieee(x, divisor):
+    x, divisor = np.array([x], np.float32), np.array([divisor], np.float32)
+    assert np.asarray(jax.jit(divide_exactly)(x, divisor))[0] == (x / divisor)[0]
 
 
 @pytest.mark.parametrize("divisor", [3, 6, 7, 14, 49, 255])
-def test_division_is_ieee_for_every_size(divisor):
-    n = np.arange(1, 2**20, dtype=np.int32)
-    got = jax.jit(_divide_exactly, static_argnums=1)(n, divisor)
-    np.testing.assert_array_equal(got, n.astype(np.float32) / np.float32(divisor))
+def test_division_by_a_constant_is_ieee_for_every_size(divisor):
+    x, divisor = np.arange(1, 2**20, dtype=np.float32), np.float32(divisor)
+    np.testing.assert_array_equal(jax.jit(lambda x: divide_exactly(x, divisor))(x), x / divisor)
 
 
 def test_rounds_half_away_from_zero():
@@ -471,6 +474,42 @@ def test_bins_equal_float32_arithmetic(roi, bins):
         edges = [(int(np.floor(np.float32(p) * step)), int(np.ceil(np.float32(p + 1) * step))) for p in range(bins)]
         np.testing.assert_array_equal(got_low, np.clip([first + a for a, _ in edges], 0, 100))
         np.testing.assert_array_equal(got_high, np.clip([first + b for _, b in edges], 0, 100))
+
+
+# corners in map cells: whole and half ones, a step beside them, any, and far outside
+CORNERS = st.one_of(
+    st.integers(-260, 260).map(lambda n: n / 2),
+    st.builds(
+        lambda n, side: np.nextafter(np.float32(n / 2), side), st.integers(-80, 160), st.sampled_from([-999, 999])
+    ),
+    st.floats(-20, 80, width=32),
+    st.integers(-(2**22), 2**22),
+)
+
+
+@pytest.mark.nightly
+@settings.get_profile("thorough")
+@given(
+    seeds,
+    st.lists(st.tuples(CORNERS, CORNERS, CORNERS, CORNERS), min_size=12, max_size=12),
+    st.sampled_from([((7, 7), 1 / 16), ((6, 6), 1), ((14, 14), 1 / 16), ((3, 2), 1 / 3)]),
+    forms,
+)
+def test_equals_torchvision_on_random_cases(seed, corners, options, method):
+    """To the bit, gradients of whole numbers too; features of few values: many ties."""
+    torch, ops = pytest.importorskip("torch"), pytest.importorskip("torchvision.ops")
+    size, scale = options
+    features, index = drawn(seed, (2, 61, 64, 2)), np.arange(12) % 2
+    rois = (np.array(corners, np.float32) / np.float32(scale)).astype(np.float32)
+    out, pullback = jax.vjp(
+        lambda f: roi_pool_flat(f, rois, index, output_size=size, spatial_scale=scale, method=method), features
+    )
+    gradient = drawn(seed + 1, out.shape)
+    theirs = torch.tensor(features.transpose(0, 3, 1, 2), requires_grad=True)
+    expected = ops.roi_pool(theirs, torch.tensor(np.column_stack([index, rois]).astype(np.float32)), size, scale)
+    expected.backward(torch.tensor(gradient.transpose(0, 3, 1, 2)))
+    np.testing.assert_array_equal(out, expected.detach().permute(0, 2, 3, 1))
+    np.testing.assert_array_equal(pullback(gradient)[0], theirs.grad.permute(0, 2, 3, 1))
 
 
 ERRORS = [

@@ -28,6 +28,16 @@ def test_assign_by_hand():
     )
 
 
+def test_of_equal_overlaps_the_first_object_is_assigned():
+    # two identical objects, then two 5 columns left and right of the third proposal
+    gt = np.array([[0, 0, 9, 9], [0, 0, 9, 9], [25, 0, 34, 9], [35, 0, 44, 9]], np.float32)
+    proposals = np.array([[0, 0, 9, 9], [0, 0, 9, 9], [30, 0, 39, 9]], np.float32)
+    got = assign(proposals, gt, np.array([2, 1, 4, 3]))
+    np.testing.assert_array_equal(got.labels, [2, 2, 4, 3, 2, 2, 4])
+    np.testing.assert_allclose(got.overlaps, [1, 1, 1, 1, 1, 1, 50 / 150])
+    np.testing.assert_allclose(got.deltas[6], [-5 / 9, 0, 0, 0], atol=1e-6)
+
+
 def test_assign_equals_a_loop(rng):
     proposals, gt, labels = (
         random_boxes(rng, 50),
