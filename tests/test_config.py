@@ -76,6 +76,17 @@ def test_a_file_that_is_no_recipe(tmp_path, text, message):
         load_config(str(tmp_path / "recipe.py"), [])
 
 
+def test_a_recipe_may_give_integers_for_numbers_and_lists(tmp_path):
+    text = (
+        "from frcnn_jax.config import FIELDS\nfrom ml_collections import ConfigDict\ndef get_config():\n"
+        "    values = {n: f.default for n, f in FIELDS.items()} | {'learning_rate': 1, 'scales': [100]}\n"
+        "    return ConfigDict(values, convert_dict=False)\n"
+    )
+    (tmp_path / "recipe.py").write_text(text)
+    config = load_config(str(tmp_path / "recipe.py"), [])
+    assert config == {**get_config().to_dict(), "learning_rate": 1, "scales": (100,)}
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

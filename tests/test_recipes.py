@@ -12,6 +12,7 @@ from PIL import Image
 
 from frcnn_jax.config import get_config, load_config, voc07_config
 from frcnn_jax.data.voc import VOC_CLASSES
+from frcnn_jax.errors import InputError
 from frcnn_jax.models.fast_rcnn import init_variables
 from frcnn_jax.models.layers import Conv
 from frcnn_jax.models.networks import NETWORKS
@@ -103,6 +104,13 @@ def test_every_recipe_has_its_row():
 def test_every_field_of_a_recipe(name):
     assert load_config(name, []) == DEFAULTS | PAPER | RECIPES[name]
     assert f"--config {name} " in (ROOT / "experiments" / f"{name}.py").read_text()
+
+
+def test_an_unknown_recipe_suggests_similar_ones_or_lists_all():
+    with pytest.raises(InputError, match=r"--config coco_s: no such recipe or file; did you mean coco_l or voc07_s\?$"):
+        load_config("coco_s", [])
+    with pytest.raises(InputError, match=f"no such recipe or file; recipes: {', '.join(sorted(RECIPES))}$"):
+        load_config("x", [])
 
 
 BOX = (11, 6, 60, 45)  # 0-based
