@@ -3,6 +3,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from examples import pixel_network, told_network
 from PIL import Image
 
 from frcnn_jax.data.batches import Sizes
@@ -10,6 +11,7 @@ from frcnn_jax.data.synthetic import CLASS_NAMES, draw_scene
 from frcnn_jax.detector import Detector
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.predict import DetectionOptions
+from frcnn_jax.models.pixels import PixelNorm
 
 
 def test_no_proposals_give_no_detections(workdir):
@@ -119,3 +121,54 @@ def test_a_pyramid_of_two_equal_scales_changes_nothing(model_and_variables):
     )
     for a, b in zip(pyramid, single, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+
+
+PIXELS = PixelNorm("RGB", (198, 100, 90), (5, 10, 20))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "normalised"),
+    [(PixelNorm(), (103 - 102.9801, 120 - 115.9465, 200 - 122.7717)), (PIXELS, (0.4, 2, 0.65))],
+)
+def test_a_detection_by_hand(pixels, normalised):
+    """In an image of one colour, twice enlarged; the second box is clipped at the right and at the bottom."""
+    image = np.broadcast_to(np.array([200, 120, 103], np.uint8), (60, 90, 3))
+    detector = Detector(*pixel_network(pixels), class_names=["a"], sizes=[Sizes(120, 180)])
+    found = detector(image, np.array([[10, 20, 30, 40], [60, 30, 89, 59]]))
+    score = 1 / (1 + np.exp(-np.dot(normalised, [10, 0.1, 0.01])))
+    np.testing.assert_allclose(found.scores, [score, score], rtol=1e-4)
+    np.testing.assert_array_equal(found.labels, [1, 1])
+    # moved by 0.3 and 0.2 of the sides, 20 and 29, and twice as wide
+    np.testing.assert_allclose(found.boxes, [[6, 24, 46, 44], [54.2, 35.8, 89, 59]], rtol=1e-5)
+
+
+def test_rois_of_the_same_cells_are_one():
+    """0.2 pixels apart at one cell per pixel: the second score is that of the third RoI."""
+    model, variables = told_network([(0.9,), (0.8,)])
+    rois = np.array([[0, 0, 9, 9], [0.2, 0, 9, 9], [50, 50, 59, 59]])
+    found = Detector(model, variables, class_names=["a"])(np.zeros((600, 800, 3), np.uint8), rois)
+    np.testing.assert_allclose(found.scores, [0.9, 0.8], rtol=1e-4)
+    np.testing.assert_array_equal(found.boxes, rois[[0, 2]])
+
+
+def test_thresholds_and_counts_by_default():
+    """Scores of 0.05, overlaps of 0.3, 100 candidates of a class, 100 detections."""
+    image = np.zeros((1000, 1000, 3), np.uint8)
+    # IoU 47/153 = 0.307 with the box before, then 46/154 = 0.299
+    rois = [[0, 0, 99, 9], [53, 0, 152, 9], [0, 20, 99, 29], [54, 20, 153, 29], [0, 40, 99, 49], [0, 60, 99, 69]]
+    model, variables = told_network([(0.9,), (0.8,), (0.7,), (0.6,), (0.0501,), (0.0499,)])
+    found = Detector(model, variables, class_names=["a"])(image, np.array(rois))
+    np.testing.assert_allclose(found.scores, [0.9, 0.7, 0.6, 0.0501], rtol=1e-4)
+    two = Detector(model, variables, class_names=["a"], options=DetectionOptions(candidates=2))
+    np.testing.assert_allclose(two(image, np.array(rois)).scores, [0.9], rtol=1e-4)  # 0.8 overlaps it
+
+    apart = np.array([[20 * (i % 50), 20 * (i // 50), 20 * (i % 50) + 9, 20 * (i // 50) + 9] for i in range(150)])
+    falling = [0.9 - 0.005 * i for i in range(150)]
+    model, variables = told_network([(p,) for p in falling])
+    found = Detector(model, variables, class_names=["a"])(image, apart, max_detections=999)
+    np.testing.assert_allclose(found.scores, falling[:100], rtol=1e-4)
+
+    model, variables = told_network([(p / 3, p / 2) for p in falling[:60]], classes=2)
+    found = Detector(model, variables, class_names=["a", "b"])(image, apart)
+    both = np.sort(np.concatenate([np.divide(falling[:60], 3), np.divide(falling[:60], 2)]))[::-1]
+    np.testing.assert_allclose(found.scores, both[:100], rtol=1e-4)
