@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
@@ -19,6 +21,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 from frcnn_jax.cli import run
 from frcnn_jax.data.records import Dataset, Record
+from frcnn_jax.models.fast_rcnn import FastRCNN
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = 3  # of `make_batch`
@@ -87,6 +90,56 @@ def read_events(folder):
             assert struct.unpack("<I", rest[12 + length : 16 + length])[0] == masked_crc32c(data)
             yield Event.FromString(data)
             rest = rest[16 + length :]
+
+
+class PixelBackbone(nn.Module):
+    """The images are their own features."""
+
+    spatial_scale: float = 1.0
+
+    def __call__(self, images, image_size):
+        return images
+
+
+class ToldHead(nn.Module):
+    """A head that is told the probability of each RoI's classes, and the normalised deltas of all."""
+
+    num_classes: int
+    probs: tuple[tuple[float, ...], ...]  # per RoI and foreground class
+    deltas: tuple[float, float, float, float] = (0, 0, 0, 0)
+
+    def __call__(self, pooled, train=False):
+        told = np.array(self.probs).reshape(-1, self.num_classes)
+        probs = np.full((pooled.shape[1], self.num_classes), 1e-6)
+        probs[: len(told)] = told
+        probs = np.concatenate([1 - probs.sum(1, keepdims=True), probs], axis=1)
+        logits = jnp.broadcast_to(jnp.log(probs), (len(pooled), *probs.shape))
+        return logits, jnp.broadcast_to(jnp.array(self.deltas, jnp.float32), (*logits.shape, 4))
+
+
+def told_network(probs, *, classes=1, deltas=(0, 0, 0, 0)):
+    """A model that is told its scores, and its variables; box statistics change nothing."""
+    model = FastRCNN(PixelBackbone(), ToldHead(classes, tuple(probs), deltas), lambda features, rois: rois)
+    stats = {"mean": np.zeros((classes + 1, 4), np.float32), "std": np.ones((classes + 1, 4), np.float32)}
+    return model, {"params": {}, "box_stats": stats}
+
+
+class PixelHead(nn.Module):
+    """Logits 0 and the sum of 10, 0.1 and 0.01 times the channels; deltas of the class (0.4, 0.4, log 2, 0)."""
+
+    num_classes: int = 1
+
+    def __call__(self, pooled, train=False):
+        score = pooled @ jnp.array([10, 0.1, 0.01])
+        deltas = jnp.array([[9, 9, 9, 9], [0.4, 0.4, jnp.log(2.0), 0]])
+        return jnp.stack([jnp.zeros_like(score), score], -1), jnp.broadcast_to(deltas, (*score.shape, 2, 4))
+
+
+def pixel_network(pixels):
+    """A model whose scores are those of the first pixel, and its variables: deltas are (0.3, 0.2, log 2, 0)."""
+    model = FastRCNN(PixelBackbone(), PixelHead(), lambda features, rois: features[:, [0] * rois.shape[1], 0], pixels)
+    stats = {"mean": [[5, 5, 5, 5], [0.1, -0.2, 0, 0]], "std": [[5, 5, 5, 5], [0.5, 1, 1, 1]]}
+    return model, {"params": {}, "box_stats": {name: np.array(rows, np.float32) for name, rows in stats.items()}}
 
 
 def free_port():

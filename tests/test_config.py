@@ -7,6 +7,7 @@ from examples import ROOT
 
 from frcnn_jax.config import (
     FIELDS,
+    HOUSEKEEPING,
     TEST_FIELDS,
     check_config,
     get_config,
@@ -75,6 +76,17 @@ def test_a_file_that_is_no_recipe(tmp_path, text, message):
         load_config(str(tmp_path / "recipe.py"), [])
 
 
+def test_a_recipe_may_give_integers_for_numbers_and_lists(tmp_path):
+    text = (
+        "from frcnn_jax.config import FIELDS\nfrom ml_collections import ConfigDict\ndef get_config():\n"
+        "    values = {n: f.default for n, f in FIELDS.items()} | {'learning_rate': 1, 'scales': [100]}\n"
+        "    return ConfigDict(values, convert_dict=False)\n"
+    )
+    (tmp_path / "recipe.py").write_text(text)
+    config = load_config(str(tmp_path / "recipe.py"), [])
+    assert config == {**get_config().to_dict(), "learning_rate": 1, "scales": (100,)}
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -138,6 +150,70 @@ def test_fields_that_may_change_at_test():
     for argument, text in (("--config.nms_iou=x", "nms_iou=x"), ("--imges=3", "unknown argument '--imges'")):
         with pytest.raises(InputError, match=text):
             override_config(trained, [argument], TEST_FIELDS)
+
+
+INF, NAN = float("inf"), float("nan")
+POSITIVE, FRACTION = ([1], [0, -1]), ([0, 1], [-0.01, 1.01])
+NOT_NEGATIVE = ([0], [-1])
+BOUNDS = {  # by field, values that are accepted and values that are not; all other fields have their defaults
+    "dataset": (["voc"], ["imagenet"]),
+    "on_error": (["skip"], [""]),
+    "class_names": ([("cat",)], [(1,)]),
+    "proposal_mode": (["quality"], ["slow"]),
+    "network": (["vgg16"], ["vgg"]),
+    "compute_type": (["bfloat16"], ["float16"]),
+    "fc_ranks": ([(0, 3)], [(1,), (1, -1), (1, 2.0), (1, 2, 3)]),
+    "classifier": (["svm"], ["sigmoid"]),
+    "min_size": ([1, 192], [0, 193]),
+    "max_size": ([144, 10_000], [143, 10_001]),
+    "scales": ([(1, 192)], [(0,), (193,), (1.5,)]),
+    "images_per_batch": ([1, 128], [0, 3]),
+    "rois_per_batch": ([2], [0, -2, 3]),
+    "bg_iou_low": ([0, 0.49], [-0.01, 0.5]),
+    "steps": ([1, 2**31 - 1], [0, 2**31]),
+    "learning_rate": ([1e-9], [0, -1, INF, NAN]),
+    "learning_rate_drops": ([(), (0,)], [(-1,), (1.0,), (True,)]),
+    "seed": ([0, 2**32 - 1], [-1, 2**32]),
+    "candidates_per_class": ([1, 512], [0, 513]),
+    "profile_steps": ([(1, 1), (2, 9)], [(1,), (2, 1), (0, 1), (1, 2, 3)]),
+    "keep_best": ([0], [-1, 1]),  # eval_every is 0
+    **dict.fromkeys(("train_images", "val_images", "max_proposals", "accumulate", "reference_images"), POSITIVE),
+    **dict.fromkeys(("log_every", "checkpoint_every", "keep_checkpoints"), POSITIVE),
+    **dict.fromkeys(("workers", "data_workers", "box_loss_weight", "weight_decay", "warmup_steps"), NOT_NEGATIVE),
+    **dict.fromkeys(("eval_every", "eval_images", "pictures"), NOT_NEGATIVE),
+    **dict.fromkeys(("fg_fraction", "fg_iou", "momentum", "nms_iou", "picture_threshold"), FRACTION),
+    "bg_iou_high": ([0.01, 1], [1.01]),
+}
+
+
+def test_the_bounds_of_every_field():
+    assert set(BOUNDS) == {name for name, field in FIELDS.items() if field.check}
+    for name, (accepted, refused) in BOUNDS.items():
+        for value in accepted:
+            check_config({**get_config().to_dict(), name: value})
+        for value in refused:
+            with pytest.raises(InputError, match=r"^--config\.\w+ must be "):
+                check_config({**get_config().to_dict(), name: value})
+    check_config({**get_config().to_dict(), "keep_best": 1, "eval_every": 5})
+
+
+def test_what_may_change_after_training_and_what_on_resuming():
+    """Nothing that makes other parameters or needs other ones."""
+    data = {"voc_dir", "year", "data_dir", "val_split", "val_images", "on_error", "proposals", "max_proposals"}
+    sizes = {"min_size", "max_size", "scales", "compute_type"}
+    boxes = {"nms_iou", "test_box_regression", "candidates_per_class"}
+    assert data | sizes | boxes | {"proposal_cache", "workers"} == TEST_FIELDS
+    logs = {
+        "log_every",
+        "profile_steps",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "keep_best",
+        "eval_every",
+        "eval_images",
+    }
+    pictures = {"pictures", "picture_threshold"}
+    assert logs | pictures | {"proposal_cache", "workers", "data_workers"} == HOUSEKEEPING
 
 
 def test_every_check_lets_its_default_pass_and_states_what_it_expects():

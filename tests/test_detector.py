@@ -1,5 +1,9 @@
+import json
+from unittest import mock
+
 import numpy as np
 import pytest
+from examples import pixel_network, told_network
 from PIL import Image
 
 from frcnn_jax.data.batches import Sizes
@@ -7,6 +11,7 @@ from frcnn_jax.data.synthetic import CLASS_NAMES, draw_scene
 from frcnn_jax.detector import Detector
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.predict import DetectionOptions
+from frcnn_jax.models.pixels import PixelNorm
 
 
 def test_no_proposals_give_no_detections(workdir):
@@ -33,6 +38,32 @@ def test_detector_takes_paths_pictures_and_arrays(workdir, tmp_path):
     assert (results[0].boxes[:, 2:] <= [191, 143]).all()
     few = detector(image, score_threshold=float(results[0].scores[3]), max_detections=2)
     np.testing.assert_array_equal(few.scores, results[0].scores[:2])
+
+
+def test_a_detector_follows_the_config(workdir, tmp_path):
+    """Its search, its sizes and its suppression."""
+    (tmp_path / "checkpoints").symlink_to(workdir / "checkpoints")
+    config = json.loads((workdir / "config.json").read_text())
+    changes = {"proposal_mode": "quality", "max_proposals": 9, "scales": (96, 128), "max_size": 160, "nms_iou": 0.6}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    built = mock.Mock(side_effect=Detector)
+    Detector.from_workdir.__func__(built, tmp_path)
+    assert built.call_args.kwargs == {
+        "class_names": list(CLASS_NAMES),
+        "sizes": (Sizes(96, 160), Sizes(128, 160)),
+        "options": DetectionOptions(nms_iou=0.6),
+        "proposal_mode": "quality",
+        "max_proposals": 9,
+    }
+
+
+def test_searched_proposals_are_those_of_the_options(model_and_variables, monkeypatch):
+    search = mock.Mock(return_value=np.array([[20, 30, 90, 140]], np.float32))
+    monkeypatch.setattr("frcnn_jax.detector.selective_search", search)
+    image, options = draw_scene(0, "test", 3).image, {"proposal_mode": "quality", "max_proposals": 9}
+    detector = Detector(*model_and_variables, class_names=CLASS_NAMES, sizes=[Sizes(144, 192)], **options)
+    assert len(detector(image, score_threshold=0).boxes) == len(CLASS_NAMES)
+    search.assert_called_once_with(image, mode="quality", max_boxes=9)
 
 
 @pytest.mark.parametrize(
@@ -90,3 +121,54 @@ def test_a_pyramid_of_two_equal_scales_changes_nothing(model_and_variables):
     )
     for a, b in zip(pyramid, single, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+
+
+PIXELS = PixelNorm("RGB", (198, 100, 90), (5, 10, 20))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "normalised"),
+    [(PixelNorm(), (103 - 102.9801, 120 - 115.9465, 200 - 122.7717)), (PIXELS, (0.4, 2, 0.65))],
+)
+def test_a_detection_by_hand(pixels, normalised):
+    """In an image of one colour, twice enlarged; the second box is clipped at the right and at the bottom."""
+    image = np.broadcast_to(np.array([200, 120, 103], np.uint8), (60, 90, 3))
+    detector = Detector(*pixel_network(pixels), class_names=["a"], sizes=[Sizes(120, 180)])
+    found = detector(image, np.array([[10, 20, 30, 40], [60, 30, 89, 59]]))
+    score = 1 / (1 + np.exp(-np.dot(normalised, [10, 0.1, 0.01])))
+    np.testing.assert_allclose(found.scores, [score, score], rtol=1e-4)
+    np.testing.assert_array_equal(found.labels, [1, 1])
+    # moved by 0.3 and 0.2 of the sides, 20 and 29, and twice as wide
+    np.testing.assert_allclose(found.boxes, [[6, 24, 46, 44], [54.2, 35.8, 89, 59]], rtol=1e-5)
+
+
+def test_rois_of_the_same_cells_are_one():
+    """0.2 pixels apart at one cell per pixel: the second score is that of the third RoI."""
+    model, variables = told_network([(0.9,), (0.8,)])
+    rois = np.array([[0, 0, 9, 9], [0.2, 0, 9, 9], [50, 50, 59, 59]])
+    found = Detector(model, variables, class_names=["a"])(np.zeros((600, 800, 3), np.uint8), rois)
+    np.testing.assert_allclose(found.scores, [0.9, 0.8], rtol=1e-4)
+    np.testing.assert_array_equal(found.boxes, rois[[0, 2]])
+
+
+def test_thresholds_and_counts_by_default():
+    """Scores of 0.05, overlaps of 0.3, 100 candidates of a class, 100 detections."""
+    image = np.zeros((1000, 1000, 3), np.uint8)
+    # IoU 47/153 = 0.307 with the box before, then 46/154 = 0.299
+    rois = [[0, 0, 99, 9], [53, 0, 152, 9], [0, 20, 99, 29], [54, 20, 153, 29], [0, 40, 99, 49], [0, 60, 99, 69]]
+    model, variables = told_network([(0.9,), (0.8,), (0.7,), (0.6,), (0.0501,), (0.0499,)])
+    found = Detector(model, variables, class_names=["a"])(image, np.array(rois))
+    np.testing.assert_allclose(found.scores, [0.9, 0.7, 0.6, 0.0501], rtol=1e-4)
+    two = Detector(model, variables, class_names=["a"], options=DetectionOptions(candidates=2))
+    np.testing.assert_allclose(two(image, np.array(rois)).scores, [0.9], rtol=1e-4)  # 0.8 overlaps it
+
+    apart = np.array([[20 * (i % 50), 20 * (i // 50), 20 * (i % 50) + 9, 20 * (i // 50) + 9] for i in range(150)])
+    falling = [0.9 - 0.005 * i for i in range(150)]
+    model, variables = told_network([(p,) for p in falling])
+    found = Detector(model, variables, class_names=["a"])(image, apart, max_detections=999)
+    np.testing.assert_allclose(found.scores, falling[:100], rtol=1e-4)
+
+    model, variables = told_network([(p / 3, p / 2) for p in falling[:60]], classes=2)
+    found = Detector(model, variables, class_names=["a", "b"])(image, apart)
+    both = np.sort(np.concatenate([np.divide(falling[:60], 3), np.divide(falling[:60], 2)]))[::-1]
+    np.testing.assert_allclose(found.scores, both[:100], rtol=1e-4)

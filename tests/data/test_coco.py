@@ -6,6 +6,7 @@ import pytest
 from examples import annotation, write_coco
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from frcnn_jax.data.coco import read_coco
 from frcnn_jax.errors import InputError
@@ -19,23 +20,24 @@ def test_reads_by_hand(tmp_path):
             annotation(2, bbox=(1.5, 2.25, 30, 10.5), category_id=9, iscrowd=1),
             annotation(3, bbox=(5, 6, 0.5, 0.25)),
             annotation(4, bbox=(-0.5, 20, 51, 20.5)),
+            annotation(5, bbox=(49.5, 39.25, 1, 1)),
         ],
     )
     dataset = read_coco(path, image_dir=tmp_path)
     assert dataset.class_names == ("dog", "cat")
     (record,) = dataset.records
     assert (record.image_id, record.height, record.width) == ("7", 40, 50)
-    expected = [[0, 0, 9, 19], [1.5, 2.25, 30.5, 11.75], [5, 6, 5, 6], [0, 20, 49, 39]]
+    expected = [[0, 0, 9, 19], [1.5, 2.25, 30.5, 11.75], [5, 6, 5, 6], [0, 20, 49, 39], [49, 39, 49, 39]]
     np.testing.assert_array_equal(record.boxes, np.array(expected, np.float32))
-    np.testing.assert_array_equal(record.labels, [1, 2, 1, 1])
-    np.testing.assert_array_equal(record.difficult, [False, True, False, False])
+    np.testing.assert_array_equal(record.labels, [1, 2, 1, 1, 1])
+    np.testing.assert_array_equal(record.difficult, [False, True, False, False, False])
     assert record.load().shape == (40, 50, 3)
-    assert list(read_coco(path, image_dir=tmp_path, class_names=["cat", "cow", "dog"]).records[0].labels) == [
-        3,
-        1,
-        3,
-        3,
-    ]
+    names = ["cat", "cow", "dog"]
+    (record,) = read_coco(path, image_dir=tmp_path, class_names=names).records
+    assert list(record.labels) == [3, 1, 3, 3, 3]
+    Image.new("RGB", (40, 50)).save(tmp_path / "a.jpg")
+    with pytest.raises(InputError, match=r"a\.jpg: annotated as \(40, 50\)"):
+        record.load()
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,9 @@ def test_reads_by_hand(tmp_path):
     [
         (annotation(bbox=(0, 0, 0, 5)), r"image 7 \(a\.jpg\): annotation 1: bbox \[0, 0, 0, 5\].*50 x 40 image"),
         (annotation(bbox=(45, 0, 10, 5)), r"bbox \[45, 0, 10, 5\]"),
+        (annotation(bbox=(0, 35, 5, 10)), r"bbox \[0, 35, 5, 10\]"),
+        (annotation(bbox=(-2, 0, 10, 5)), r"bbox \[-2, 0, 10, 5\]"),
+        (annotation(bbox=(0, -2, 10, 5)), r"bbox \[0, -2, 10, 5\]"),
         (annotation(bbox=(0, 0, float("nan"), 5)), "bbox .0, 0, nan, 5"),
         (annotation(bbox="abc"), "bbox must be four numbers"),
         (annotation(bbox=(1, 2, 3)), "bbox must be four numbers"),
@@ -66,6 +71,7 @@ def test_names_the_image_and_the_box(tmp_path, bad, text):
             {"id": 7, "file_name": "../a.jpg", "width": 50, "height": 40},
             "the image '../a.jpg' lies outside this folder",
         ),
+        ({"id": 7, "file_name": "/a.jpg", "width": 50, "height": 40}, "the image '/a.jpg' lies outside this folder"),
         ({"id": 7, "file_name": "b.jpg", "width": 50, "height": 40}, r"b\.jpg: no such image"),
         ({"id": 7, "file_name": "b" * 300, "width": 50, "height": 40}, r"bbb: can't be read \(File name too long\)"),
         ({"id": 7, "file_name": "a.jpg", "width": 50}, "height and width must be positive integers"),

@@ -1,3 +1,6 @@
+from pathlib import Path
+from unittest.mock import ANY, Mock, call
+
 import numpy as np
 import pytest
 from examples import annotation, write_coco
@@ -77,6 +80,28 @@ def test_the_classes_must_be_those_of_the_dataset():
         np.testing.assert_array_equal(found.records[1].boxes, expected.records[1].boxes)
     with pytest.raises(InputError, match=r"synthetic has the classes striped, .*; leave class_names empty"):
         read_split("synthetic", split="val", images=2, class_names=("cat",))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "reader", "expected"),
+    [
+        ("synthetic", "read_synthetic", call(split="s", images=7)),
+        ("voc", "read_voc", call(Path("f"), split="s", year=2012, class_names=("cat",), on_problem=ANY)),
+        ("xml", "read_xml_folder", call(Path("f/s"), class_names=("cat",), on_problem=ANY)),
+        (
+            "coco",
+            "read_coco",
+            call(Path("f/annotations/instances_s.json"), image_dir=Path("f/s"), class_names=("cat",), on_problem=ANY),
+        ),
+        ("tfds:voc/2007", "read_tfds", call("voc/2007", split="s", data_dir=Path("f"), on_problem=ANY)),
+        ("tfds:voc/2012", "read_tfds", call("voc/2012", split="s", data_dir=Path("f"), on_problem=ANY)),
+    ],
+)
+def test_a_reader_gets_the_options_it_takes(monkeypatch, dataset, reader, expected):
+    read = Mock(return_value=Dataset(("cat",), read_synthetic(split="val", images=1).records))
+    monkeypatch.setattr(f"frcnn_jax.data.readers.{reader}", read)
+    read_split(dataset, split="s", folder="f", year=2012, images=7, class_names=("cat",))
+    assert read.call_args == expected
 
 
 def test_a_new_format_is_one_row(monkeypatch):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from frcnn_jax.data.records import load_image, without_difficult
+from frcnn_jax.data.records import check_boxes, load_image, without_difficult
 from frcnn_jax.data.voc import read_voc, read_xml_folder
 from frcnn_jax.errors import InputError
 
@@ -40,6 +40,23 @@ def test_reads_the_devkit(tmp_path):
     assert [dataset.class_names[label - 1] for label in record.labels] == ["dog", "cat"]
     assert list(record.difficult) == [False, True]
     assert pickle.loads(pickle.dumps(record)).load().shape == (40, 50, 3)
+    Image.new("RGB", (40, 50)).save(root / "VOC2007/JPEGImages/000001.jpg")
+    with pytest.raises(InputError, match=r"000001\.jpg: annotated as \(40, 50\)"):
+        record.load()
+
+
+def test_a_split_of_one_class_and_an_object_without_a_mark(tmp_path):
+    """VOC's split files of a class have a second column."""
+    root = write_voc(tmp_path, [voc_object().replace("<difficult>0</difficult>", "")])
+    (root / "VOC2007/ImageSets/Main/dog_train.txt").write_text("000001  1\n")
+    (record,) = read_voc(root, split="dog_train").records
+    assert list(record.difficult) == [False]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_coordinates_are_finite(value):
+    with pytest.raises(InputError, match="rois must be finite, box 1 is "):
+        check_boxes([[0, 0, 9, 9], [0, 0, value, 9]], "rois")
 
 
 def test_without_difficult(tmp_path):
@@ -71,6 +88,8 @@ def test_counts_of_the_real_set(shared):
         (voc_object(box=(30, 1, 20, 40)), r"000001\.xml: box of 'dog' \(30, 1, 20, 40\)"),
         (voc_object(box=(0, 1, 20, 40)), r"000001\.xml: box of 'dog' \(0, 1, 20, 40\)"),
         (voc_object(box=(20, 1, 20, 40)), r"000001\.xml: box of 'dog' \(20, 1, 20, 40\)"),
+        (voc_object(box=(1, 40, 20, 40)), r"000001\.xml: box of 'dog' \(1, 40, 20, 40\)"),
+        (voc_object(box=(1, 1, 50, 41)), r"000001\.xml: box of 'dog' \(1, 1, 50, 41\).*ymax <= 40"),
         ("</annotation><annotation>", r"000001\.xml"),
         (voc_object(box=("a", 1, 20, 40)), r"expected four numbers, got 'a'"),
         (voc_object(box=("nan", 1, 20, 40)), r"box of 'dog' \(nan, 1, 20, 40\)"),
@@ -142,7 +161,8 @@ def test_unions_of_years_and_splits(tmp_path):
     (tmp_path / "VOC2007-kept").rename(tmp_path / "VOC2007")
     dataset = read_voc(tmp_path, split="train+2012_train")
     assert [record.image_id for record in dataset.records] == ["000001", "2008_000003"]
-    assert [r.image_id for r in read_voc(tmp_path, split="2012_train").records] == ["2008_000003"]
+    for options in ({"split": "2012_train"}, {"split": "train", "year": 2012}):
+        assert [r.image_id for r in read_voc(tmp_path, **options).records] == ["2008_000003"]
     with pytest.raises(InputError, match="image '000001' is listed twice"):
         read_voc(tmp_path, split="train+2007_train")
     with pytest.raises(InputError, match=r"VOC2012/ImageSets/Main/test.txt: no such split file; its folder has train"):
@@ -164,14 +184,14 @@ def test_skips_the_object_or_the_image(tmp_path):
 
 
 def test_a_folder_of_images_and_xml(tmp_path):
-    root = write_voc(tmp_path, [voc_object("zebra"), voc_object("ant", (2, 3, 10, 20))]) / "VOC2007"
+    root = write_voc(tmp_path, [voc_object(name) for name in ("zebra", "cow", "ant", "dog", "bee", "cat")]) / "VOC2007"
     (tmp_path / "own").mkdir()
     (root / "Annotations/000001.xml").rename(tmp_path / "own/a.xml")
     (root / "JPEGImages/000001.jpg").rename(tmp_path / "own/a.JPG")
     dataset = read_xml_folder(tmp_path / "own")
-    assert dataset.class_names == ("ant", "zebra")
+    assert dataset.class_names == ("ant", "bee", "cat", "cow", "dog", "zebra")
     (record,) = dataset.records
-    np.testing.assert_array_equal(record.labels, [2, 1])
+    np.testing.assert_array_equal(record.labels, [6, 4, 1, 5, 2, 3])
     assert record.load().shape == (40, 50, 3)
     with pytest.raises(InputError, match="unknown class 'zebra'; the classes are ant"):
         read_xml_folder(tmp_path / "own", class_names=["ant"])
@@ -181,6 +201,13 @@ def test_a_folder_of_images_and_xml(tmp_path):
     for name, text in (("none", "no such folder"), ("VOC2007", "no annotations")):
         with pytest.raises(InputError, match=f"{name}: {text}"):
             read_xml_folder(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "bmp", "tif", "tiff", "webp", "JPG"])
+def test_images_of_these_endings(tmp_path, suffix):
+    Image.new("RGB", (50, 40)).save(tmp_path / f"a.{suffix}")
+    (tmp_path / "a.xml").write_text("<annotation><size><width>50</width><height>40</height></size></annotation>")
+    assert read_xml_folder(tmp_path, class_names=["cat"]).records[0].load().shape == (40, 50, 3)
 
 
 def test_two_images_with_one_annotation(tmp_path):
@@ -231,6 +258,12 @@ def test_load_image_of_other_modes(tmp_path, mode):
     assert image.shape == (20, 30, 3)
     assert image.dtype == np.uint8
     np.testing.assert_array_equal(image, np.full((20, 30, 3), 204))
+
+
+def test_load_image_gives_rgb(tmp_path, rng):
+    image = rng.integers(0, 256, (20, 30, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png"), image)
 
 
 def test_load_image_keeps_the_stored_orientation_if_annotated_so(tmp_path):

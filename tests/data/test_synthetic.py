@@ -8,7 +8,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from frcnn_jax.data.records import Dataset
-from frcnn_jax.data.synthetic import CLASS_NAMES, HEIGHT, LARGEST, SMALLEST, WIDTH, draw_scene, read_synthetic
+from frcnn_jax.data.synthetic import (
+    CLASS_NAMES,
+    HEIGHT,
+    LARGEST,
+    SMALLEST,
+    WIDTH,
+    _extent,
+    draw_scene,
+    read_synthetic,
+)
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.metrics import ClassDetections
 from frcnn_jax.evaluation.scores import score
@@ -47,10 +56,16 @@ def test_scenes_are_as_promised():
 
 
 def test_records_match_what_they_load():
-    (record, *_) = read_synthetic(split="val", images=3).records
-    scene = draw_scene(0, "val", 0)
+    (_, record) = read_synthetic(split="val", images=2, seed=3).records
+    scene = draw_scene(3, "val", 1)
     np.testing.assert_array_equal(record.load(), scene.image)
     np.testing.assert_array_equal(record.boxes, scene.boxes)
+
+
+def test_boxes_are_those_of_the_visible_pixels():
+    seen = np.zeros((20, 30), bool)
+    seen[[4, 9, 12], [5, 17, 8]] = True
+    assert _extent(seen) == (5, 4, 17, 12)
 
 
 def test_an_empty_split_is_an_error():

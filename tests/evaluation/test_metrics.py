@@ -51,6 +51,19 @@ def test_by_hand():
     assert average_precision(got) == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
 
 
+def test_eleven_points_at_recalls_of_tenths():
+    """Of ten objects the first n are hit, then nothing is.
+
+    A recall reaches a point that it equals. The points are those of 0:0.1:1 in MATLAB and of NumPy's arange: 0.3, 0.6
+    and 0.7 are one bit above 3/10, 6/10 and 7/10 there, and not reached.
+    """
+    points = {0: 0, 1: 2, 2: 3, 3: 3, 4: 5, 5: 6, 6: 6, 7: 7, 8: 9, 9: 10, 10: 11}
+    for hits, reached in points.items():
+        got = curve([0.9] * hits, [BOX] * hits, range(hits), [[BOX]] * 10)
+        assert average_precision(got) == pytest.approx(reached / 11), hits
+        assert average_precision(got, metric="area") == pytest.approx(hits / 10)
+
+
 def test_second_hit_is_a_false_positive():
     got = curve([0.9, 0.8], [BOX, BOX], [0, 0], [[BOX]])
     np.testing.assert_allclose(got.precision, [1, 0.5])
@@ -89,6 +102,14 @@ def test_of_identical_objects_the_first_is_matched():
     found = ClassDetections(np.array([0]), np.array([0.5]), np.array([BOX], float))
     overlap, nearest = nearest_objects(found, [np.array([[0, 0, 9, 8], [0, 1, 9, 9]], float)])
     assert (overlap.tolist(), nearest.tolist()) == ([0.9], [0])
+
+
+def test_nearest_objects_are_numbered_over_the_split():
+    """An image with one, one without any, one with two; detections on the last, beside it, and in the second."""
+    found = ClassDetections(np.array([2, 2, 1]), np.zeros(3), np.array([[50, 0, 59, 4], [90, 0, 99, 9], BOX], float))
+    truth = [np.array([BOX], float), np.zeros((0, 4)), np.array([BOX, [50, 0, 59, 9]], float)]
+    overlap, nearest = nearest_objects(found, truth)
+    assert (overlap.tolist(), nearest.tolist()) == ([0.5, 0, 0], [2, -1, -1])
 
 
 def test_no_objects_and_no_detections():
@@ -134,14 +155,14 @@ def voc_evaldet(found, gt, difficult, threshold=0.5):
 
 @st.composite
 def class_cases(draw):
-    """Objects and detections of a class in three images: few places and scores, so that boxes coincide, IoUs are equal
+    """Objects and detections of a class in two images: few places and scores, so that boxes coincide, IoUs are equal
     or 1/2, and scores are equal."""
-    place, side = st.integers(0, 4), st.sampled_from([0, 1, 3, 5])
-    box = st.builds(lambda x, y, w, h: (x, y, x + w, y + h), place, place, side, side)
-    objects = draw(st.lists(st.tuples(st.integers(0, 2), box, st.booleans()), max_size=12))
-    found = draw(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5), box), max_size=20))
-    gt = [np.array([b for i, b, _ in objects if i == k], np.float32).reshape(-1, 4) for k in range(3)]
-    difficult = [np.array([d for i, _, d in objects if i == k], bool) for k in range(3)]
+    side = st.sampled_from([1, 3])
+    box = st.builds(lambda x, w, h: (x, 0, x + w, h), st.integers(0, 2), side, side)
+    objects = draw(st.lists(st.tuples(st.integers(0, 1), box, st.booleans()), max_size=9))
+    found = draw(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 3), box), min_size=5, max_size=20))
+    gt = [np.array([b for i, b, _ in objects if i == k], np.float32).reshape(-1, 4) for k in range(2)]
+    difficult = [np.array([d for i, _, d in objects if i == k], bool) for k in range(2)]
     image, scores, boxes = (np.array([row[k] for row in found], np.float32) for k in range(3))
     return ClassDetections(image.astype(int), scores, boxes.reshape(-1, 4)), gt, difficult
 
@@ -205,6 +226,7 @@ def test_error_kinds_by_hand():
     assert error_kinds(matches, other_overlap).tolist() == kinds
     assert nearest.tolist() == [-1, -1, -1, -1, 0, 0, -1, -1, -1, -1]
     assert matches.missed.tolist() == [False, False]
+    assert np.flatnonzero(matches.hit).tolist() == [0]  # those that are ignored are no hits
 
 
 def test_missed_are_counted_objects_without_a_hit():

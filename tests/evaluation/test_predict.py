@@ -114,6 +114,11 @@ def test_select_detections_by_hand():
     got = select_detections(boxes, scores, valid, 0.3, 10)
     np.testing.assert_array_equal(got.labels, [2, 1])
     np.testing.assert_array_equal(got.boxes, boxes[[1, 0], [0, 0]])
+    np.testing.assert_array_equal(got.scores, np.float32([0.95, 0.9]))
+    assert [field.dtype for field in got] == [np.float32, np.int32, np.float32]
+    at = select_detections(boxes, scores, valid, scores[0, 1], 10)  # a score at the threshold is kept
+    np.testing.assert_array_equal(at.scores, np.float32([0.95, 0.9, 0.2]))
+    assert select_detections(boxes, scores, valid, 0, 2).labels.tolist() == [2, 1]
 
 
 def test_image_detections_are_best_first():

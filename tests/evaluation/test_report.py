@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from frcnn_jax.data.records import Dataset, Record
 from frcnn_jax.data.voc import read_voc
+from frcnn_jax.evaluation import report
 from frcnn_jax.evaluation.comp4 import read_comp4
 from frcnn_jax.evaluation.metrics import ClassDetections
 from frcnn_jax.evaluation.report import KINDS, count_kinds, diagnose, write_report
@@ -166,6 +168,29 @@ def test_page_by_hand(tmp_path):
     ):
         assert caption in page.text
     assert "0.950" not in page.text  # on a difficult object
+    # precisions 1, 1/2, 1/3, 1/4 at recall 1/2, then 2/5 at 1, in half units of a plot of 200 x 140 at (30, 10)
+    assert ("points", "130,10 130,80 130,103.5 130,115 230,94") in page.attributes
+
+
+def test_figures_show_what_determines_the_kind(tmp_path, monkeypatch):
+    """Ground truth in white, then the detection in its kind's colour; a missed object has none."""
+    drawn = []
+
+    def crop(image, boxes, colours, **size):
+        drawn.append([(*map(int, box), colour) for box, colour in zip(boxes, colours, strict=True)])
+        return Image.new("RGB", (2, 2))
+
+    monkeypatch.setattr(report, "crop_boxes", crop)
+    write(tmp_path, two_cats_and_a_dog(), [cats(), NONE, NONE])
+    cat, dog, white = (0, 0, 19, 19), (40, 0, 59, 19), "white"
+    assert drawn == [
+        [(*cat, white), (*cat, KINDS["correct"])],
+        [(*cat, white), (0, 1, 19, 19, KINDS["correct"])],
+        [(*dog, white), (*dog, KINDS["confusion"])],
+        [(*cat, white), (0, 0, 19, 17, KINDS["localisation"])],
+        [(5, 5, 9, 9, KINDS["background"])],
+        [(*dog, white)],
+    ]
 
 
 def test_page_holds_all_that_it_shows(tmp_path):

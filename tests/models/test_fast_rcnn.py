@@ -9,7 +9,7 @@ import pytest
 
 from frcnn_jax.errors import InputError
 from frcnn_jax.models.backbones import LayerBackbone
-from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables
+from frcnn_jax.models.fast_rcnn import FastRCNN, RoIPool, init_variables
 from frcnn_jax.models.heads import FullyConnectedHead
 from frcnn_jax.models.layers import Conv, output_size
 from frcnn_jax.models.networks import NETWORKS, get_network
@@ -107,6 +107,9 @@ def test_dropout_follows_the_rng_and_the_index_of_each_image():
     assert (head_outputs(3, key=2) != whole).any()
     np.testing.assert_array_equal(head_outputs(3, train=False), 1)
     np.testing.assert_array_equal(head_outputs(3, dropout=0.0), 1)
+    seldom = head_outputs(3, dropout=0.2)
+    np.testing.assert_allclose(np.unique(seldom), [0, 1 / 0.64], rtol=1e-6)
+    assert abs((seldom > 0).mean() - 0.64) < 0.05
 
 
 def test_dropout_asks_for_its_rng():
@@ -127,6 +130,32 @@ class MeanBackbone(nn.Module):
     @nn.compact
     def __call__(self, images, image_size):
         return nn.avg_pool(nn.Conv(5, (3, 3))(images), (8, 8), (8, 8))
+
+
+class ConstantHead(nn.Module):
+    """The same logits and deltas for every RoI; not for training."""
+
+    num_classes: int = 1
+
+    def __call__(self, pooled, train=False):
+        assert not train
+        lead = (*pooled.shape[:2], 1, 1)
+        logits = jnp.tile(jnp.array([0, jnp.log(3.0)]), lead[:3])
+        return logits, jnp.tile(jnp.array([[1.0, 2, 3, 4], [-1, 0.5, 0.25, 8]]), lead)
+
+
+def test_predictions_are_probabilities_and_deltas_times_std_plus_mean():
+    """In training the deltas stay normalised; an SVM's margins stay as they are."""
+    mean, std = np.zeros((2, 4)), np.ones((2, 4))
+    mean[1], std[0], std[1] = (0.1, 0.2, 0.3, 0.4), (1, 2, 3, 4), (0.1, 0.2, 4, 0.5)
+    variables, pooled = {"box_stats": {"mean": mean, "std": std}}, jnp.zeros((2, 3, 1, 1, 5))
+    model = FastRCNN(MeanBackbone(), ConstantHead(), RoIPool())
+    scores, deltas = model.apply(variables, pooled, method=FastRCNN.outputs)
+    np.testing.assert_allclose(scores, np.full((2, 3, 2), (0.25, 0.75)), rtol=1e-6)
+    by_hand = [[1, 4, 9, 16], [0, 0.3, 1.3, 4.4]]
+    np.testing.assert_allclose(deltas, np.broadcast_to(by_hand, (2, 3, 2, 4)), rtol=1e-6, atol=1e-7)
+    margins, _ = model.clone(classifier="svm").apply(variables, pooled, method=FastRCNN.outputs)
+    np.testing.assert_allclose(margins, np.full((2, 3, 2), (0, np.log(3))), rtol=1e-6)
 
 
 class LinearHead(nn.Module):

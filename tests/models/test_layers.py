@@ -49,6 +49,8 @@ def test_max_pool_gradient_of_ties_goes_to_the_first():
         (Pool(3, 2), 13, 6),
         (Pool(3, 2, 1), 5, 3),
         (Pool(3, 3, 1), 7, 3),
+        (Pool(2, 2, 1), 4, 3),
+        (Pool(2, 2, 1), 3, 2),  # a third window would start at 4, beyond input and padding
         (Conv("c", 1, 11, 4, 5), 600, 150),
         (Norm(1e-4, 1), 9, 9),
     ],

@@ -108,38 +108,39 @@ def save_pth(path, arrays, monkeypatch, extra=None):
     def _rebuild_tensor_v2():
         pass
 
-    class FloatStorage:
-        pass
-
     _rebuild_tensor_v2.__module__, _rebuild_tensor_v2.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
-    FloatStorage.__module__, FloatStorage.__qualname__ = "torch", "FloatStorage"
-    utils._rebuild_tensor_v2, torch.FloatStorage, torch._utils = _rebuild_tensor_v2, FloatStorage, utils
+    utils._rebuild_tensor_v2, torch._utils = _rebuild_tensor_v2, utils
+    for name in ("FloatStorage", "DoubleStorage", "HalfStorage", "LongStorage"):
+        setattr(torch, name, type(name, (), {"__module__": "torch", "__qualname__": name}))
     monkeypatch.setitem(sys.modules, "torch", torch)
     monkeypatch.setitem(sys.modules, "torch._utils", utils)
+    kinds = {"f4": torch.FloatStorage, "f8": torch.DoubleStorage, "f2": torch.HalfStorage, "i8": torch.LongStorage}
 
     class Storage:
         def __init__(self, key, array):
             self.key, self.array = key, array
 
     class Tensor:
-        def __init__(self, storage, strides):
-            self.storage, self.strides = storage, strides
+        def __init__(self, key, array):
+            self.key, self.array = key, array
 
         def __reduce__(self):
-            shape = self.storage.array.shape
-            return _rebuild_tensor_v2, (self.storage, 0, shape, self.strides, False, OrderedDict())
+            array = self.array
+            whole = array if array.base is None else array.base
+            offset = (array.ctypes.data - whole.ctypes.data) // array.itemsize
+            strides = tuple(stride // array.itemsize for stride in array.strides)
+            storage = Storage(self.key, whole)
+            return _rebuild_tensor_v2, (storage, offset, array.shape, strides, False, OrderedDict())
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, item):
             if isinstance(item, Storage):
-                return "storage", FloatStorage, item.key, "cpu", item.array.size
+                files[item.key] = item.array.tobytes()
+                return "storage", kinds[item.array.dtype.str[1:]], item.key, "cpu", item.array.size
             return None
 
-    state, files = OrderedDict(), {}
-    for i, (name, array) in enumerate(arrays.items()):
-        files[str(i)] = np.ascontiguousarray(array, np.float32).tobytes()
-        strides = tuple(s // 4 for s in np.ascontiguousarray(array, np.float32).strides)
-        state[name] = Tensor(Storage(str(i), array), strides)
+    files = {}
+    state = OrderedDict((name, Tensor(str(i), array)) for i, (name, array) in enumerate(arrays.items()))
     state.update(extra or {})
     pickled = io.BytesIO()
     Pickler(pickled, protocol=2).dump(state)
@@ -193,6 +194,16 @@ def test_torchvisions_vgg16(suffix, tmp_path, monkeypatch, rng):
     np.testing.assert_array_equal(read["conv2_1.bias"], arrays["features.5.bias"])
     np.testing.assert_array_equal(read["fc6.weight"], arrays["classifier.0.weight"])  # torch flattens C, H, W as Caffe
     assert_takes_our_pixels(read, imagenet_rgb, arrays["features.0.weight"], arrays["features.0.bias"], rng)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, np.int64])
+def test_a_tensor_may_be_a_view_of_its_storage(dtype, tmp_path, monkeypatch):
+    """Rows 1 to 3 and every other column of a matrix, transposed."""
+    matrix = np.arange(24, dtype=dtype).reshape(4, 6).copy()
+    save_pth(tmp_path / "w.pth", {"a": matrix[1:, 1::2].T}, monkeypatch)
+    read = read_weights(tmp_path / "w.pth")["a"]
+    assert read.dtype == dtype
+    np.testing.assert_array_equal(read, [[7, 13, 19], [9, 15, 21], [11, 17, 23]])
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path, monkeypatch):
@@ -250,6 +261,8 @@ def test_keras_vgg16(top, tmp_path, rng):
         pooled = rng.normal(0, 1, (7, 7, 512))  # Keras flattens H, W, C, we C, H, W
         expected = pooled.reshape(-1) @ kernels["fc1"][0]
         np.testing.assert_allclose(read["fc6.weight"] @ pooled.transpose(2, 0, 1).reshape(-1), expected, rtol=1e-5)
+        np.testing.assert_array_equal(read["fc7.weight"], kernels["fc2"][0].T)
+        np.testing.assert_array_equal(read["fc7.bias"], kernels["fc2"][1])
 
 
 # ---- other files

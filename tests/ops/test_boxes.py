@@ -83,6 +83,7 @@ def test_encode_by_hand():
     roi = np.array([0, 0, 10, 20], np.float32)
     truth = np.array([10, 10, 30, 30], np.float32)
     np.testing.assert_allclose(box_ops.encode(roi, truth), [1.5, 0.5, np.log(2), 0], atol=1e-6)
+    np.testing.assert_array_equal(box_ops.encode(roi[[0, 0, 0, 0]], roi[[0, 0, 0, 0]]), np.zeros(4))  # a pixel
 
 
 @given(box_arrays(), box_arrays())
@@ -111,6 +112,14 @@ def test_flip_by_hand():
     np.testing.assert_array_equal(box_ops.flip(np.array([[0, 1, 3, 5]], np.float32), 10), [[6, 1, 9, 5]])
 
 
+def test_scale_by_hand():
+    boxes = np.array([[0, 1, 3, 5], [2, 2, 4, 4]], np.float32)
+    np.testing.assert_array_equal(box_ops.scale(boxes, 2), [[0, 2, 6, 10], [4, 4, 8, 8]])
+    each = box_ops.scale(boxes, np.array([2.0, 0.5]))
+    np.testing.assert_array_equal(each, [[0, 2, 6, 10], [1, 1, 2, 2]])
+    assert each.dtype == np.float32
+
+
 @given(box_arrays())
 def test_flip_twice_is_the_identity(boxes):
     np.testing.assert_array_equal(box_ops.flip(box_ops.flip(boxes, 77), 77), boxes)
@@ -125,6 +134,7 @@ def test_unique_rois_rounds_as_the_pooling_does():
     # at scale 1/4, 8 -> 2 and 10 -> 2.5 -> 3: other cells; half to even would give 2 and 2
     rois = np.array([[8, 0, 40, 40], [10, 0, 40, 40]], np.float32)
     np.testing.assert_array_equal(box_ops.unique_rois(rois, 1 / 4), [0, 1])
+    np.testing.assert_array_equal(box_ops.unique_rois(rois - [[10], [10]], 1 / 4), [0, 1])  # -2 -> -0.5 -> -1
 
 
 def naive_nms(boxes, scores, threshold):
@@ -189,6 +199,9 @@ def test_pyramid_level_is_the_one_nearest_to_224_squared():
     factors = np.array([2.0, 1.0, 0.5], np.float32)
     np.testing.assert_array_equal(box_ops.pyramid_level(rois, factors), [0, 1, 2, 0, 2])
     np.testing.assert_array_equal(box_ops.pyramid_level(rois, np.ones(2)), np.zeros(5))
+    # areas of 1 and 16 times 5903 pixels are 44,273 below and 44,272 above 224 x 224; those of 5904 as in a mirror
+    strips = np.array([[0, 0, 5902, 0], [0, 0, 5903, 0]], np.float32)
+    np.testing.assert_array_equal(box_ops.pyramid_level(strips, np.array([1.0, 4.0])), [1, 0])
     assert box_ops.pyramid_level(rois[:0], factors).shape == (0,)
 
 

@@ -66,6 +66,7 @@ ROIS = np.array(
 # division and fused sums miss
 ON_BORDERS = 16 * np.array(
     [
+        [-3, -3, 2, 0],
         [1, 5, 14, 11],
         [-1, -6, 28, 5],
         [2, -4, 13, 17],
@@ -145,6 +146,13 @@ def test_samples_on_the_border_take_the_edge_and_beyond_it_0(ratio):
         out, pullback = jax.vjp(pool, features)
         np.testing.assert_array_equal(out, [4, 0, 6, 0])
         np.testing.assert_array_equal(np.ravel(pullback(np.float32([1, 2, 3, 4]))[0]), [1, 0, 3])
+
+
+def test_scaled_corners_are_rounded_before_half_a_cell_is_taken():
+    # -2 / 3 - 1 / 2 + 1 / 6 = -1, in float32 only with both roundings; a RoI of ones, all its samples counting
+    rois = np.array([[-2, 0, 7, 9]])
+    out = roi_align(jnp.ones((9, 9, 1)), rois, output_size=3, spatial_scale=1 / 3, sampling_ratio=3)
+    np.testing.assert_allclose(out, 1, rtol=1e-6)
 
 
 def test_bins_of_three_cells_have_three_samples():

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -71,3 +72,11 @@ def test_searched_proposals(tmp_path):
     assert kept.records == [first]
     np.testing.assert_array_equal(proposals["im0"], selective_search(first.load(), max_boxes=9))
     assert len(list((tmp_path / "cache").rglob("*.npy"))) == 1
+
+
+def test_options_of_the_search_are_handed_on(tmp_path, monkeypatch):
+    search = mock.Mock(return_value={"im0": BOXES})
+    monkeypatch.setattr("frcnn_jax.proposals.load.search_images", search)
+    options = {"cache_dir": tmp_path, "mode": "quality", "max_boxes": 7, "workers": 3, "executor": object()}
+    load_proposals(make_dataset(), **options)
+    assert search.call_args.kwargs == {**options, "on_problem": mock.ANY}

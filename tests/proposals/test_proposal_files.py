@@ -93,8 +93,9 @@ def test_every_kind_gives_our_boxes(write, tmp_path):
         for name, boxes in BOXES.items():
             assert found[name].dtype == np.float32
             np.testing.assert_array_equal(found[name], boxes.reshape(-1, 4))
-    assert len(read_proposals(source, max_boxes=1)["a"]) == 1
+    np.testing.assert_array_equal(read_proposals(source, max_boxes=1)["a"], BOXES["a"][:1])
     assert set(read_proposals(source, sizes={"c": (20, 30)})) == {"c"}
+    assert not read_proposals(source, sizes={})
 
 
 def test_the_demo_files(shared):
@@ -115,6 +116,18 @@ def test_shards_are_small_and_lie_in_the_file(tmp_path, rng):
     np.testing.assert_array_equal(found["2008_000049"], corners[49])
     again = write_shard(tmp_path / "q", found)
     assert again.read_bytes() == path.read_bytes()
+
+
+def test_shards_hold_rounded_boxes(tmp_path):
+    path = write_shard(tmp_path / "p", {"a": np.array([[0.4, 0.6, 8.5, 9.5]])})
+    np.testing.assert_array_equal(read_proposals(path)["a"], [[0, 1, 8, 10]])
+
+
+def test_boxes_of_equal_rank_keep_their_order(tmp_path):
+    boxes = np.arange(200).reshape(50, 4)
+    path = write_pkl(tmp_path / "p", {"a": boxes}, objectness_logits=[np.arange(50) // 25])
+    found = read_proposals(path)["a"]  # `write_pkl` turns the rows round
+    np.testing.assert_array_equal(found, np.concatenate([boxes[24::-1], boxes[:24:-1]]))
 
 
 def test_several_files_are_one_set(tmp_path):
@@ -158,6 +171,8 @@ def test_up_to_a_pixel_over_the_edge_is_clipped(tmp_path):
     path = write_npz(tmp_path / "a", {"a": np.array([(-1, -0.25, 30, 20), (1.5, 2, 3, 4)])})
     expected = [(0, 0, 29, 19), (1.5, 2, 3, 4)]
     np.testing.assert_array_equal(read_proposals(path, sizes={"a": (20, 30)})["a"], expected)
+    path = write_shard(tmp_path / "b", {"a": np.array([(0, 0, 30, 20)])})
+    np.testing.assert_array_equal(read_proposals(path, sizes={"a": (20, 30)})["a"], expected[:1])
 
 
 def test_one_based_files_hold_no_zero(tmp_path):
@@ -200,6 +215,13 @@ def test_pickles_with_numbers_for_ids(tmp_path):
         np.testing.assert_array_equal(found["7"], BOXES["a"])
     logits = [[np.float32(1), np.float64(2)], [], [0.5]]  # and scores that are lists
     np.testing.assert_array_equal(read_proposals(write_pkl(tmp_path / "p", objectness_logits=logits))["a"], BOXES["a"])
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_detectrons_older_names_and_arrays_by_column(tmp_path, protocol):
+    content = {"indexes": ["a"], "boxes": [np.asfortranarray(BOXES["a"] + 0.0)], "scores": [np.array([1, 2])]}
+    (tmp_path / "p.pkl").write_bytes(pickle.dumps(content, protocol))
+    np.testing.assert_array_equal(read_proposals(tmp_path / "p.pkl")["a"], BOXES["a"][::-1] - [0, 0, 1, 1])
 
 
 def test_detectron2_boxes_are_a_pixel_wide_at_least(tmp_path):
@@ -296,6 +318,10 @@ def test_another_version_or_a_cut_shard(tmp_path):
     path.write_bytes(content.replace(b'"version": 1', b'"version": 2'))
     with pytest.raises(InputError, match="of version 2, expected 'frcnn_jax proposals' of version 1"):
         read_proposals(path)
+    for offsets in ([1, 2, 2, 3], [0, 3, 2, 3]):
+        path.write_bytes(content.replace(np.array([0, 2, 2, 3]).tobytes(), np.array(offsets).tobytes()))
+        with pytest.raises(InputError, match="its offsets do not match its images"):
+            read_proposals(path)
     for length in range(0, len(content), 7):
         path.write_bytes(content[:length])
         with pytest.raises(InputError, match=r"a\.proposals: not a readable \.proposals file"):

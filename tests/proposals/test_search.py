@@ -4,17 +4,20 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from functools import partial
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from examples import ROOT
+from PIL import Image
 
 from frcnn_jax.data.synthetic import read_synthetic
 from frcnn_jax.errors import InputError
 from frcnn_jax.proposals.cluster import dask_executor
-from frcnn_jax.proposals.search import cached_selective_search, search_images, selective_search
+from frcnn_jax.proposals.search import MODES, cached_selective_search, search_images, selective_search
 
 SCRIPT = ROOT / "scripts" / "make_proposals.py"
 
@@ -57,10 +60,86 @@ def test_cache_is_read_and_mended(images, tmp_path, monkeypatch):
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [entry]
 
 
-def test_other_parameters_are_other_entries(images, tmp_path):
-    load = next(iter(images.values()))
-    assert len(cached_selective_search(load, tmp_path, "fast", 50)) == 50
-    assert len(cached_selective_search(load, tmp_path, "fast", 40)) == 40
+def test_the_boxes_are_opencvs(images, tmp_path):
+    """Those of the image as OpenCV reads it, in BGR; only their order depends on `rand`."""
+    image = next(iter(images.values()))()
+    Image.fromarray(image).save(tmp_path / "a.png")
+    search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
+    search.setBaseImage(cv2.imread(str(tmp_path / "a.png")))
+    switch = {"fast": search.switchToSelectiveSearchFast, "quality": search.switchToSelectiveSearchQuality}
+    for mode in MODES:
+        switch[mode]()
+        x, y, width, height = search.process().T
+        boxes = selective_search(image, mode=mode, max_boxes=10**6)
+        assert set(map(tuple, boxes)) == set(zip(x, y, x + width - 1, y + height - 1, strict=True))
+        np.testing.assert_array_equal(selective_search(image, mode=mode, max_boxes=50), boxes[:50])
+
+
+def test_the_cache_knows_pixels_parameters_and_version(tmp_path, monkeypatch):
+    """A change of any of them is another search, of that image with those parameters."""
+    searched, boxes = [], np.array([[0, 1, 300, 65535]], np.float32)
+
+    def search(image, **options):
+        searched.append((image.shape, image.sum(), *options.values()))
+        return boxes
+
+    monkeypatch.setattr("frcnn_jax.proposals.search.selective_search", search)
+    image = np.zeros((4, 6, 3), np.uint8)
+    other = image.copy()
+    other[3, 5, 2] = 1
+    for pixels, mode, max_boxes, version in (
+        (image, "fast", 50, "4"),
+        (other, "fast", 50, "4"),
+        (image.reshape(6, 4, 3), "fast", 50, "4"),
+        (image, "quality", 50, "4"),
+        (image, "fast", 60, "4"),
+        (image, "fast", 50, "5"),
+    ):
+        monkeypatch.setattr("cv2.__version__", version)
+        for _ in range(2):
+            with ThreadPoolExecutor(1) as executor:
+                options = {"mode": mode, "max_boxes": max_boxes, "executor": executor}
+                found = search_images({"a": lambda pixels=pixels: pixels}, cache_dir=tmp_path, **options)
+            np.testing.assert_array_equal(found["a"], boxes)
+        assert searched[-1] == (pixels.shape, pixels.sum(), mode, max_boxes)
+    assert len(searched) == 6
+
+
+class InTurn(Executor):
+    """The last of the images submitted is done first."""
+
+    def __init__(self):
+        self.waiting, self.most, self.folders = {}, 0, set()
+
+    def submit(self, search, load):
+        self.folders.add(search.keywords["cache_dir"])
+        self.waiting[future := Future()] = load
+        self.most = max(self.most, len(self.waiting))
+        return future
+
+    def wait(self, running, **options):
+        future, load = self.waiting.popitem()
+        future.set_result(load())
+        return wait([future])
+
+
+def test_few_images_wait_and_all_keep_their_order(tmp_path, monkeypatch):
+    """A cluster's workers run in another folder."""
+    executor = InTurn()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("frcnn_jax.proposals.search.wait", executor.wait)
+    monkeypatch.setattr("frcnn_jax.proposals.search._CLUSTER_LIMIT", 3)
+    found = search_images({i: lambda i=i: i for i in range(7)}, cache_dir="cache", executor=executor)
+    assert list(found.items()) == [(i, i) for i in range(7)]
+    assert executor.most == 3
+    assert executor.folders == {Path.cwd() / "cache"}
+
+
+def test_an_image_too_large_for_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("frcnn_jax.proposals.search.selective_search", None)  # it would take gigabytes
+    for shape in ((1, 65536, 3), (65536, 1, 3)):
+        with pytest.raises(InputError, match=r"as uint16: an image of \(\d+, \d+\) pixels is too large"):
+            cached_selective_search(partial(np.zeros, shape, np.uint8), tmp_path, "fast", 50)
 
 
 def test_a_blank_image_is_no_error():

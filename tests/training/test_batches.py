@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import MISSING, fields
 from functools import partial
 
 import jax
@@ -12,7 +13,10 @@ from frcnn_jax.errors import InputError
 from frcnn_jax.models.pixels import CAFFE_MEANS, PixelNorm
 from frcnn_jax.training.batches import TrainingBatches
 
-STATS = {"mean": np.full((4, 4), 0.1, np.float32), "std": np.full((4, 4), 0.5, np.float32)}
+STATS = {  # by class, then by coordinate
+    "mean": np.arange(16, dtype=np.float32).reshape(4, 4) / 16,
+    "std": 2.0 ** np.arange(-8, 8, dtype=np.float32).reshape(4, 4),
+}
 
 
 def image_of(height, width, seed):
@@ -21,7 +25,7 @@ def image_of(height, width, seed):
 
 def make_record(i, height, width, objects=1):
     boxes = np.tile(np.array([[2, 3, 20, 18]], np.float32), (objects, 1))
-    labels = np.full(objects, 2, np.int32)
+    labels = np.ones(objects, np.int32)
     return Record(f"{i}", height, width, boxes, labels, np.zeros(objects, bool), partial(image_of, height, width, i))
 
 
@@ -34,6 +38,9 @@ PROPOSALS = {
 
 def training_batches(**options):
     options = {
+        "records": RECORDS,
+        "proposals": PROPOSALS,
+        "box_stats": STATS,
         "sizes": [Sizes(60, 100)],
         "pixels": PixelNorm(),
         "images_per_batch": 2,
@@ -41,7 +48,7 @@ def training_batches(**options):
         "steps": 40,
         **options,
     }
-    return TrainingBatches(RECORDS, PROPOSALS, STATS, **options)
+    return TrainingBatches(**options)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +66,20 @@ def test_sizes_by_hand(size, resized, canvas):
     scale = sizes.scale(*size)
     assert (round(size[0] * scale), round(size[1] * scale)) == resized
     assert sizes.canvas(*size) == canvas
+
+
+def test_the_limit_holds_for_the_rounded_side():
+    """1167 columns at 600 / 700 are 1000.3."""
+    assert Sizes(600, 1000).scale(700, 1167) == 600 / 700
+    assert Sizes(600, 1000).scale(700, 1168) == 1000 / 1168
+    assert Sizes(60, 60).scale(30, 40) == 60 / 40
+
+
+def test_defaults_are_the_papers():
+    assert Sizes() == Sizes(600, 1000)
+    defaults = {field.name: field.default for field in fields(TrainingBatches) if field.default is not MISSING}
+    expected = {"images_per_batch": 2, "rois_per_image": 64, "fg_fraction": 0.25, "fg_iou": 0.5, "bg_iou": (0.1, 0.5)}
+    assert defaults == {**expected, "flip": True, "seed": 0, "process": (0, 1)}
 
 
 def test_any_image_fits_its_canvas(rng):
@@ -83,12 +104,47 @@ def test_prepare_image_subtracts_bgr_means_and_pads_with_zeros():
     assert not batch["image"][:, 100:].any()
 
 
+def bilinear(image, fx, fy, rows, columns):
+    """Sample (i + 0.5) / factor - 0.5, clamped at the border, along both axes."""
+    axes = []
+    for count, factor, side in ((rows, fy, len(image)), (columns, fx, len(image[0]))):
+        at = np.clip((np.arange(count) + 0.5) / factor - 0.5, 0, side - 1)
+        axes.append(np.maximum(1 - np.abs(at[:, None] - np.arange(side)), 0))
+    return np.einsum("rh,cw,hwk->rck", *axes, image, optimize=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "resized"),
+    [
+        ((33, 50), 60 / 33, (60, 91)),  # 90.9 columns: samples are 33 / 60 pixels apart, not 50 / 91
+        ((50, 33), 60 / 33, (91, 60)),
+        ((180, 97), 100 / 180, (100, 54)),
+        ((40, 43), 1.5, (60, 64)),  # half to even
+        ((40, 45), 1.5, (60, 68)),
+        ((1, 5000), 1 / 50, (1, 100)),
+        ((5000, 1), 1 / 50, (100, 1)),
+    ],
+)
+def test_resizing_is_bilinear_by_the_factor(size, scale, resized):
+    image = image_of(*size, 0)
+    batch = prepare_image(image, size=Sizes(60, 100), pixels=PixelNorm())
+    assert batch["scale"] == np.float32(scale)
+    assert batch["original_size"].tolist() == list(size)
+    assert batch["image_size"].tolist() == list(resized)
+    fy, fx = (max(scale, 1 / side) for side in size)
+    expected = bilinear(image[..., ::-1] - CAFFE_MEANS, fx, fy, *resized)
+    np.testing.assert_allclose(batch["image"][: resized[0], : resized[1]], expected, atol=0.01)
+
+
 def test_every_image_comes_once_each_way_in_an_epoch():
     batches = training_batches()
     seen = Counter(entry for batch in batches.plan(0) for entry in batch)
     assert set(seen) == {(i, flip, Sizes(60, 100)) for i in range(7) for flip in (False, True)}
-    for batch in batches.plan(0):
-        assert len({size.canvas(RECORDS[i].height, RECORDS[i].width) for i, _, size in batch}) == 1
+    canvases = [{size.canvas(RECORDS[i].height, RECORDS[i].width) for i, _, size in batch} for batch in batches.plan(0)]
+    assert all(len(of_batch) == 1 for of_batch in canvases)
+    assert canvases != sorted(canvases, key=min)  # in random order, as are the images of a canvas:
+    first, second = ({frozenset(batch) for batch in batches.plan(epoch)} for epoch in (0, 1))
+    assert first != second
     assert batches.plan(0) == training_batches().plan(0)
     assert batches.plan(0) != batches.plan(1)
     assert batches.plan(0) != training_batches(seed=1).plan(0)
@@ -96,13 +152,18 @@ def test_every_image_comes_once_each_way_in_an_epoch():
 
 def test_an_odd_number_of_images_fills_its_last_batch():
     plan = training_batches(flip=False).plan(0)
-    assert all(len(batch) == 2 for batch in plan)
+    assert all(len(batch) == len({entry.record for entry in batch}) == 2 for batch in plan)
     assert {entry.record for batch in plan for entry in batch} == set(range(7))
+    assert not any(entry.mirrored for batch in plan for entry in batch)
 
 
 def test_of_several_sizes_one_is_drawn_an_image_and_epoch():
     sizes = [Sizes(30, 100), Sizes(60, 100), Sizes(90, 100)]
     batches = training_batches(sizes=sizes)
+    first, other = (
+        {entry for batch in training_batches(sizes=sizes, seed=seed).plan(0) for entry in batch} for seed in (0, 1)
+    )
+    assert first != other
     drawn: dict = {}
     for epoch in range(20):
         for batch in batches.plan(epoch):
@@ -128,32 +189,53 @@ def test_batches_have_static_shapes_and_follow_the_step():
         assert not batch["box_targets"][batch["labels"] == 0].any()
 
 
+def test_each_epoch_and_seed_draws_other_rois():
+    """One image of 200 proposals, again and again."""
+    rng = np.random.default_rng(0)
+    proposals = {"1": np.concatenate([rng.integers(0, 15, (200, 2)), rng.integers(15, 30, (200, 2))], axis=1)}
+    options = {"records": [RECORDS[1]], "proposals": proposals, "flip": False, "images_per_batch": 1}
+    drawn = [
+        batches[step]
+        for batches in (training_batches(**options, bg_iou=(0, 0.5), seed=seed) for seed in (0, 1))
+        for step in range(4)
+    ]
+    assert all(batch["roi_mask"].all() for batch in drawn)
+    assert len({str(sorted(batch["rois"][0].tolist())) for batch in drawn}) == 8
+
+
 def test_the_shares_of_processes_make_the_batch():
     whole = training_batches(images_per_batch=6)[3]
     shares = [training_batches(images_per_batch=6, process=(i, 3))[3] for i in range(3)]
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda *parts: np.concatenate(parts), *shares), whole)
 
 
-def test_targets_are_normalised_and_follow_the_flip():
-    batches = training_batches(steps=100)
-    found = set()
-    for step in range(20):
-        for image, entry in enumerate(batches.plan(step // len(batches.plan(0)))[step % len(batches.plan(0))]):
-            batch = batches[step]
-            scale = batch["scale"][image]
-            for roi, label, target in zip(
-                batch["rois"][image], batch["labels"][image], batch["box_targets"][image], strict=True
-            ):
-                if label:
-                    width = RECORDS[entry[0]].width
-                    x1 = width - 20 - 1 if entry[1] else 2
-                    raw = target * 0.5 + 0.1
-                    size = roi[2] - roi[0]
-                    centre = roi[0] + 0.5 * size + raw[0] * size
-                    assert centre == pytest.approx((x1 + 9) * scale, abs=1e-3)
-                    assert label == 2
-                    found.add(entry[1])
-    assert found == {False, True}
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_the_image_its_boxes_and_targets_by_hand(mirrored):
+    """40 columns, at twice the size: x1 and x2 of a mirrored box are 39 - x2 and 39 - x1. The proposal is the object
+    moved by 2 of its 18 pixels to the right: its dx is -1/9, or 1/9 mirrored."""
+    proposals = {"0": np.array([[4, 3, 22, 18], [30, 0, 39, 9]], np.float32)}
+    pixels, image = PixelNorm("RGB", (1, 2, 3), (4, 5, 6)), image_of(30, 40, 0)
+    options = {"records": [make_record(0, 30, 40)], "proposals": proposals, "images_per_batch": 1, "pixels": pixels}
+    options |= {"rois_per_image": 4, "fg_fraction": 0.5, "bg_iou": (0.0, 0.5)}
+    batches = training_batches(**options)
+    step = next(i for i, (entry,) in enumerate(batches.plan(0)) if entry.mirrored == mirrored)
+    batch = {name: value[0] for name, value in batches[step].items()}
+    expected = prepare_image(image[:, ::-1] if mirrored else image, size=Sizes(60, 100), pixels=pixels)
+    np.testing.assert_array_equal(batch["image"], expected["image"])
+
+    assert batch["roi_mask"].tolist() == [True, True, True, False]
+    order = np.argsort(batch["rois"][:3, 0])[:: -1 if mirrored else 1]  # the object, the proposal, background
+    rois, labels, targets = (batch[name][order] for name in ("rois", "labels", "box_targets"))
+    if mirrored:
+        np.testing.assert_array_equal(rois, [[38, 6, 74, 36], [34, 6, 70, 36], [0, 0, 18, 18]])
+    else:
+        np.testing.assert_array_equal(rois, [[4, 6, 40, 36], [8, 6, 44, 36], [60, 0, 78, 18]])
+    assert labels.tolist() == [1, 1, 0]
+    mean, std = np.array([4, 5, 6, 7]) / 16, np.array([1, 2, 4, 8]) / 16  # of class 1
+    dx = np.array([0, 1 / 9 if mirrored else -1 / 9])
+    raw = np.stack([dx, 0 * dx, 0 * dx, 0 * dx], axis=1)
+    np.testing.assert_allclose(targets, [*(raw - mean) / std, np.zeros(4)], atol=1e-6)
+    assert training_batches(**options, fg_iou=0.85)[step]["roi_mask"].sum() == 2  # the proposal's IoU is 272 / 336
 
 
 def test_an_image_without_objects_and_one_without_proposals_train():
@@ -166,9 +248,10 @@ def test_an_image_without_objects_and_one_without_proposals_train():
     assert masks[5] == 1  # no proposal: its object
 
 
-def test_prefetch_keeps_the_order_and_starts_anywhere():
-    indices = [int(batch["index"][0]) for batch in prefetch(training_batches(), start=33)]
-    assert indices == [2 * step for step in range(33, 40)]
+@pytest.mark.parametrize("stride", [1, 3])
+def test_prefetch_keeps_the_order_and_starts_anywhere(stride):
+    indices = [int(batch["index"][0]) for batch in prefetch(training_batches(), start=33, stride=stride)]
+    assert indices == [2 * step for step in range(33, 40, stride)]
 
 
 @pytest.mark.slow
@@ -205,8 +288,12 @@ def test_test_rois_are_padded_and_none_is_cut(count, padded):
 
 
 def test_test_batches_come_in_order():
-    batches = TestBatches(RECORDS, PROPOSALS, [Sizes(60, 100)], PixelNorm(), 1 / 16)
-    assert [tuple(b["original_size"][0]) for b in prefetch(batches)] == [(r.height, r.width) for r in RECORDS]
+    options = {"sizes": [Sizes(60, 100), Sizes(90, 100)], "pixels": PixelNorm("RGB"), "spatial_scale": 1 / 64}
+    batches = list(prefetch(TestBatches(RECORDS, PROPOSALS, **options)))
+    assert [tuple(b["original_size"][0]) for b in batches] == [(r.height, r.width) for r in RECORDS]
+    for batch, record in zip(batches, RECORDS, strict=True):
+        expected = prepare_test(record.load(), PROPOSALS[record.image_id], **options)
+        jax.tree.map(np.testing.assert_array_equal, batch, expected)
 
 
 def test_voc_needs_few_shapes_and_little_padding(shared):
@@ -228,16 +315,19 @@ def test_voc_needs_few_shapes_and_little_padding(shared):
 
 
 def test_a_pyramid_by_hand():
-    """At factors 1 and 4 a RoI of 224 x 224 pixels stays, one of 50 x 50 is enlarged; areas of 1 and 16 times 100 x 100
+    """At factors 4 and 1 a RoI of 224 x 224 pixels stays, one of 50 x 50 is enlarged; areas of 1 and 16 times 100 x 100
     lie 40,176 below and 109,824 above 224 x 224."""
     rois = np.array([[0, 0, 223, 223], [10, 20, 59, 69], [10, 20, 60, 70], [0, 0, 99, 99], [10.2, 20, 59, 69]])
-    sizes = [Sizes(240, 320), Sizes(960, 1280)]
-    batch = prepare_test(
-        image_of(240, 320, 0), rois.astype(np.float32), sizes=sizes, pixels=PixelNorm(), spatial_scale=1 / 16
-    )
-    assert [image.shape[1:3] for image in batch["image"]] == [(240, 320), (960, 1280)]
-    np.testing.assert_array_equal(batch["image_size"], [[[240, 320]], [[960, 1280]]])
-    assert batch["roi_mask"].sum() == 4  # the last one falls in the cells of the second
-    np.testing.assert_array_equal(batch["level"][0, :4], [0, 1, 1, 0])
-    np.testing.assert_array_equal(batch["scale"][0, :4], [1, 4, 4, 1])
-    np.testing.assert_array_equal(batch["rois"][0, :4], rois[:4] * [[1], [4], [4], [1]])
+    rois = np.concatenate([rois, 4 * rois[1:2]])  # at factor 1 in the cells of the second at factor 4
+    sizes = [Sizes(960, 1280), Sizes(240, 320)]
+    image, pixels = image_of(240, 320, 0), PixelNorm("RGB")
+    batch = prepare_test(image, rois.astype(np.float32), sizes=sizes, pixels=pixels, spatial_scale=1 / 16)
+    assert [image.shape[1:3] for image in batch["image"]] == [(960, 1280), (240, 320)]
+    np.testing.assert_array_equal(batch["image_size"], [[[960, 1280]], [[240, 320]]])
+    for at_size, size in zip(batch["image"], sizes, strict=True):
+        np.testing.assert_array_equal(at_size[0], prepare_image(image, size=size, pixels=pixels)["image"])
+    assert batch["roi_mask"].sum() == 5  # the last but one falls in the cells of the second
+    rois = rois[[0, 1, 2, 3, 5]]
+    np.testing.assert_array_equal(batch["level"][0, :5], [1, 0, 0, 1, 1])
+    np.testing.assert_array_equal(batch["scale"][0, :5], [1, 4, 4, 1, 1])
+    np.testing.assert_array_equal(batch["rois"][0, :5], rois * [[1], [4], [4], [1], [1]])

@@ -46,19 +46,23 @@ def test_a_step_is_the_gradient_of_the_loss():
         variables = {"params": joined, "box_stats": state.box_stats}
         inputs = (batch["image"], batch["image_size"], batch["rois"])
         logits, deltas = model.apply(variables, *inputs, True, batch["index"], rngs={"dropout": key})
-        total = 0.0
+        of_classes = of_boxes = 0.0
         for i, r in zip(*np.nonzero(batch["roi_mask"]), strict=True):
             u = batch["labels"][i, r]
-            total -= jax.nn.log_softmax(logits[i, r])[u]
+            of_classes -= jax.nn.log_softmax(logits[i, r])[u]
             if u:
                 x = jnp.abs(deltas[i, r, u] - batch["box_targets"][i, r])
-                total += jnp.where(x < 1, 0.5 * x**2, x - 0.5).sum()
-        return total / batch["roi_mask"].sum()
+                of_boxes += jnp.where(x < 1, 0.5 * x**2, x - 0.5).sum()
+        count = batch["roi_mask"].sum()
+        return (of_classes + of_boxes) / count, (of_classes / count, of_boxes / count)
 
-    loss, gradients = jax.jit(jax.value_and_grad(loss_fn))(state.params)
+    (loss, parts), gradients = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(state.params)
     params, metrics = run_step()
-    assert metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
-    assert metrics["loss"] == pytest.approx(float(metrics["loss_cls"] + metrics["loss_box"]), rel=1e-5)
+    found = [metrics[name] for name in ("loss", "loss_cls", "loss_box")]
+    np.testing.assert_allclose(found, [loss, *parts], rtol=1e-5)
+    assert metrics["foreground"] == pytest.approx((batch["labels"] > 0).sum() / batch["roi_mask"].sum(), rel=1e-6)
+    squares = [float((leaf**2).sum()) for leaf in jax.tree.leaves(gradients)]
+    assert metrics["gradient_norm"] == pytest.approx(sum(squares) ** 0.5, rel=1e-4)
 
     def check(path, w, g, after):
         bias = path[-1].key == "bias"
@@ -218,6 +222,7 @@ def test_twenty_steps_equal_a_plain_program():
         state, metrics = step(state, batch, key)
         assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-5)
         losses_of.append(loss)
+        assert state.step == i + 1
     assert losses_of[-1] < 0.9 * losses_of[0]
     for name, value in flat(state.params).items():
         np.testing.assert_allclose(value, w[name], atol=1e-5 * max(np.abs(w[name]).max(), 1))
@@ -250,7 +255,7 @@ def test_a_batch_without_any_roi_changes_no_more_than_decay():
     before = jax.device_get(state.params)
     state, key = replicate((state, jax.random.key(7)))
     state, metrics = make_train_step(model, optimizer)(state, batch, key)
-    assert metrics["loss"] == 0
+    assert metrics["loss"] == metrics["foreground"] == 0
     jax.tree.map(
         lambda w, after: np.testing.assert_allclose(after, w, rtol=1e-4, atol=1e-7),
         before,

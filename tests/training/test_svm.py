@@ -6,10 +6,17 @@ from frcnn_jax.data.batches import Sizes, prepare_test
 from frcnn_jax.data.synthetic import draw_scene, read_synthetic
 from frcnn_jax.errors import InputError
 from frcnn_jax.models.networks import get_network
+from frcnn_jax.ops.boxes import iou
 from frcnn_jax.training import svm
 from frcnn_jax.training.svm import HardNegativeSVMs, class_overlaps, make_features_step, train_svms, write_classifier
 
 SIZES, PIXELS = Sizes(144, 192), get_network("tiny").pixels
+
+
+def test_the_constants_are_those_of_r_cnn():
+    """Negatives under IoU 0.3, over margin -1.0001 until under -1.1; a fit after 2000; mean norm 20 over 100 images."""
+    constants = (svm.NEGATIVE_IOU, svm.HARD_MARGIN, svm.EASY_MARGIN, svm.REFIT_AFTER, svm.TARGET_NORM, svm.NORM_IMAGES)
+    assert constants == (0.3, -1.0001, -1.1, 2000, 20, 100)
 
 
 def test_class_overlaps_by_hand():
@@ -116,14 +123,56 @@ def test_the_class_layer_gives_the_margins(model_and_variables, rng):
     )
 
 
-@pytest.mark.slow
-def test_training_goes_on_where_it_was(model_and_variables, tmp_path, rng, monkeypatch):
-    model, variables = model_and_variables
+@pytest.fixture
+def six_images(rng):
     records = read_synthetic(split="train", images=6).records
     proposals = {record.image_id: rng.uniform(0, 140, (40, 4)).astype(np.float32) for record in records}
     for boxes in proposals.values():
         boxes.sort(axis=1)
         boxes[:, [1, 2]] = boxes[:, [2, 1]]
+    return records, proposals
+
+
+@pytest.mark.slow
+def test_training_equals_plain_steps(model_and_variables, six_images, tmp_path, monkeypatch):
+    """Norm over two images' proposals, all objects as positives, negatives of the first four images, one fit at the
+    end: cost 0.001, positives twice, an offset of 10."""
+    model, variables = model_and_variables
+    records, proposals = six_images
+    monkeypatch.setattr(svm, "NORM_IMAGES", 2)
+
+    def features(record, boxes):
+        batch = prepare_test(record.load(), boxes, sizes=[SIZES], pixels=PIXELS, spatial_scale=None)
+        return np.asarray(make_features_step(model)(variables, batch))[0, : len(boxes)].astype(np.float64)
+
+    some = np.random.default_rng(3).permutation(6)[:2]
+    norms = [np.linalg.norm(features(records[i], proposals[records[i].image_id]), axis=1) for i in some]
+    scale = 20 / np.concatenate(norms).mean()
+    options = {"size": SIZES, "state": tmp_path / "s.npz", "negative_images": 4, "seed": 3}
+    layer = train_svms(model, variables, records, proposals, **options)["head"]["cls_score"]
+    _, more = HardNegativeSVMs.load(tmp_path / "s.npz")
+    assert more["scale"] == pytest.approx(scale, rel=1e-5)
+    assert not layer["kernel"][:, 0].any()
+    assert layer["bias"][0] == 0
+    label = 2
+    positives = [features(r, r.boxes[r.labels == label]) for r in records if (r.labels == label).any()]
+    negatives = []
+    for record in records[:4]:
+        boxes = np.concatenate([record.boxes, proposals[record.image_id]])
+        own = record.boxes[record.labels == label]
+        far = [all(iou(box[None], gt[None])[0, 0] < 0.3 for gt in own) for box in boxes]
+        negatives.append(features(record, boxes[far]))
+    x = np.concatenate(positives + negatives) * scale
+    y = np.repeat([1, -1], [sum(map(len, positives)), sum(map(len, negatives))])
+    weights, offset = solve(x, y, np.where(y > 0, 0.002, 0.001), 10)
+    np.testing.assert_allclose(layer["kernel"][:, label], weights * scale, atol=2e-3 * np.abs(weights * scale).max())
+    np.testing.assert_allclose(layer["bias"][label], offset, atol=2e-3)
+
+
+@pytest.mark.slow
+def test_training_goes_on_where_it_was(model_and_variables, six_images, tmp_path, monkeypatch):
+    model, variables = model_and_variables
+    records, proposals = six_images
     monkeypatch.setattr(svm, "REFIT_AFTER", 60)
     monkeypatch.setattr(svm, "SAVE_EVERY", 2)
 
