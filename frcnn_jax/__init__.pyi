@@ -10,6 +10,7 @@ from .detector import Detector
 from .errors import InputError
 from .evaluation.evaluator import Evaluation, Evaluator
 from .evaluation.predict import DetectionOptions, Detections, make_predict_step
+from .evaluation.regions import RegionScores
 from .models.backbones import LayerBackbone
 from .models.fast_rcnn import FastRCNN, RoIPool, init_variables, variable_shapes
 from .models.heads import FullyConnectedHead
@@ -49,6 +50,7 @@ __all__ = [
     "Network",
     "PixelNorm",
     "Record",
+    "RegionScores",
     "RoIPool",
     "Sizes",
     "TestBatches",

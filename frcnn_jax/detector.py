@@ -22,9 +22,12 @@ from frcnn_jax.evaluation.regions import (
     embed_step,
     run_regions,
 )
-from frcnn_jax.models.fast_rcnn import FastRCNN
+from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables
+from frcnn_jax.models.networks import get_network
+from frcnn_jax.models.weight_files import read_weights
+from frcnn_jax.models.weights import load_pretrained
 from frcnn_jax.proposals.search import selective_search
-from frcnn_jax.workdir import load_variables, read_config
+from frcnn_jax.workdir import load_variables, read_config, workdir_arrays
 
 
 class Detector:
@@ -61,6 +64,8 @@ class Detector:
         self._search = partial(selective_search, mode=proposal_mode, max_boxes=max_proposals)
         self._predict: dict[float, Callable[..., Predictions]] = {}  # by NMS threshold
         self._steps: dict[str, RegionStep] = {}  # by layer, "" for the scores
+        self._untrained: set[str] = set()  # layers that `_source` lacks
+        self._source = ""
 
     @classmethod
     def from_workdir(cls, workdir: str | Path, *, step: int | None = None) -> "Detector":
@@ -80,6 +85,33 @@ class Detector:
             proposal_mode=config["proposal_mode"],
             max_proposals=config["max_proposals"],
         )
+
+    @classmethod
+    def from_weights(cls, weights: str | Path, *, network: str, sizes: Sequence[Sizes] = (Sizes(),)) -> "Detector":
+        """Load a pretrained network, such as one from ImageNet, for `embed` alone: it has no trained classifier.
+
+        Args:
+            weights: A weight file (`read_weights`) or a workdir.
+            network: A name in NETWORKS.
+            sizes: Sizes to which images are resized; several make an image pyramid.
+
+        Raises:
+            InputError: The file can't be read or does not fit, or there is no such network.
+        """
+        model, path = get_network(network).build(1), Path(weights)
+        arrays = workdir_arrays(path) if path.is_dir() else read_weights(path)
+        variables = init_variables(model, jax.random.key(0))
+        params = load_pretrained(
+            variables["params"],
+            arrays,
+            roi_size=model.pool.output_size,  # type: ignore[attr-defined]
+            source=str(weights),
+        )
+        detector = cls(model, {**variables, "params": params}, class_names=("object",), sizes=sizes)
+        layers = {name.split(".")[0].removesuffix("_reduce") for name in arrays}
+        detector._untrained = {"fc6", "fc7"} - layers | {"cls_score"}
+        detector._source = str(weights)
+        return detector
 
     def __call__(
         self,
@@ -107,6 +139,7 @@ class Detector:
             InputError: The image can't be read, image or RoIs have the wrong shape or are not finite, or an option is
                 out of range.
         """
+        self._check_trained("cls_score")
         pixels = read_image(image)
         rois = self._search(pixels) if rois is None else rois  # checked by prepare_test
         if max_detections < 0:
@@ -138,6 +171,7 @@ class Detector:
             InputError: An image can't be read, an array has the wrong shape, a box is invalid, or the classifier gives
                 no probabilities.
         """
+        self._check_trained("cls_score")
         if "" not in self._steps:
             self._steps[""] = classify_step(self._model, box_regression=self._options.box_regression)
         return self._regions(self._steps[""], image, boxes, invalid)
@@ -156,9 +190,16 @@ class Detector:
         Raises:
             InputError: As in `classify`, or there is no such layer.
         """
+        self._check_trained(layer)
         if layer not in self._steps:
             self._steps[layer] = embed_step(self._model, layer=layer)
         return self._regions(self._steps[layer], image, boxes, invalid)
+
+    def _check_trained(self, layer: str) -> None:
+        if layer in self._untrained:
+            what = "a classifier" if layer == "cls_score" else layer
+            usable = ", ".join(name for name in ("pooled", "fc6", "fc7") if name not in self._untrained)
+            raise InputError(f"{self._source}: pretrained weights without {what}; embed gives {usable}")
 
     def _regions(self, step: RegionStep, image: Any, boxes: Any, invalid: str) -> Any:
         many = isinstance(image, list | tuple)

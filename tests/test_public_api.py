@@ -24,7 +24,7 @@ from frcnn_jax import Dataset, DetectionOptions, Detector, Evaluator, PixelNorm,
 from frcnn_jax.training.sampling import RoITargets
 
 # Passed by position: arrays, numbers that may be arrays, and trees of arrays.
-ARRAYS = {"arrays", "batch_index", "boxes", "cells", "deltas", "features", "gt_boxes", "gt_labels", "height"}
+ARRAYS = {"arrays", "batch_index", "boxes", "cells", "classes", "deltas", "features", "gt_boxes", "gt_labels", "height"}
 ARRAYS |= {
     "labels",
     "others",
@@ -55,7 +55,8 @@ SUBJECTS = {
 SUBJECTS |= {"model", "name", "num_classes", "optimizer", "path", "rng", "schedule", "self", "source", "voc_dir"}
 SUBJECTS |= {"workdir"}
 # Classes that check nothing by themselves.
-PLAIN = {"Dataset", "Detections", "Evaluation", "InputError", "LayerBackbone", "Network", "RoIPool", "TrainState"}
+PLAIN = {"Dataset", "Detections", "Evaluation", "InputError", "LayerBackbone", "Network", "RegionScores", "RoIPool"}
+PLAIN |= {"TrainState"}
 NARROW = [np.uint8, np.int8, np.uint16, np.int32, np.int64, np.uint64, np.float16, ml_dtypes.bfloat16]
 
 
@@ -277,6 +278,107 @@ ROWS = {
         [((z(0, 4), z(0)), (4,))],
         # only the third box has neither a NaN coordinate nor a NaN score
         ((np.stack([*NAN_BOX, BOXES[2]]), np.array([5, NAN, 1])), [2, 0, 0, 0]),
+    ),
+    "batched_nms": Row(
+        (BOXES, np.array([1, 3, 2], np.float32), np.array([0, 1, 0])),
+        (0, 1),
+        NMS,
+        (
+            ((z(3, 5), z(3), z(3, dtype=int)), NMS, r"boxes must be \(N, 4\), got \(3, 5\)"),
+            ((z(3, 4), z(3), z(2, dtype=int)), NMS, r"classes must be integers \(3,\), one per box, got int64 \(2,\)"),
+            ((z(3, 4), z(3), z(3)), NMS, r"classes must be integers \(3,\), one per box, got float32 \(3,\)"),
+        ),
+        [((z(0, 4), z(0), z(0, dtype=int)), (4,))],
+        ((np.stack([*NAN_BOX, BOXES[2]]), np.array([5, NAN, 1]), np.zeros(3, int)), [2, 0, 0, 0]),
+    ),
+    "box_area": of_boxes(BOXES, empty=[((NO_BOXES,), (0,))], nan=((NAN_BOX,), [NAN, 81])),
+    "box_convert": Row(
+        (BOXES,),
+        (0,),
+        {"in_fmt": "xyxy", "out_fmt": "cxcywh"},
+        (
+            ((z(3, 5),), {"in_fmt": "xyxy", "out_fmt": "xywh"}, r"boxes must be \(\.\.\., 4\), got \(3, 5\)"),
+            ((BOXES,), {"in_fmt": "yx", "out_fmt": "xywh"}, "in_fmt must be one of xyxy, xywh, cxcywh, got 'yx'"),
+            ((BOXES,), {"in_fmt": "xyxy", "out_fmt": "yx"}, "out_fmt must be one of xyxy, xywh, cxcywh, got 'yx'"),
+        ),
+        [((NO_BOXES,), (0, 4))],
+        ((NAN_BOX,), [[NAN, 4.5, NAN, 9], [9.5, 4.5, 9, 9]]),
+    ),
+    **{
+        name: of_boxes(
+            BOXES,
+            BOXES[::-1],
+            rank=2,
+            empty=[((NO_BOXES, BOXES), (0, 3))],
+            nan=((NAN_BOX, NAN_BOX), [[NAN, NAN], [NAN, 1]]),
+        )
+        for name in ("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou")
+    },
+    **{
+        name: of_boxes(
+            BOXES,
+            BOXES[::-1],
+            errors=(((BOXES, BOXES, "max"), {}, "reduction must be none, mean or sum, got 'max'"),),
+            empty=[((NO_BOXES, NO_BOXES), (0,)), ((NO_BOXES, NO_BOXES, "mean"), ())],
+            nan=((NAN_BOX, NAN_BOX), [NAN, 0]),
+        )
+        for name in ("generalized_box_iou_loss", "distance_box_iou_loss", "complete_box_iou_loss")
+    },
+    "clip_boxes_to_image": Row(
+        (BOXES,),
+        (0,),
+        {"size": (8, 12)},
+        (
+            ((z(3, 5),), {"size": (8, 12)}, r"boxes must be \(\.\.\., 4\), got \(3, 5\)"),
+            ((BOXES,), {"size": 8}, r"size must be \(height, width\) that broadcast with boxes \(3, 4\), got 8"),
+            ((BOXES,), {"size": (8, z(2))}, r"size must be \(height, width\) that broadcast with boxes \(3, 4\)"),
+            ((BOXES,), {"size": ("8", 9)}, r"size must be \(height, width\) that broadcast with boxes \(3, 4\)"),
+        ),
+        [((NO_BOXES,), (0, 4))],
+        ((NAN_BOX,), [[0, 0, NAN, 8], [5, 0, 12, 8]]),
+    ),
+    "remove_small_boxes": Row(
+        (BOXES,),
+        (0,),
+        {"min_size": 10},
+        (((z(3, 5),), {"min_size": 1}, r"boxes must be \(\.\.\., 4\), got \(3, 5\)"),),
+        [((NO_BOXES,), (0,))],
+        ((NAN_BOX,), [False, False]),
+    ),
+    "masks_to_boxes": Row(
+        (np.eye(3),),
+        (0,),
+        errors=(((z(3),), {}, r"masks must be \(\.\.\., H, W\), got \(3,\)"),),
+        empty=[((z(0, 3, 3),), (0, 4)), ((z(2, 0, 3),), (2, 4))],
+        nan=((np.array([[NAN, 0]]),), [0, 0, 0, 0]),
+    ),
+    "sigmoid_focal_loss": Row(
+        (z(3) + 1, z(3) + 1),
+        (0, 1),
+        errors=(
+            ((z(3), z(2)), {}, r"inputs and targets must have one shape, got \(3,\) and \(2,\)"),
+            ((z(3, dtype=bool), z(3)), {}, "inputs must be floating point or integers, got bool"),
+            ((z(3), z(3), 0.25, 2, "max"), {}, "reduction must be none, mean or sum, got 'max'"),
+        ),
+        empty=[((z(0), z(0)), (0,))],
+        nan=((np.array([NAN, 0]), z(2)), [NAN, 0.75 * np.log(2) / 4]),
+    ),
+    "multiscale_roi_align": Row(
+        ([z(2, 8, 8, 3), z(2, 4, 4, 3)], np.stack([BOXES, BOXES])),
+        (1,),
+        {"strides": (4, 8)},
+        (
+            (([z(2, 8, 8, 3)], BOXES[None]), {"strides": (4,)}, r"rois must be \(2, R, 4\) for features"),
+            (([], BOXES[None]), {"strides": ()}, "strides must be 0 numbers, one per level and at least one"),
+            (([z(1, 8, 8, 3)], BOXES[None]), {"strides": (0,)}, "strides must be over 0"),
+            (
+                ([z(1, 8, 8, 3)], BOXES[None]),
+                {"strides": (4,), "sampling_ratio": -1},
+                "sampling_ratio must be at least 0",
+            ),
+        ),
+        [(([z(1, 8, 8, 3), z(1, 4, 4, 3)], z(1, 0, 4)), (1, 0, 7, 7, 3))],
+        (([z(1, 8, 8, 3) + 1, z(1, 4, 4, 3) + 1], NAN_BOX[None][:, :1]), z(1, 1, 7, 7, 3)),
     ),
     "roi_pool": of_pooling(flat=False, wrong=[MAGIC]),
     "roi_pool_flat": of_pooling(flat=True, wrong=[MAGIC]),
@@ -690,7 +792,13 @@ def test_nms_of_nothing_and_of_nan_has_no_valid_places():
         assert indices.dtype == np.int32
 
 
-@pytest.mark.parametrize("name", [name for name in ROWS if not dataclasses.is_dataclass(public(name))])
+# have the arguments of torchvision, in its order
+AS_IN_TORCHVISION = {name for name in ops.__all__ if getattr(ops, name).__module__ == "frcnn_jax.ops._box_ops"}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in ROWS if not dataclasses.is_dataclass(public(name)) and name not in AS_IN_TORCHVISION]
+)
 def test_arrays_and_subjects_are_positional_and_all_else_is_keyword_only(name):
     for parameter in inspect.signature(public(name)).parameters.values():
         if parameter.kind == parameter.KEYWORD_ONLY:

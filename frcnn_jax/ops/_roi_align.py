@@ -141,6 +141,8 @@ def multiscale_roi_align(
     strides = [float(stride) for stride in strides]
     if not maps or len(strides) != len(maps):
         raise ValueError(f"strides must be {len(maps)} numbers, one per level and at least one, got {strides}")
+    if not all(0 < stride < math.inf for stride in strides):
+        raise ValueError(f"strides must be over 0 and finite, got {strides}")
     if any(later != 2 * former for former, later in itertools.pairwise(strides)):
         raise ValueError(f"strides must double from level to level, got {strides}")
     levels, boxes = zip(*(check_batched(level, rois) for level in maps), strict=True)

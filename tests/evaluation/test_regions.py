@@ -14,6 +14,8 @@ from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation import regions
 from frcnn_jax.evaluation.predict import DetectionOptions
 from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables
+from frcnn_jax.models.weight_files import write_weights
+from frcnn_jax.models.weights import canonical_arrays
 
 IMAGE = draw_scene(0, "test", 3).image  # 144 x 192
 SIZES = [Sizes(144, 192)]
@@ -172,3 +174,29 @@ def test_a_head_names_its_own_layers(model_and_variables):
     assert detector.embed(IMAGE, [[1, 2, 30, 40]], layer="mine").shape == (1, 5)
     with pytest.raises(InputError, match="layer must be one of pooled, mine, got 'fc7'"):
         detector.embed(IMAGE, [[1, 2, 30, 40]])
+
+
+def test_pretrained_weights_embed_and_do_not_classify(model_and_variables, tmp_path, workdir):
+    model, variables = model_and_variables
+    arrays = canonical_arrays(variables["params"], roi_size=(6, 6))
+    boxes = np.float32([[0, 0, 100, 80], [20, 30, 90, 140]])
+    expected = Detector(model, variables, class_names=CLASS_NAMES, sizes=SIZES)
+    hidden = {name: array for name, array in arrays.items() if name.split(".")[0] not in ("cls_score", "bbox_pred")}
+    convolutions = {name: array for name, array in hidden.items() if name.startswith("conv")}
+    write_weights(tmp_path / "hidden.npz", hidden)
+    write_weights(tmp_path / "convolutions.npz", convolutions)
+    for source in (tmp_path / "hidden.npz", workdir):
+        detector = Detector.from_weights(source, network="tiny", sizes=SIZES)
+        for layer in ("pooled", "fc6", "fc7"):
+            found = detector.embed(IMAGE, boxes, layer=layer)
+            np.testing.assert_allclose(found, expected.embed(IMAGE, boxes, layer=layer), atol=1e-4)
+        for call in (detector.classify, detector):
+            with pytest.raises(
+                InputError, match="pretrained weights without a classifier; embed gives pooled, fc6, fc7"
+            ):
+                call(IMAGE, boxes)
+    detector = Detector.from_weights(tmp_path / "convolutions.npz", network="tiny", sizes=SIZES)
+    found = detector.embed(IMAGE, boxes, layer="pooled")
+    np.testing.assert_allclose(found, expected.embed(IMAGE, boxes, layer="pooled"), atol=1e-4)
+    with pytest.raises(InputError, match=r"convolutions\.npz: pretrained weights without fc7; embed gives pooled"):
+        detector.embed(IMAGE, boxes)

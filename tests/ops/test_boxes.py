@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frcnn_jax.ops import boxes as box_ops
-from frcnn_jax.ops._nms import nms
 
 coordinates = st.integers(0, 60)
 
@@ -135,63 +134,6 @@ def test_unique_rois_rounds_as_the_pooling_does():
     rois = np.array([[8, 0, 40, 40], [10, 0, 40, 40]], np.float32)
     np.testing.assert_array_equal(box_ops.unique_rois(rois, 1 / 4), [0, 1])
     np.testing.assert_array_equal(box_ops.unique_rois(rois - [[10], [10]], 1 / 4), [0, 1])  # -2 -> -0.5 -> -1
-
-
-def naive_nms(boxes, scores, threshold):
-    left = [i for i in np.argsort(-scores, kind="stable") if np.isfinite(scores[i])]
-    kept = []
-    while left:
-        best, *left = left
-        kept.append(int(best))
-        left = [i for i in left if box_ops.iou(boxes[[best]], boxes[[i]])[0, 0] <= threshold]
-    return kept
-
-
-@given(box_arrays(), st.lists(st.sampled_from([0.1, 0.5, 0.9, -np.inf]), min_size=12, max_size=12), st.integers(1, 14))
-def test_nms_equals_a_loop(boxes, scores, max_outputs):
-    scores = np.array(scores[: len(boxes)], np.float32)
-    indices, valid = nms(jnp.asarray(boxes), jnp.asarray(scores), iou_threshold=0.3, max_outputs=max_outputs)
-    assert indices.shape == valid.shape == (max_outputs,)
-    expected = naive_nms(boxes, scores, 0.3)[:max_outputs]
-    assert list(np.asarray(indices)[np.asarray(valid)]) == expected
-    assert not np.asarray(valid)[len(expected) :].any()
-
-
-nms_of_all = jax.jit(lambda boxes, scores, threshold: nms(boxes, scores, iou_threshold=threshold, max_outputs=24))
-
-
-@pytest.mark.nightly
-@settings.get_profile("thorough")
-@given(
-    quarter_boxes(24),
-    st.lists(st.integers(0, 5), min_size=24, max_size=24),
-    st.one_of(st.sampled_from([0.0, 0.25, 0.3, 0.5, 0.7, 1.0]), st.floats(0, 1)),
-)
-def test_nms_equals_torchvision(boxes, scores, threshold):
-    """Given the float32 threshold: torchvision compares with the float64 one, under which an IoU of 0.3 exceeds 0.3."""
-    torch, ops = pytest.importorskip("torch"), pytest.importorskip("torchvision.ops")
-    scores, threshold = np.array(scores, np.float32), np.float32(threshold)
-    indices, valid = map(np.asarray, nms_of_all(inclusive(boxes), scores, threshold))
-    expected = ops.nms(torch.tensor(boxes), torch.tensor(scores), float(threshold))
-    np.testing.assert_array_equal(indices[valid], expected)
-
-
-def test_nms_by_hand():
-    # equal scores keep their order; the first and fourth box touch, but share no pixel; the last is 0.3 of the first
-    boxes = np.array([[0, 0, 9, 9], [0, 0, 9, 9], [9, 0, 18, 9], [10, 0, 19, 9], [0, 0, 9, 2]], np.float32)
-    scores = np.array([1, 1, 1, 2, 1], np.float32)
-    for threshold, kept in ((0.0, [3, 0]), (0.29, [3, 0]), (0.3, [3, 0, 4])):
-        indices, valid = nms(boxes, scores, iou_threshold=threshold, max_outputs=5)
-        assert np.asarray(indices)[np.asarray(valid)].tolist() == kept
-
-
-@pytest.mark.parametrize("iou_threshold", [0.0, 0.3, 0.7, 1.0])
-def test_nms_under_jit_and_vmap(rng, iou_threshold):
-    boxes = np.sort(rng.uniform(0, 50, (3, 40, 2, 2)), axis=2).reshape(3, 40, 4).astype(np.float32)
-    scores = rng.uniform(0, 1, (3, 40)).astype(np.float32)
-    run = jax.jit(jax.vmap(lambda b, s: nms(b, s, iou_threshold=iou_threshold, max_outputs=40)))
-    for i, (indices, valid) in enumerate(zip(*map(np.asarray, run(boxes, scores)), strict=True)):
-        assert list(indices[valid]) == naive_nms(boxes[i], scores[i], iou_threshold)
 
 
 def test_pyramid_level_is_the_one_nearest_to_224_squared():
