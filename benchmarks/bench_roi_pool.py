@@ -29,7 +29,7 @@ from frcnn_jax.cli import check_at_least, command_parser
 from frcnn_jax.data.records import load_image
 from frcnn_jax.data.synthetic import read_synthetic
 from frcnn_jax.errors import run_main
-from frcnn_jax.ops._roi_pool import METHODS, window_sizes
+from frcnn_jax.ops._pool_methods import METHODS, window_sizes
 
 MAPS = ((38, 63, 512), (36, 61, 512), (39, 64, 256))
 LOADS = ((1, 2000), (2, 128))  # images, RoIs of all images together

@@ -5,8 +5,8 @@ float32 places as torchvision's on CPU, to the bit: one just outside the map cou
 cells around each sample: it is the transpose of a linear map, defined by `_align_backward` and `_spread` below. Reverse
 mode only.
 
-This file and _roi_pool.py depend on jax and numpy alone. Shape letters: B maps, H rows and W columns of a map,
-C channels, K RoIs in a flat list, R RoIs per map, P bins along an axis.
+Shape letters: B maps, H rows and W columns of a map, C channels, K RoIs in a flat list, R RoIs per map, P bins along an
+axis.
 """
 
 import itertools
@@ -22,8 +22,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from frcnn_jax.ops._partition import partitioned
-from frcnn_jax.ops._roi_pool import (
+from frcnn_jax.ops._arguments import (
     check_batched,
     check_flat,
     check_output,
@@ -34,6 +33,7 @@ from frcnn_jax.ops._roi_pool import (
     widened,
     with_leading_axes,
 )
+from frcnn_jax.ops._partition import partitioned
 
 
 def roi_align(

@@ -5,17 +5,15 @@ height and width, at least one cell, are divided into `rows` by `columns` bins: 
 [floor(p * bin), ceil((p + 1) * bin)) in float32, clipped to the map. Each bin yields its maximum, an empty one 0.
 
 Gradient: it flows to the first cell, in row-major order, that holds a bin's maximum, and to nothing else. It is defined
-under "The gradient" below: `_pool_forward` records these cells (the argmax), `_pool_backward` adds the incoming
-gradients up there. Reverse mode only.
+under "The gradient" below: the forward pass records these cells (the argmax), `_add_up` adds the incoming gradients up
+there. Reverse mode only.
 
 The files of this folder depend on jax and numpy alone and can be copied into another project. Shape letters: B maps,
 H rows and W columns of a map, C channels, K RoIs in a flat list, R RoIs per map, P bins along an axis.
 """
 
-import itertools
 import math
-import operator
-from functools import cache, partial, reduce
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -24,12 +22,21 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from frcnn_jax.ops._arguments import (
+    REAL,
+    Array,
+    as_array,
+    check_batched,
+    check_flat,
+    check_output,
+    divide_exactly,
+    listed,
+    varying_alike,
+    widened,
+    with_leading_axes,
+)
 from frcnn_jax.ops._partition import partitioned
-
-Array = Any  # numpy.ndarray or jax.Array
-
-METHODS = ("auto", "segment", "table", "loop")
-_REAL = (jnp.floating, jnp.integer)
+from frcnn_jax.ops._pool_methods import METHODS, by_method
 
 
 def roi_pool(
@@ -142,106 +149,8 @@ def rois_from_cells(cells: Any) -> Array:
 
 def _as_float(value: Any, name: str) -> tuple[Array, Any]:
     """Return an array in float32, or float64 if it is, and its namespace: numpy or jax.numpy."""
-    array = _as_array(value if isinstance(value, jax.Array) else np.asarray(value), name, *_REAL)
+    array = as_array(value if isinstance(value, jax.Array) else np.asarray(value), name, *REAL)
     return array if array.dtype == np.float64 else array.astype(np.float32), array.__array_namespace__()
-
-
-def check_batched(features: Any, rois: Any, *, exact_rois: bool = False) -> tuple[jax.Array, jax.Array]:
-    """Return `(..., H, W, C)` as `(B, H, W, C)`, and `(..., R, 4)` as `(B, R, 4)`; ValueError or TypeError.
-
-    RoIs are in float32 and get no gradient; with `exact_rois` they get one, and float64 stays.
-    """
-    features, rois = _as_array(features, "features", jnp.floating), _as_array(rois, "rois", *_REAL)
-    lead = features.shape[:-3]
-    if features.ndim < 3:
-        raise ValueError(f"features must be (..., H, W, C), got {features.shape}")
-    if rois.ndim < 2 or rois.shape[-1] != 4:
-        raise ValueError(f"rois must be (..., R, 4), got {rois.shape}")
-    if rois.shape[:-2] != lead:
-        expected = ", ".join(map(str, (*lead, "R", 4)))
-        raise ValueError(f"rois must be ({expected}) for features {features.shape}, got {rois.shape}")
-    rois = jnp.asarray(rois if exact_rois and rois.dtype == np.float64 else rois.astype(np.float32))
-    features, rois = jnp.asarray(features), rois if exact_rois else lax.stop_gradient(rois)
-    if len(lead) != 1:
-        features, rois = (x.reshape(math.prod(lead), *x.shape[len(lead) :]) for x in (features, rois))
-    return features, rois
-
-
-def with_leading_axes(out: jax.Array, features: Any) -> jax.Array:
-    """Return `(B, R, ...)` as `(..., R, ...)`, with the leading axes of `features`."""
-    lead = np.shape(features)[:-3]
-    return out if len(lead) == 1 else out.reshape(*lead, *out.shape[1:])
-
-
-def listed(features: jax.Array, rois: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return `(B, R, 4)` as `(K, 4)`, and the index `(K,)` of each one's map."""
-    count = rois.shape[1]
-    return rois.reshape(-1, 4), lax.iota(jnp.int32, len(features) * count) // max(count, 1)
-
-
-def check_flat(features: Any, rois: Any, batch_index: Any) -> tuple[Array, jax.Array, jax.Array]:
-    """Return features `(B, H, W, C)`, RoIs `(K, 4)` float32 and indices `(K,)` int32; ValueError or TypeError."""
-    features, rois = _as_array(features, "features", jnp.floating), _as_array(rois, "rois", *_REAL)
-    batch_index = _as_array(batch_index, "batch_index", jnp.integer)
-    if features.ndim != 4:
-        raise ValueError(f"features must be (B, H, W, C), got {features.shape}")
-    if rois.ndim != 2 or rois.shape[1] != 4:
-        raise ValueError(f"rois must be (K, 4), got {rois.shape}")
-    if isinstance(features, jax.Array) and any(jax.typeof(features).sharding.spec):
-        raise ValueError(
-            f"a flat list of RoIs needs maps that are not sharded over a mesh, got {jax.typeof(features)}; for maps "
-            "sharded over B or C use the batched op, with RoIs (B, R, 4)"
-        )
-    if batch_index.shape != rois.shape[:1]:
-        raise ValueError(f"batch_index must be ({len(rois)},), one per RoI, got {batch_index.shape}")
-    if batch_index.dtype in (np.int64, np.uint64):  # must not wrap around in int32
-        batch_index = batch_index.clip(max(np.iinfo(batch_index.dtype).min, -1), 2**31 - 1)
-    return features, lax.stop_gradient(jnp.asarray(rois.astype(np.float32))), jnp.asarray(batch_index.astype(np.int32))
-
-
-def _as_array(value: Any, name: str, *kinds: Any) -> Array:
-    """Return a NumPy or JAX array; TypeError unless it holds one of the kinds of numbers."""
-    try:
-        array = value if isinstance(value, jax.Array | np.ndarray) else jnp.asarray(value)
-    except (TypeError, ValueError, OverflowError):
-        raise TypeError(f"{name} must be an array of numbers, got {type(value).__name__}") from None
-    if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
-        expected = " or ".join({jnp.floating: "floating point", jnp.integer: "integers"}[kind] for kind in kinds)
-        raise TypeError(f"{name} must be {expected}, got {array.dtype}")
-    return array
-
-
-def varying_alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Make arrays vary over the same mesh axes, as `shard_map` requires in loops and derivatives.
-
-    Each gets a zero added that depends on all of them and that compilers drop.
-    """
-    if any(axis is not None for array in arrays for axis in jax.typeof(array).sharding.spec):
-        return arrays  # on an explicit mesh
-    zeros = [lax.stop_gradient(array[..., :0]).sum().astype(jnp.float32) for array in arrays]
-    zero = reduce(operator.add, zeros)
-    return tuple(array + zero.astype(array.dtype) for array in arrays)
-
-
-def check_output(output_size: Any, spatial_scale: Any) -> tuple[tuple[int, int], float]:
-    """Return (rows, columns) and the scale; ValueError or TypeError if they are invalid."""
-    try:
-        size = tuple(map(operator.index, output_size if np.ndim(output_size) else (output_size,) * 2))
-    except (TypeError, ValueError):
-        raise TypeError(f"output_size must be integers (rows, columns), got {output_size!r}") from None
-    if len(size) != 2 or not all(1 <= bins <= 255 for bins in size):
-        raise ValueError(f"output_size must be (rows, columns), each 1 to 255, got {output_size!r}")
-    try:
-        if isinstance(spatial_scale, str):
-            raise TypeError
-        scale = float(np.float32(spatial_scale))
-    except (TypeError, ValueError):  # a traced value too: the scale is static
-        raise TypeError(f"spatial_scale must be a number, got {spatial_scale!r}") from None
-    except OverflowError:
-        scale = math.inf
-    if not 0 < scale < math.inf:
-        raise ValueError(f"spatial_scale must be greater than 0 and finite in float32, got {spatial_scale!r}")
-    return (size[0], size[1]), scale
 
 
 def _check_method(method: str) -> None:
@@ -295,43 +204,20 @@ def bin_edges(
     return jnp.clip(low, 0, cells), jnp.clip(high, 0, cells)
 
 
-def divide_exactly(x: jax.Array, divisor: Array) -> jax.Array:
-    """Return the float32 nearest to x / divisor, however the compiler divides.
-
-    Args:
-        x: float32, 0 or of a magnitude in [2^-90, 2^90].
-        divisor: Integers from 1 to 2^12 in float32, constant or not; broadcasts with `x`.
-    """
-    inverse = 1 / divisor
-    quotient = rounded(x * inverse)
-    high = lax.bitcast_convert_type(lax.bitcast_convert_type(quotient, jnp.int32) & -(2**12), jnp.float32)
-    remainder = (x - high * divisor) - (quotient - high) * divisor  # exact: the products are of 12 bits by 12
-    return quotient + remainder * inverse
-
-
-def rounded(product: jax.Array) -> jax.Array:
-    """Return a finite float32 product as it is. The clip makes compilers round it: they may fuse a product with the sum
-    or product that it enters."""
-    largest = np.finfo(np.float32).max
-    return jnp.clip(product, -largest, largest)
-
-
 # The gradient
 #
-# The regions of K RoIs are (batch_index (K,), y_low, y_high (K, rows), x_low, x_high (K, columns)), all int32. A method
-# maps features (B, H, W, C) and regions to (maxima,), (K, rows, columns, C), or with argmax to (maxima, argmax), where
-# argmax is y * W + x of each maximum's first cell in its map. In an empty bin they are 0 and -1.
+# Regions, and what the methods give, are described in _pool_methods.py.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _pool(features, regions, method):
-    return _by_method(method, with_argmax=False)(features, regions)[0]
+    return by_method(method, with_argmax=False)(features, regions)[0]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _pool_and_argmax(features, regions, method):
     """Run the forward pass of the derivative; it has its own derivative, for second derivatives."""
-    return _by_method(method, with_argmax=True)(features, regions)
+    return by_method(method, with_argmax=True)(features, regions)
 
 
 def _pool_forward(features, regions, method):
@@ -429,7 +315,7 @@ def _forward(options, with_argmax):
     def forward(features, rois):
         features, rois = varying_alike(features, rois)
         boxes, batch_index = listed(features, rois)
-        pooled = _by_method(method, with_argmax)(features, _regions(features, boxes, batch_index, size, scale))
+        pooled = by_method(method, with_argmax)(features, _regions(features, boxes, batch_index, size, scale))
         parts = tuple(part.reshape(*rois.shape[:2], *part.shape[1:]) for part in pooled)
         return parts if with_argmax else parts[0]
 
@@ -455,207 +341,3 @@ def _take(features, argmax):
 
 
 _gather_over_mesh = partitioned(jax.jit(_take), "b h w c, b r i j c -> b r i j c", "bc")
-
-
-# The methods
-
-
-def _by_method(method, with_argmax):
-    """Return a method's function. Under `vmap` it takes more maps and more RoIs: mapped loops would run masked."""
-    segment, table, loop = (partial(form, with_argmax=with_argmax) for form in (_by_segments, _by_table, _by_loop))
-
-    @jax.custom_batching.custom_vmap
-    def pool(features, regions):
-        if with_argmax and features.size >= 2**31:
-            raise ValueError(f"the derivative needs features of fewer than 2^31 elements, got {features.shape}")
-        if method != "auto":
-            return {"segment": segment, "table": table, "loop": loop}[method](features, regions)
-        # on CPU the table is faster only with at most three cells per bin and no argmax: benchmarks/bench_roi_pool.py
-        _, y_low, _, x_low, _ = regions
-        few = 3 * y_low.size * x_low.shape[1] < _table_cells(features.shape, y_low.shape[1], x_low.shape[1])
-        return lax.platform_dependent(features, regions, cpu=loop if few or with_argmax else table, default=table)
-
-    @pool.def_vmap
-    def more_maps(size, is_mapped, features, regions):
-        first = jnp.zeros((size, 1), jnp.int32)
-        if is_mapped[0]:
-            first = jnp.arange(size, dtype=jnp.int32)[:, None] * features.shape[1]
-            features = features.reshape(-1, *features.shape[2:])
-        regions = [
-            part if mapped else jnp.broadcast_to(part, (size, *part.shape))
-            for part, mapped in zip(regions, is_mapped[1], strict=True)
-        ]
-        regions[0] += first
-        regions = [part.reshape(-1, *part.shape[2:]) for part in regions]
-        pooled = tuple(part.reshape(size, -1, *part.shape[1:]) for part in pool(features, tuple(regions)))
-        return pooled, (True,) * len(pooled)
-
-    return pool
-
-
-def widened(array):
-    """Return shorter types as float32: for exact sums, and because CPUs compare in float32 (they would convert the map
-    again for each RoI)."""
-    return array if jnp.finfo(array.dtype).bits > 32 else array.astype(jnp.float32)
-
-
-def _by_segments(features, regions, with_argmax):
-    """Pool one RoI after another by segment maxima."""
-    exact = widened(features)
-    maxima, *argmax = lax.map(lambda region: _segment_maxima(exact, region, with_argmax), regions)
-    return maxima.astype(features.dtype), *argmax
-
-
-def _segment_maxima(features, region, with_argmax):
-    """Pool one RoI: a segment maximum over the rows of each bin, then one over its columns."""
-    height, width = features.shape[1:3]
-    none = height * width
-    index, y_low, y_high, x_low, x_high = region
-    row, y_segment = _members(y_low, y_high, height)
-    column, x_segment = _members(x_low, x_high, width)
-    by_row, by_column = (
-        partial(jax.ops.segment_max, segment_ids=segment, num_segments=len(low) + 1, indices_are_sorted=True)
-        for segment, low in ((y_segment, y_low), (x_segment, x_low))
-    )
-    lines = features[index][row]  # (members of y, W, C)
-    line_max = by_row(lines)
-    strips = line_max.swapaxes(0, 1)[column]  # (members of x, rows + 1, C)
-    pooled = by_column(strips)
-    empty = (y_low >= y_high)[:, None, None] | (x_low >= x_high)[None, :, None]
-    maxima = jnp.where(empty, 0, pooled[:-1, :-1].swapaxes(0, 1))
-    if not with_argmax:
-        return (maxima,)
-    # the first cell: the least y * W + x of those that equal the maximum, found as the maximum of its negative
-    cell = row[:, None] * width + jnp.arange(width, dtype=jnp.int32)[None]
-    first = by_row(jnp.where(lines == line_max[y_segment], -cell[..., None], -none)).swapaxes(0, 1)[column]
-    first = -by_column(jnp.where(strips == pooled[x_segment], first, -none))[:-1, :-1].swapaxes(0, 1)
-    return maxima, jnp.where(empty, -1, first)
-
-
-def _members(low, high, cells):
-    """List the cells of all bins in order of bins, and each cell's bin; unused entries are in bin P.
-
-    Neighbouring bins overlap by at most one cell, so a RoI's bins have at most cells + 2 P members.
-    """
-    ends = jnp.cumsum(jnp.maximum(high - low, 0))
-    place = jnp.arange(cells + 2 * len(low), dtype=jnp.int32)
-    segment = jnp.searchsorted(ends, place, side="right").astype(jnp.int32)
-    back_from_end = ends[jnp.minimum(segment, len(low) - 1)] - place
-    return jnp.clip(high[jnp.minimum(segment, len(low) - 1)] - back_from_end, 0, cells - 1), segment
-
-
-def _by_table(features, regions, with_argmax):
-    """Tabulate maxima over windows of a few sizes at every cell; each bin is the union of four overlapping windows.
-
-    RoIs that reach beyond the map may have bins too large for the table: these are pooled by segments one by one.
-    """
-    maps, height, width, channels = features.shape
-    batch_index, y_low, y_high, x_low, x_high = regions
-    table = (features,)
-    if with_argmax:
-        cell = jnp.arange(height * width, dtype=jnp.int32).reshape(1, height, width, 1)
-        table = features, jnp.broadcast_to(cell, features.shape)
-    y_sizes, x_sizes = window_sizes(height, y_low.shape[1]), window_sizes(width, x_low.shape[1])
-    table = _window_maxima(_window_maxima(table, y_sizes, axis=1), x_sizes, axis=3)
-    table = [part.reshape(-1, channels) for part in table]  # (x sizes, y sizes, B, H, W) cells
-
-    y_level, y_first, y_second = _two_windows(y_low, y_high, y_sizes)
-    x_level, x_first, x_second = _two_windows(x_low, x_high, x_sizes)
-    level = x_level[:, None, :] * len(y_sizes) + y_level[:, :, None]
-    start = (level * maps + batch_index[:, None, None]) * (height * width)
-
-    def look_up(y, x):
-        at = start + y[:, :, None] * width + x[:, None, :]
-        return [part.at[at].get(mode="clip") for part in table]
-
-    corners = [look_up(y, x) for y in (y_first, y_second) for x in (x_first, x_second)]
-    empty = ((y_low >= y_high)[:, :, None] | (x_low >= x_high)[:, None, :])[..., None]
-    pooled = reduce(_larger, corners)
-    pooled = tuple(jnp.where(empty, nothing, part) for part, nothing in zip(pooled, (0, -1), strict=False))
-
-    too_large = ((y_high - y_low) > 2 * y_sizes[-1]).any(1) | ((x_high - x_low) > 2 * x_sizes[-1]).any(1)
-    (large,) = jnp.nonzero(too_large, size=len(too_large))
-
-    exact = widened(features)
-
-    def by_segments(i, pooled):
-        region = jax.tree.map(lambda part: part[large[i]], regions)
-        one = _segment_maxima(exact, region, with_argmax)
-        return tuple(part.at[large[i]].set(new.astype(part.dtype)) for part, new in zip(pooled, one, strict=True))
-
-    return lax.fori_loop(0, too_large.sum(), by_segments, pooled)
-
-
-def window_sizes(cells, bins):
-    """Return increasing window sizes, from 1, so that two windows of one size cover any bin of a RoI within the map."""
-    largest, sizes = min(-(-cells // bins) + 1, cells), []
-    while largest > 0:
-        sizes.append(-(-largest // 2))
-        largest = sizes[-1] - 1
-    return sizes[::-1]
-
-
-def _table_cells(shape, rows, columns):
-    maps, height, width, _ = shape
-    return maps * height * width * len(window_sizes(height, rows)) * len(window_sizes(width, columns))
-
-
-def _window_maxima(parts, sizes, axis):
-    """Return maxima over the windows of each size that start at each cell along an axis, stacked in front.
-
-    Windows that would reach beyond the end wrap around; no bin uses them.
-    """
-    levels = [parts]
-    for former, size in itertools.pairwise(sizes):
-        starts = sorted({*range(former, size - former, former), size - former})
-        shifted = [[jnp.roll(part, -start, axis) for part in levels[-1]] for start in starts]
-        levels.append(reduce(_larger, shifted, levels[-1]))
-    return [jnp.stack(level) for level in zip(*levels, strict=True)]
-
-
-def _two_windows(low, high, sizes):
-    """Return the index of the largest window size that fits into a bin, and the starts of its first and last window."""
-    fits = [(high - low >= size).astype(jnp.int32) for size in sizes[1:]]
-    level = sum(fits, jnp.zeros_like(low))
-    return level, low, jnp.maximum(high - jnp.asarray(sizes, jnp.int32)[level], low)
-
-
-def _larger(one, other):
-    """Return the larger of two maxima and, with argmax, the first index that holds it."""
-    if len(one) == 1:
-        return (jnp.maximum(one[0], other[0]),)
-    (value, place), (other_value, other_place) = one, other
-    take = (other_value > value) | ((other_value == value) & (other_place < place))
-    return jnp.where(take, other_value, value), jnp.where(take, other_place, place)
-
-
-def _by_loop(features, regions, with_argmax):
-    """Pool bin after bin, cell after cell, all channels at once."""
-    height, width, channels = features.shape[1:]
-    batch_index, y_low, y_high, x_low, x_high = regions
-    flat = widened(features).reshape(-1, channels)
-
-    def one_bin(region):
-        start, y, y_end, x, x_end = region
-        wide = x_end - x
-        cells = jnp.where(y_end > y, (y_end - y) * wide, 0)
-
-        def look_at(j):
-            cell = (y + j // wide) * width + x + j % wide
-            return lax.dynamic_index_in_dim(flat, start + cell, keepdims=False), jnp.full(channels, cell)
-
-        def one_cell(j, best):
-            here, place = look_at(j)
-            if not with_argmax:
-                return (jnp.maximum(best[0], here),)
-            return jnp.where(here > best[0], here, best[0]), jnp.where(here > best[0], place, best[1])
-
-        best = lax.fori_loop(1, cells, one_cell, look_at(jnp.zeros_like(x))[: 1 + with_argmax])
-        return tuple(jnp.where(cells > 0, part, nothing) for part, nothing in zip(best, (0, -1), strict=False))
-
-    bins = batch_index[:, None, None] * (height * width), y_low[:, :, None], y_high[:, :, None]
-    bins = jnp.broadcast_arrays(*bins, x_low[:, None, :], x_high[:, None, :])
-    maxima, *argmax = (
-        part.reshape(*bins[0].shape, channels) for part in lax.map(one_bin, [part.reshape(-1) for part in bins])
-    )
-    return maxima.astype(features.dtype), *argmax

@@ -5,8 +5,9 @@ from frcnn_jax import ops
 
 # what has to be copied along with a file into another project; all else comes from jax, numpy and the standard library
 NEEDS: dict[str, set[str]] = {
-    "boxes": set(), "_box_ops": {"boxes"}, "_nms": {"boxes"}, "_partition": set(), "_roi_pool": {"_partition"},
-    "_roi_align": {"_partition", "_roi_pool"},
+    "boxes": set(), "_box_ops": {"boxes"}, "_nms": {"boxes"}, "_partition": set(),
+    "_arguments": set(), "_pool_methods": {"_arguments"}, "_roi_pool": {"_arguments", "_partition", "_pool_methods"},
+    "_roi_align": {"_arguments", "_partition"},
 }  # fmt: skip
 
 

@@ -12,16 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from frcnn_jax.ops._arguments import divide_exactly
+from frcnn_jax.ops._pool_methods import METHODS
 from frcnn_jax.ops._roi_align import roi_align, roi_align_flat
-from frcnn_jax.ops._roi_pool import (
-    METHODS,
-    bin_edges,
-    divide_exactly,
-    roi_pool,
-    roi_pool_flat,
-    rois_from_cells,
-    rois_from_torchvision,
-)
+from frcnn_jax.ops._roi_pool import bin_edges, roi_pool, roi_pool_flat, rois_from_cells, rois_from_torchvision
 
 FORMS = [method for method in METHODS if method != "auto"]
 
