@@ -187,7 +187,7 @@ def bench_cpu(network: Network, image: np.ndarray, rois: np.ndarray, wanted: set
     if has_torch():
         from torch_program import TorchProgram
 
-        peer = TorchProgram(network, variables["params"])
+        peer = TorchProgram(network, variables)
     else:
         peer = None
         print("torch or torchvision is not installed: ours alone")

@@ -209,7 +209,7 @@ def torch_programs(
         return {}
     name, torch.backends.cudnn.benchmark = "cuda" if on_gpu else "cpu", True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = kind == "tf32"
-    peer = TorchProgram(network, variables["params"], name)
+    peer = TorchProgram(network, variables, name)
     runs = {"detection": chain(peer.parts(batch)), "step": peer.step(training)}
     cast = torch.autocast(name, torch.bfloat16, enabled=kind == "bfloat16")
     return {what: Program(cast(run), lambda _: on_gpu and torch.cuda.synchronize()) for what, run in runs.items()}

@@ -12,6 +12,7 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from frcnn_jax.data.batches import Batch
 from frcnn_jax.data.records import load_image
@@ -110,9 +111,15 @@ class Step:
     """Consecutive training steps of a model, on all local devices by default."""
 
     def __init__(
-        self, model: FastRCNN, variables: Any, frozen: Sequence[str], devices: Sequence[jax.Device] | None = None
+        self,
+        model: FastRCNN,
+        variables: Any,
+        frozen: Sequence[str],
+        devices: Sequence[jax.Device] | None = None,
+        *,
+        optimizer: optax.GradientTransformation | None = None,
     ):
-        optimizer = caffe_sgd(step_schedule(0.001, ()))
+        optimizer = optimizer or caffe_sgd(step_schedule(0.001, ()))
         state = create_state(variables, optimizer, frozen=frozen)
         self.state, self.key = replicate((jax.tree.map(np.asarray, state), jax.random.key(0)), devices=devices)
         self.step = make_train_step(model, optimizer, devices=devices)

@@ -1,4 +1,4 @@
-"""A plain PyTorch and torchvision program of Fast R-CNN, with which the benchmarks compare."""
+"""A plain PyTorch and torchvision program of Fast R-CNN, with which the benchmarks compare speed and results."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_inputs import CLASSES, Part
+from bench_inputs import Part
 from torch import nn
 from torch.nn import functional
 from torchvision import ops
@@ -18,9 +18,13 @@ from frcnn_jax.models.weights import canonical_arrays
 
 
 class TorchProgram:
-    """A network of `NETWORKS` in PyTorch, in float32, or in the type of an enclosing `torch.autocast`."""
+    """A network of `NETWORKS` in PyTorch, in the type of its variables, or in that of an enclosing `torch.autocast`.
 
-    def __init__(self, network: Network, params: Any, device: str = "cpu"):
+    Its solver decays no biases and trains them at twice the rate. As PyTorch applies the rate outside the momentum, it
+    is Caffe's solver as long as the rate is constant.
+    """
+
+    def __init__(self, network: Network, variables: Any, device: str = "cpu"):
         layers: dict[str, nn.Module] = {}
         channels = 3
         for i, layer in enumerate(network.layers):
@@ -36,44 +40,51 @@ class TorchProgram:
                 layers[f"pool{i}"] = nn.MaxPool2d(layer.kernel, layer.stride, layer.padding, ceil_mode=True)
         inputs, (fc6, fc7) = channels * network.roi_size[0] * network.roi_size[1], network.fc
         self.network, self.device, self.backbone = network, device, nn.Sequential(OrderedDict(layers)).to(device)
-        widths = {"fc6": (inputs, fc6), "fc7": (fc6, fc7), "cls_score": (fc7, CLASSES + 1)}
-        widths |= {"bbox_pred": (fc7, 4 * (CLASSES + 1))}
+        arrays = canonical_arrays(variables["params"], roi_size=network.roi_size)
+        self.dtype = torch.from_numpy(np.zeros_like(arrays["cls_score.bias"])).dtype
+        outputs = len(variables["box_stats"]["mean"])
+        widths = {"fc6": (inputs, fc6), "fc7": (fc6, fc7), "cls_score": (fc7, outputs), "bbox_pred": (fc7, 4 * outputs)}
         self.fc = nn.ModuleDict({name: nn.Linear(*width) for name, width in widths.items()}).to(device)
-        arrays = canonical_arrays(params, roi_size=network.roi_size)
-        for name, parameter in [*self.backbone.named_parameters(), *self.fc.named_parameters()]:
+        self.box_mean, self.box_std = (self.tensor(np.array(variables["box_stats"][name])) for name in ("mean", "std"))
+        for name, parameter in self.parameters().items():
             parameter.data = self.tensor(arrays[name].copy())
 
-    def tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(self.device)
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return dict([*self.backbone.named_parameters(), *self.fc.named_parameters()])
 
-    def images(self, batch: Batch) -> torch.Tensor:
-        """Return the images without their padding, `(B, 3, H, W)`."""
-        rows, columns = batch["image_size"][0]
-        return self.tensor(batch["image"][:, :rows, :columns].transpose(0, 3, 1, 2))
+    def tensor(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array).to(self.device)
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+    def image(self, batch: Batch, i: int) -> torch.Tensor:
+        """Return an image without its padding, `(1, 3, H, W)`."""
+        rows, columns = batch["image_size"][i]
+        return self.tensor(batch["image"][i : i + 1, :rows, :columns].transpose(0, 3, 1, 2))
 
     def outputs(self, pooled: Any, dropout: float = 0.0) -> tuple[Any, Any]:
         """Return logits `(R, K + 1)` and deltas `(R, K + 1, 4)`."""
         x = pooled.flatten(1)
         for name in ("fc6", "fc7"):
             x = functional.dropout(functional.relu(self.fc[name](x)), dropout)
-        return self.fc["cls_score"](x).float(), self.fc["bbox_pred"](x).float().reshape(len(x), -1, 4)
+        return self.fc["cls_score"](x).to(self.dtype), self.fc["bbox_pred"](x).to(self.dtype).reshape(len(x), -1, 4)
 
     def parts(self, test: Batch) -> dict[str, Part]:
         """Return the parts of detection, in order."""
-        images, size = self.images(test), tuple(test["image_size"][0])
-        boxes = self.tensor(test["rois"][test["roi_mask"]])
+        image, scale, (rows, columns) = self.image(test, 0), float(test["scale"][0]), test["original_size"][0]
+        boxes, pixel = self.tensor(test["rois"][test["roi_mask"]]), self.tensor(np.array([0, 0, 1, 1], np.float32))
 
         def suppress(outputs: tuple[Any, Any]) -> list[Any]:
-            scores, found = outputs[0].softmax(1), []
-            for k in range(1, CLASSES + 1):
-                best, index = scores[:, k].topk(100)
-                decoded = ops.clip_boxes_to_image(decode(boxes[index], outputs[1][index, k]), size)
-                kept = ops.nms(decoded, best, 0.3)
+            scores, deltas, found = outputs[0].softmax(1), outputs[1] * self.box_std + self.box_mean, []
+            for k in range(1, scores.shape[1]):
+                best, index = scores[:, k].topk(min(100, len(boxes)))
+                decoded = decode(boxes[index], deltas[index, k]) / scale
+                decoded = ops.clip_boxes_to_image(decoded, (rows - 1, columns - 1))
+                kept = ops.nms(decoded + pixel, best, 0.3)  # its boxes exclude their last row and column
                 found.append((decoded[kept], best[kept]))
             return found
 
         parts = {
-            "convolutions": lambda _: self.backbone(images),
+            "convolutions": lambda _: self.backbone(image),
             "RoI pool": lambda maps: self.pool(maps, [boxes]),
             "fc": self.outputs,
             "NMS": suppress,
@@ -81,19 +92,40 @@ class TorchProgram:
         return {name: torch.inference_mode()(part) for name, part in parts.items()}
 
     def pool(self, maps: Any, rois: list[Any]) -> Any:
-        return ops.roi_pool(maps.float(), rois, self.network.roi_size, self.network.spatial_scale)
+        """Pool in float32, or in float64 with the bins of float32; torchvision's float64 bins differ."""
+        if self.dtype == torch.float32:
+            return ops.roi_pool(maps.float(), rois, self.network.roi_size, self.network.spatial_scale)
+        ranks = maps.detach().flatten(2).argsort().argsort().reshape(maps.shape).float()
+        boxes = torch.cat([functional.pad(own.float(), (1, 0), value=i) for i, own in enumerate(rois)])
+        scale, (rows, columns) = self.network.spatial_scale, self.network.roi_size
+        _, cells = torch.ops.torchvision.roi_pool(ranks, boxes, scale, rows, columns)  # -1 in empty bins
+        image, channel = boxes[:, 0].long()[:, None, None, None], torch.arange(maps.shape[1])[:, None, None]
+        return maps.flatten(2)[image, channel, cells.clamp(0).long()].where(cells >= 0, 0)
 
-    def step(self, batch: Batch) -> Callable[[], torch.Tensor]:
-        """Return a function that takes a training step and returns its loss."""
-        trained = [p for module in (self.backbone, self.fc) for p in module.parameters() if p.requires_grad]
-        solver = torch.optim.SGD(trained, lr=0.001, momentum=0.9, weight_decay=5e-4)
-        images, rois = self.images(batch), list(self.tensor(batch["rois"]))
-        labels = self.tensor(batch["labels"].reshape(-1).astype(np.int64))
-        targets = self.tensor(batch["box_targets"].reshape(-1, 4))
+    def solver(self, rate: float = 0.001) -> torch.optim.SGD:
+        trained = {name: p for name, p in self.parameters().items() if p.requires_grad}
+        weights, biases = ([p for name, p in trained.items() if name.endswith(end)] for end in ("weight", "bias"))
+        groups = [{"params": weights, "weight_decay": 5e-4}, {"params": biases, "lr": 2 * rate}]
+        return torch.optim.SGD(groups, lr=rate, momentum=0.9)
+
+    def step(self, batch: Batch, solver: torch.optim.SGD | None = None) -> Callable[[], torch.Tensor]:
+        """Return a function that takes a training step and returns its loss.
+
+        Images run together if they are of one size, else each runs alone.
+        """
+        solver, mask = solver or self.solver(), batch["roi_mask"]
+        images = [self.image(batch, i) for i in range(len(mask))]
+        rois = [self.tensor(own[valid]) for own, valid in zip(batch["rois"], mask, strict=True)]
+        if len({image.shape for image in images}) == 1:
+            images, rois = [torch.cat(images)], [rois]
+        else:
+            rois = [[own] for own in rois]
+        labels, targets = self.tensor(batch["labels"][mask].astype(np.int64)), self.tensor(batch["box_targets"][mask])
 
         def run() -> torch.Tensor:
             solver.zero_grad()
-            logits, deltas = self.outputs(self.pool(self.backbone(images), rois), self.network.dropout)
+            pooled = torch.cat([self.pool(self.backbone(x), own) for x, own in zip(images, rois, strict=True)])
+            logits, deltas = self.outputs(pooled, self.network.dropout)
             own = deltas[torch.arange(len(labels), device=self.device), labels]
             box = functional.smooth_l1_loss(own, targets, reduction="none").sum(1)[labels > 0].sum() / len(labels)
             loss = functional.cross_entropy(logits, labels) + box

@@ -4,6 +4,7 @@ import importlib
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import jax
 import numpy as np
@@ -128,6 +129,75 @@ def test_bench_prints_shares_of_the_matrix_rate(load, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert f"cores of {load('bench_inputs').cpu_name()}; jax" in printed
     assert "a matrix product reaches 0 GFLOP/s; shares at 2.5e-07 TFLOP: ours 25%\n" in printed
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(not (find_spec("torch") and find_spec("torchvision")), reason="needs the extra peers")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--network tiny --shorter 300",
+        "--network alexnet",
+        "--network alexnet --weights {}/weights/alexnet_imagenet_conv.npz --type float32 --rate 0.0003",
+    ],
+)
+def test_training_and_detection_equal_pytorch(arguments, shared):
+    """On photographs of VOC. The script fails where the programs differ too much."""
+    given = arguments.format(shared).split()
+    done = run_benchmark("parity.py", "--voc", shared / "voc" / "VOCdevkit", *given)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^ +(\d+) +\d+\.\d+ +\d+\.\d+  ", done.stdout, re.MULTILINE) == [str(i) for i in range(1, 21)]
+    network = get_network(given[1])
+    trained = {layer.name for layer in network.layers if isinstance(layer, Conv)} - set(network.frozen)
+    for layer in (*trained, "fc6", "fc7", "cls_score", "bbox_pred"):
+        assert f"\n{layer}.weight " in done.stdout
+    counts = re.search(r"^detections: (\d+) and (\d+); ", done.stdout, re.MULTILINE).groups()
+    assert counts[0] == counts[1]
+    assert int(counts[0]) > 500
+
+
+def test_parity_names_what_differs_too_much(load, monkeypatch, capsys):
+    parity = load("parity")
+    array, box = np.array([3.0, 4.0]), np.array([[1.0, 2, 30, 40]])
+    ours = [2.0, 1.0], {"fc6.bias": array}, {"fc6.bias": array}
+
+    def compare(losses, gradients, changes, boxes, scores):
+        monkeypatch.setattr(parity, "train", lambda _: (parity.Training(*ours), None))
+        monkeypatch.setattr(parity, "torch_train", lambda _: parity.Training(losses, gradients, changes))
+        monkeypatch.setattr(parity, "detect", lambda *_: [(box, np.array([0.5]))])
+        monkeypatch.setattr(parity, "torch_detect", lambda *_: [(boxes, scores)])
+        return parity.compare(None)
+
+    almost = {"fc6.bias": array * 1.00009}
+    near = [2.0, 1.0 - 9e-6], almost, almost, box + 9e-4, np.array([0.500009])
+    assert compare(*near) == []
+    assert "\n   2   1.0000000   0.9999910  9.0e-06\n" in capsys.readouterr().out
+    not_quite = {"fc6.bias": array / 1.0003}
+    far = [2.0, 1.0 - 2e-5], not_quite, not_quite, box + 2e-3, np.array([0.50002])
+    texts = [
+        "loss 2 by 2.0e-05, allowed 1e-05",
+        "gradient of fc6.bias by 3.0e-04, allowed 1e-04",
+        "change of fc6.bias by 3.0e-04, allowed 1e-04",
+        "boxes by 2.0e-03, allowed 1e-03",
+        "scores by 2.0e-05, allowed 1e-05",
+    ]
+    assert compare(*far) == texts
+    assert compare([2.0, np.nan], *near[1:]) == ["loss 2 by nan, allowed 1e-05"]
+    more = {"fc6.bias": array, "fc7.bias": array}
+    assert compare(near[0], more, *near[2:]) == ["only one program trains fc7.bias"]
+    ours = [2.0, 1.0], {"fc6.bias": array}, {"fc6.bias": array.astype(np.float32)}
+    assert compare(*near[:2], {"fc6.bias": array * 1.009}, *near[3:]) == []
+
+
+def test_detections_are_compared_with_the_nearest_of_their_class(load):
+    """Two change places; one more, or another one, is as far as can be."""
+    largest = load("parity").largest_differences
+    boxes, scores = np.array([[0.0, 0, 9, 9], [20, 0, 29, 9]]), np.array([0.5, 0.4])
+    empty = np.zeros((0, 4)), np.zeros(0)
+    moved = np.array([[20, 0.25, 29, 9], [0, 0, 9, 9]]), np.array([0.4, 0.375])
+    assert largest([(boxes, scores), empty], [moved, empty]) == (0.25, 0.125)
+    assert largest([(boxes, scores)], [(boxes[:1], scores[:1])]) == (np.inf, np.inf)
+    assert largest([(boxes[[0, 0]], scores)], [(boxes, scores)]) == (np.inf, np.inf)
 
 
 @pytest.mark.nightly

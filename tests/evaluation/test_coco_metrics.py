@@ -118,12 +118,9 @@ def spaced_cases(draw):
     Detections are 0, 3, 4 or 15 columns beside them (IoU 1, 7/13, 6/14, 0), but 0 or 15 beside difficult ones: with
     those, as crowds, IoU is the part of the detection. Scores are few, and equal ones in the order of the images."""
     flags = draw(st.lists(st.booleans(), min_size=8, max_size=8))
-    rows = draw(
-        st.lists(
-            st.tuples(st.integers(0, 7), st.sampled_from([0, 3, 4, 15]), st.integers(0, 4)), min_size=5, max_size=25
-        )
-    )
-    rows = [(n, shift if shift in (0, 15) or not flags[n] else 0, s) for n, shift, s in sorted(rows)]
+    row = st.tuples(st.integers(0, 7), st.sampled_from([0, 3, 4, 15]), st.integers(0, 4))
+    rows = sorted(draw(st.lists(row, min_size=5, max_size=25)))
+    rows = [(n, shift if shift in (0, 15) or not flags[n] else 0, s) for n, shift, s in rows]
     boxes = [[40 * (n % 4), 0, 40 * (n % 4) + 9, 9] for n in range(8)]
     dataset = one_class([boxes[:4], boxes[4:]], [np.array(flags[:4]), np.array(flags[4:])])
     found = [(n // 4, s, np.add(boxes[n], [shift, 0, shift, 0])) for n, shift, s in rows]

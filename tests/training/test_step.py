@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import make_batch, run_on_devices
+from examples import ROOT, make_batch, run_on_devices
 
 from frcnn_jax.data.batches import Sizes
 from frcnn_jax.data.voc import read_voc
@@ -226,6 +226,37 @@ def test_twenty_steps_equal_a_plain_program():
     assert losses_of[-1] < 0.9 * losses_of[0]
     for name, value in flat(state.params).items():
         np.testing.assert_allclose(value, w[name], atol=1e-5 * max(np.abs(w[name]).max(), 1))
+
+
+PYTORCH_LOSSES = [
+    2.0633405, 2.2147882, 2.1914657, 2.1688742, 1.9959040, 1.9044603, 1.6386214, 1.7251101, 1.4504293, 1.2624272,
+    1.0265867, 1.4088948, 1.5695393, 1.4073458, 1.4202532, 1.7806487, 1.6945989, 1.6809070, 1.4914346, 1.6316701,
+]  # fmt: skip
+PYTORCH_NORMS = {  # of the gradients of weight and bias at the first step, and of their changes in 20 steps
+    "conv1_1": (0.0520685, 0.0135596, 0.00537228, 0.0031109),
+    "conv2_1": (0.212177, 0.0226651, 0.0133757, 0.00351064),
+    "conv2_2": (0.321555, 0.0292306, 0.018577, 0.00399242),
+    "conv3_1": (0.414309, 0.0433601, 0.0176856, 0.00425427),
+    "conv3_2": (0.565956, 0.0430787, 0.0257347, 0.00438237),
+    "fc6": (1.47594, 0.0440878, 0.0591397, 0.00402891),
+    "fc7": (0.432395, 0.0531099, 0.0145978, 0.00385031),
+    "cls_score": (7.39383, 0.789515, 0.227058, 0.0487935),
+    "bbox_pred": (0.365997, 0.0280174, 0.00836104, 0.000764315),
+}
+
+
+@pytest.mark.slow
+def test_twenty_steps_equal_pytorch(monkeypatch):
+    """Images of two sizes. PyTorch's numbers are those of `benchmarks/parity.py --network tiny --rate 0.0005`."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from parity import synthetic_case, train
+
+    training, _ = train(synthetic_case(NETWORK._replace(frozen=()), rate=0.0005))
+    np.testing.assert_allclose(training.losses, PYTORCH_LOSSES, rtol=0, atol=1e-5)
+    assert len(training.gradients) == len(training.changes) == 2 * len(PYTORCH_NORMS)
+    for layer, norms in PYTORCH_NORMS.items():
+        arrays = [of[f"{layer}.{name}"] for of in training[1:] for name in ("weight", "bias")]
+        np.testing.assert_allclose([np.linalg.norm(array) for array in arrays], norms, rtol=1e-4, err_msg=layer)
 
 
 def test_classes_alone():
