@@ -5,9 +5,9 @@
 Of all mutants that the rules in `mutations` make of PACKAGES, or of the FILEs in them, a random sample is tested. Each
 runs the tests that killed other mutants of its file, then the test files that can notice it: those that import the
 mutated module or mirror its package, then those that import one of its importers, whose slow tests run only if no test
-file imports the module itself. The first failure ends the run. FOLDER/mutants.jsonl gets a line per mutant; a run that was interrupted goes on from there, and with
---again survivors are tested once more. A table and the survivors end the output, each with the reason that mutate.toml
-gives if the fault is harmless.
+file imports the module itself. The first failure ends the run. FOLDER/mutants.jsonl gets a line per mutant; a run that
+was interrupted goes on from there, and with --again survivors are tested once more. A table and the survivors end the
+output, each with the reason that mutate.toml gives if the fault is harmless.
 
 Existing tools do not fit: mutmut leaves constants and defaults outside of functions alone and forks a process that has
 imported jax; cosmic-ray runs the same command for each of several thousand mutants.
@@ -226,8 +226,8 @@ def noticing_tests() -> dict[str, list[tuple[list[str], str]]]:
 
 def killers(mutant: Mutant, failures: dict[str, str | None]) -> list[str]:
     """Return the tests that killed other mutants of the file, the last ones first."""
-    own = [failure or "" for key, failure in failures.items() if key.startswith(f"{mutant.path}: ")]
-    tests = [failure.split()[1] for failure in reversed(own) if failure.startswith("FAILED ")]
+    own = [failure or "" for key, failure in list(failures.items()) if key.startswith(f"{mutant.path}: ")]
+    tests = [failure.removeprefix("FAILED ") for failure in reversed(own) if failure.startswith("FAILED ")]
     return list(dict.fromkeys(tests))[:8]
 
 
@@ -250,7 +250,7 @@ def run_tests(copy_of: Path, files: Sequence[str], marker: str, cache: Path) -> 
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
         process.wait()
-    if process.returncode in (0, 5):  # 5: no test has this marker
+    if process.returncode in (0, 5) or "ERROR: not found" in output:  # 5: no test has this marker
         return None
     failed = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR", "INTERNALERROR"))]
     return failed[0].split(" - ")[0] if failed else f"status {process.returncode}"
