@@ -3,11 +3,11 @@
     python benchmarks/mutate.py --out FOLDER [--count 320] [--seed 0] [--jobs 2] [--again] [FILE ...]
 
 Of all mutants that the rules in `mutations` make of PACKAGES, or of the FILEs in them, a random sample is tested. Each
-runs the test files that can notice it: those that import the mutated module or mirror its package, then those that
-import one of its importers, whose slow tests run only if no test file imports the module itself. The first failure
-ends the run. FOLDER/mutants.jsonl gets a line per mutant; a run that was interrupted goes on from there, and with
---again survivors are tested once more. A table and the survivors end the output, each with the reason that mutate.toml
-gives if the fault is harmless.
+runs the tests that killed other mutants of its file, then the test files that can notice it: those that import the
+mutated module or mirror its package, then those that import one of its importers, whose slow tests run only if no test
+file imports the module itself. The first failure ends the run. FOLDER/mutants.jsonl gets a line per mutant; a run that
+was interrupted goes on from there, and with --again survivors are tested once more. A table and the survivors end the
+output, each with the reason that mutate.toml gives if the fault is harmless.
 
 Existing tools do not fit: mutmut leaves constants and defaults outside of functions alone and forks a process that has
 imported jax; cosmic-ray runs the same command for each of several thousand mutants.
@@ -45,7 +45,7 @@ from frcnn_jax.errors import InputError, run_main
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("ops", "models", "data", "proposals", "training", "evaluation")
 REASONS = Path(__file__).with_suffix(".toml")
-FAST, SLOW = "not slow", "slow and not nightly"
+FAST, SLOW, EVERY = "not slow", "slow and not nightly", "not nightly"
 TIMEOUT = 600  # seconds per stage; a mutant that takes longer is killed
 MEMORY = 16 << 30  # bytes per process; a mutant that takes more is killed
 
@@ -224,6 +224,13 @@ def noticing_tests() -> dict[str, list[tuple[list[str], str]]]:
     return runs
 
 
+def killers(mutant: Mutant, failures: dict[str, str | None]) -> list[str]:
+    """Return the tests that killed other mutants of the file, the last ones first."""
+    own = [failure or "" for key, failure in list(failures.items()) if key.startswith(f"{mutant.path}: ")]
+    tests = [failure.removeprefix("FAILED ") for failure in reversed(own) if failure.startswith("FAILED ")]
+    return list(dict.fromkeys(tests))[:8]
+
+
 def run_tests(copy_of: Path, files: Sequence[str], marker: str, cache: Path) -> str | None:
     """Return the first failure of test files, or None."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "--no-header", "--tb=no", "-m", marker, *files]
@@ -243,10 +250,10 @@ def run_tests(copy_of: Path, files: Sequence[str], marker: str, cache: Path) -> 
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
         process.wait()
-    if process.returncode in (0, 5):  # 5: no test has this marker
+    if process.returncode in (0, 5) or "ERROR: not found" in output:  # 5: no test has this marker
         return None
     failed = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR", "INTERNALERROR"))]
-    return failed[0][:200] if failed else f"status {process.returncode}"
+    return failed[0].split(" - ")[0] if failed else f"status {process.returncode}"
 
 
 def test_mutant(mutant: Mutant, copy_of: Path, runs: Sequence[tuple[list[str], str]], cache: Path) -> str | None:
@@ -327,7 +334,8 @@ def main(argv: Sequence[str]) -> None:
         def test(mutant: Mutant) -> dict[str, Any]:
             copy_of, began = copies.get(), time.monotonic()
             module = mutant.path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-            failure = test_mutant(mutant, copy_of, tests[module], cache)
+            runs = [(killers(mutant, failures), EVERY), *tests[module]]
+            failure = test_mutant(mutant, copy_of, runs, cache)
             copies.put(copy_of)
             return {"mutant": mutant.key, "failure": failure, "seconds": round(time.monotonic() - began, 1)}
 
