@@ -13,6 +13,7 @@ from frcnn_jax.errors import InputError, run_main
 COMMANDS = {
     "train": ("train", "train on a data set and evaluate; rerun to resume"),
     "detect": ("detect", "detect objects in images; write pictures and a JSON file"),
+    "embed": ("embed", "write the features of given boxes"),
     "eval-voc": ("eval_voc", "score a workdir, or result files, by the VOC protocol"),
     "eval-coco": ("eval_coco", "compute COCO metrics for a workdir or a result file"),
     "proposals": ("make_proposals", "compute or convert the proposals of a split, and measure their recall"),

@@ -1,8 +1,11 @@
 """Detect objects in images, and draw and list the detections:
 
-    frcnn detect --workdir W IMAGE... --out DIR
+    frcnn detect --workdir W IMAGE... --out DIR [--boxes FILE]
 
 DIR receives a picture with boxes, NAME.png, for each image, and detections.json with all labels, scores and boxes.
+With --boxes, the boxes of FILE are classified instead, all of them and in their order: for each the best class and its
+probability, this class's box and the probabilities of all classes; pictures show those of at least --score-threshold.
+FILE is JSON {"image": [[x1, y1, x2, y2], ..]}, COCO instances or results, or .npz with an array per image.
 """
 
 import math
@@ -10,13 +13,17 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from frcnn_jax.cli import command_parser, run
 from frcnn_jax.data.records import load_image
+from frcnn_jax.data.region_files import read_regions, regions_of_images
 from frcnn_jax.detector import Detector
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.pictures import draw_boxes
+from frcnn_jax.evaluation.predict import Detections
+from frcnn_jax.evaluation.regions import RegionScores
 from frcnn_jax.files import check_folder, write_atomic, write_json
 
 
@@ -25,30 +32,46 @@ def main(argv: Sequence[str]) -> None:
     parser = command_parser(__doc__, "--workdir", "--step")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image file")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures and detections.json")
+    parser.add_argument("--boxes", type=Path, metavar="FILE", help="boxes to classify")
     parser.add_argument("--score-threshold", type=float, default=0.5, help="minimum score; default: %(default)s")
     args = parser.parse_args(argv)
     if not math.isfinite(args.score_threshold):
         raise InputError(f"--score-threshold must be finite, got {args.score_threshold}")
     check_folder(args.out)
     pictures = _picture_paths(args.images, args.out)
+    regions = regions_of_images(args.images, read_regions(args.boxes), args.boxes) if args.boxes else None
     detector = Detector.from_workdir(args.workdir, step=args.step)
     for path in args.images:
         load_image(path)  # fail on an unreadable image before anything is written
     args.out.mkdir(parents=True, exist_ok=True)
     results = {}
-    for path, picture in tqdm(pictures.items(), desc="detect", unit="image"):
+    for i, (path, picture) in enumerate(tqdm(pictures.items(), desc="detect", unit="image")):
         image = load_image(path)
-        found = detector(image, score_threshold=args.score_threshold)
-        names = [detector.class_names[label - 1] for label in found.labels]
-        results[str(path)] = [
-            {"label": name, "score": round(float(score), 4), "box": [round(float(v), 1) for v in box]}
-            for name, score, box in zip(names, found.scores, found.boxes, strict=True)
-        ]
-        captions = [f"{name} {score:.2f}" for name, score in zip(names, found.scores, strict=True)]
+        if regions is None:
+            found = detector(image, score_threshold=args.score_threshold)
+            results[str(path)] = found.to_records(detector.class_names)
+        else:
+            found, results[str(path)] = _classify(detector, path, regions[i])
+            found = Detections(*(field[found.scores >= args.score_threshold] for field in found))
+        captions = [f"{one['label']} {one['score']:.2f}" for one in found.to_records(detector.class_names)]
         drawn = draw_boxes(image, found.boxes, found.labels, captions)
         write_atomic(picture, partial(drawn.save, format="png"))
     write_json(args.out / "detections.json", results)
-    print(f"{sum(map(len, results.values()))} detections in {len(results)} images: {args.out}/detections.json")
+    what = "detections" if regions is None else "boxes"
+    print(f"{sum(map(len, results.values()))} {what} in {len(results)} images: {args.out}/detections.json")
+
+
+def _classify(detector: Detector, path: Path, boxes: np.ndarray) -> tuple[Detections, list[dict]]:
+    """Return the best foreground class of each box as detections, and their records with all probabilities."""
+    scores = detector.classify(path, boxes)
+    assert isinstance(scores, RegionScores)
+    best, rows = scores.probabilities[:, 1:].argmax(axis=1), np.arange(len(boxes))
+    found = Detections(scores.boxes[rows, best], (best + 1).astype(np.int32), scores.probabilities[rows, best + 1])
+    names = ("background", *detector.class_names)
+    records = found.to_records(detector.class_names)
+    for record, own in zip(records, scores.probabilities, strict=True):
+        record["probabilities"] = {name: round(float(p), 4) for name, p in zip(names, own, strict=True)}
+    return found, records
 
 
 def _picture_paths(images: Sequence[Path], out: Path) -> dict[Path, Path]:

@@ -1,6 +1,6 @@
 """`Detector`, a trained network applied to single images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -174,7 +174,9 @@ class Detector:
         self._check_trained("cls_score")
         if "" not in self._steps:
             self._steps[""] = classify_step(self._model, box_regression=self._options.box_regression)
-        return self._regions(self._steps[""], image, boxes, invalid)
+        many = isinstance(image, list | tuple)
+        rows = self._rows(self._steps[""], *((image, boxes) if many else ([image], [boxes])), invalid)
+        return list(rows) if many else next(rows)
 
     def embed(self, image: Any, boxes: Any, *, layer: str = "fc7", invalid: str = "raise") -> Any:
         """Return the features of given regions. Row i is box i.
@@ -190,10 +192,27 @@ class Detector:
         Raises:
             InputError: As in `classify`, or there is no such layer.
         """
+        many = isinstance(image, list | tuple)
+        rows = self.embed_each(*((image, boxes) if many else ([image], [boxes])), layer=layer, invalid=invalid)
+        return list(rows) if many else next(rows)
+
+    def embed_each(
+        self, images: Sequence[Any], boxes: Sequence[Any], *, layer: str = "fc7", invalid: str = "raise"
+    ) -> Iterator[np.ndarray]:
+        """Yield the features of the regions of each image in turn, for more images than fit into memory.
+
+        Args:
+            images: Images as `classify` takes them, which are decoded ahead.
+            boxes: `(R, 4)` boxes of each.
+            layer, invalid: As in `embed`.
+
+        Raises:
+            InputError: As in `embed`.
+        """
         self._check_trained(layer)
         if layer not in self._steps:
             self._steps[layer] = embed_step(self._model, layer=layer)
-        return self._regions(self._steps[layer], image, boxes, invalid)
+        return self._rows(self._steps[layer], images, boxes, invalid)
 
     def _check_trained(self, layer: str) -> None:
         if layer in self._untrained:
@@ -201,10 +220,6 @@ class Detector:
             usable = ", ".join(name for name in ("pooled", "fc6", "fc7") if name not in self._untrained)
             raise InputError(f"{self._source}: pretrained weights without {what}; embed gives {usable}")
 
-    def _regions(self, step: RegionStep, image: Any, boxes: Any, invalid: str) -> Any:
-        many = isinstance(image, list | tuple)
-        images, boxes = (image, boxes) if many else ([image], [boxes])
-        rows = run_regions(
-            step, self._variables, RegionBatches(images, boxes, self._sizes, self._model.pixels, invalid)
-        )
-        return list(rows) if many else next(rows)
+    def _rows(self, step: RegionStep, images: Sequence[Any], boxes: Sequence[Any], invalid: str) -> Iterator[Any]:
+        batches = RegionBatches(images, boxes, self._sizes, self._model.pixels, invalid)
+        return run_regions(step, self._variables, batches)

@@ -1,10 +1,12 @@
 import json
 
+import numpy as np
 import pytest
 from examples import run_command
 from PIL import Image
 
 from frcnn_jax.data.synthetic import CLASS_NAMES, draw_scene
+from frcnn_jax.detector import Detector
 
 
 @pytest.mark.slow
@@ -36,3 +38,26 @@ def test_command_line_names_the_broken_image_and_writes_nothing(workdir, tmp_pat
     assert done.stderr.startswith(f"error: {tmp_path / 'bad.jpg'}: expected a folder")
     done = run_command("detect", "--workdir", workdir, "x.jpg", "--out", tmp_path / "out", "--score-threshold", "nan")
     assert done.stderr == "error: --score-threshold must be finite, got nan\n"
+
+
+@pytest.mark.slow
+def test_given_boxes_are_classified_in_their_order(workdir, tmp_path):
+    path, boxes = tmp_path / "0.png", [[20, 30, 90, 140], [0, 0, 100, 80], [20, 30, 90, 140]]
+    Image.fromarray(draw_scene(0, "test", 0).image).save(path)
+    (tmp_path / "b.json").write_text(json.dumps({"0.png": boxes}))
+    command = ("detect", "--workdir", workdir, path, "--out", tmp_path / "out", "--boxes", tmp_path / "b.json")
+    done = run_command(*command)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"3 boxes in 1 images: {tmp_path}/out/detections.json\n"
+    found = json.loads((tmp_path / "out" / "detections.json").read_text())[str(path)]
+    scores = Detector.from_workdir(workdir).classify(path, boxes)
+    assert found[0] == found[2] != found[1]
+    for record, own, moved in zip(found, scores.probabilities, scores.boxes, strict=True):
+        best = own[1:].argmax()
+        assert record["label"] == CLASS_NAMES[best]
+        assert record["score"] == pytest.approx(own[best + 1], abs=1e-4)
+        np.testing.assert_allclose(record["box"], moved[best], atol=0.06)
+        assert list(record["probabilities"]) == ["background", *CLASS_NAMES]
+        np.testing.assert_allclose(list(record["probabilities"].values()), own, atol=1e-4)
+    (tmp_path / "b.json").write_text(json.dumps({"0.png": [[500, 0, 510, 10]]}))
+    assert f"image {path}: box 0 (500, 0, 510, 10) is outside the image" in run_command(*command).stderr

@@ -20,7 +20,8 @@ COCO_METRICS = (
 )  # fmt: skip
 
 
-def _coco_box(box: np.ndarray) -> list[float]:
+def coco_box(box: np.ndarray) -> list[float]:
+    """Return an inclusive box as (x, y, width, height)."""
     x1, y1, x2, y2 = (float(side) for side in box)
     return [x1, y1, x2 - x1 + 1, y2 - y1 + 1]
 
@@ -34,7 +35,7 @@ def coco_ground_truth(dataset: Dataset) -> dict[str, Any]:
     annotations: list[dict[str, Any]] = []
     for i, record in enumerate(dataset.records, 1):
         for box, label, difficult in zip(record.boxes, record.labels, record.difficult, strict=True):
-            bbox = _coco_box(box)
+            bbox = coco_box(box)
             entry = {"image_id": i, "category_id": int(label), "bbox": bbox, "area": bbox[2] * bbox[3]}
             annotations.append({"id": len(annotations) + 1, "iscrowd": int(difficult), **entry})
     return {
@@ -55,7 +56,7 @@ def coco_results(
         category_ids: K COCO category ids.
     """
     return [
-        {"image_id": image_ids[image], "category_id": category, "bbox": _coco_box(box), "score": float(score)}
+        {"image_id": image_ids[image], "category_id": category, "bbox": coco_box(box), "score": float(score)}
         for category, found in zip(category_ids, detections, strict=True)
         for image, score, box in zip(found.image, found.scores, found.boxes, strict=True)
     ]

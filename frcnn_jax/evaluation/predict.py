@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from frcnn_jax.data.batches import ROI_MULTIPLE, TestBatches, prefetch
 from frcnn_jax.errors import InputError
+from frcnn_jax.evaluation.coco_metrics import coco_box
 from frcnn_jax.evaluation.metrics import ClassDetections
 from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.ops import boxes as box_ops
@@ -32,6 +33,51 @@ class Detections(NamedTuple):
     boxes: np.ndarray  # (D, 4) float32, in the image's pixels
     labels: np.ndarray  # (D,) int32, 1 to K
     scores: np.ndarray  # (D,) float32
+
+    def to_records(self, class_names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return a dict per detection, as `pandas.DataFrame` takes them: "label", a name, "score" and "box", rounded.
+
+        Args:
+            class_names: Names of labels 1 to K.
+        """
+        return [
+            {
+                "label": class_names[label - 1],
+                "score": round(float(score), 4),
+                "box": [round(float(side), 1) for side in box],
+            }
+            for box, label, score in zip(*self, strict=True)
+        ]
+
+    def to_coco(self, image_id: int, *, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """Return COCO results: a dict per detection with "image_id", "category_id", "bbox" (x, y, w, h) and "score".
+
+        Args:
+            image_id: COCO id of the image.
+            category_ids: K COCO category ids; the labels where None.
+        """
+        return [
+            {
+                "image_id": image_id,
+                "category_id": int(label) if category_ids is None else category_ids[label - 1],
+                "bbox": coco_box(box),
+                "score": float(score),
+            }
+            for box, label, score in zip(*self, strict=True)
+        ]
+
+    def to_supervision(self) -> Any:
+        """Return a `supervision.Detections`, whose boxes are continuous: 1 is added to x2 and y2. Class ids are labels.
+
+        Raises:
+            InputError: The package supervision is not installed.
+        """
+        try:
+            import supervision  # deferred: optional
+        except ImportError:
+            raise InputError("to_supervision needs the package supervision: pip install supervision") from None
+        corners = self.boxes + np.float32([0, 0, 1, 1])
+        return supervision.Detections(xyxy=corners, class_id=self.labels.astype(int), confidence=self.scores)
 
 
 @dataclass(frozen=True)

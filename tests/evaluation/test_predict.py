@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -9,9 +10,11 @@ from examples import ROOT, make_dataset, run_on_devices
 
 from frcnn_jax.data.batches import Sizes, TestBatches, prepare_test
 from frcnn_jax.data.synthetic import draw_scene
+from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.metrics import ClassDetections
 from frcnn_jax.evaluation.predict import (
     DetectionOptions,
+    Detections,
     image_detections,
     make_predict_step,
     predict_split,
@@ -160,3 +163,25 @@ def test_a_pyramid_equals_each_scale_by_itself(model_and_variables, rng):
     found = np.asarray(boxes[0])[np.asarray(valid[0])]
     assert len(found) > 10
     assert np.abs(found[:, None] - rois).max(axis=2).min(axis=1).max() < 1e-3
+
+
+FOUND = Detections(np.float32([[1, 2, 3.26, 5]]), np.int32([2]), np.float32([0.123456]))
+
+
+def test_detections_for_other_programs():
+    assert FOUND.to_records(["cat", "dog"]) == [{"label": "dog", "score": 0.1235, "box": [1, 2, 3.3, 5]}]
+    (result,) = FOUND.to_coco(7, category_ids=[5, 9])
+    assert (result["image_id"], result["category_id"]) == (7, 9)
+    np.testing.assert_allclose(result["bbox"], [1, 2, 3.26, 4], rtol=1e-6)
+    assert result["score"] == pytest.approx(0.123456)
+    assert FOUND.to_coco(7)[0]["category_id"] == 2
+
+
+def test_supervision(monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", SimpleNamespace(Detections=SimpleNamespace))
+    found = FOUND.to_supervision()
+    np.testing.assert_allclose(found.xyxy, [[1, 2, 4.26, 6]], rtol=1e-6)
+    assert (found.class_id, found.confidence) == (2, FOUND.scores)
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(InputError, match="to_supervision needs the package supervision"):
+        FOUND.to_supervision()

@@ -1,0 +1,133 @@
+"""Write the features of given boxes, a row per box:
+
+    frcnn embed --workdir W IMAGE... --boxes FILE --out F.npz
+    frcnn embed --weights FILE --network vgg16 IMAGE... --boxes FILE --out F.npz
+
+FILE lists boxes by image: JSON {"image": [[x1, y1, x2, y2], ..]}, COCO instances or results, or .npz. F holds, with a
+row per box, `features` (N, D) float32, `boxes` (N, 4), `image` (N,), the position in `images`, and `index` (N,), the
+position among the image's boxes; as .parquet, columns of these names (needs pyarrow). An interrupted run resumes from
+the images finished, which lie in F.parts until all are.
+"""
+
+import hashlib
+import shutil
+import zipfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from tqdm import tqdm
+
+from frcnn_jax.cli import command_parser, run
+from frcnn_jax.data.region_files import read_regions, regions_of_images
+from frcnn_jax.detector import Detector
+from frcnn_jax.errors import InputError
+from frcnn_jax.files import check_file, write_atomic
+from frcnn_jax.models.networks import NETWORKS
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command line."""
+    parser = command_parser(__doc__, "--step")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image file")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", type=Path, help="workdir of a training")
+    source.add_argument("--weights", type=Path, help="pretrained weights; needs --network")
+    parser.add_argument("--network", choices=NETWORKS, help="network of --weights")
+    parser.add_argument("--boxes", type=Path, required=True, metavar="FILE", help="boxes of the images")
+    parser.add_argument("--out", type=Path, required=True, metavar="F", help="file to write, .npz or .parquet")
+    parser.add_argument("--layer", default="fc7", help="pooled, fc6 or fc7; default: %(default)s")
+    parser.add_argument(
+        "--invalid", default="raise", choices=("raise", "nan"), help="boxes outside of an image; default: %(default)s"
+    )
+    args = parser.parse_args(argv)
+    if (args.weights is None) != (args.network is None):
+        raise InputError("--weights and --network belong together")
+    if args.out.suffix not in (".npz", ".parquet"):
+        raise InputError(f"--out {args.out}: expected a file *.npz or *.parquet")
+    if args.out.suffix == ".parquet" and not find_spec("pyarrow"):
+        raise InputError("--out *.parquet needs pyarrow: pip install pyarrow")
+    check_file(args.out)
+    boxes = regions_of_images(args.images, read_regions(args.boxes), args.boxes)
+    if args.weights:
+        detector = Detector.from_weights(args.weights, network=args.network)
+    else:
+        detector = Detector.from_workdir(args.workdir, step=args.step)
+    parts = args.out.with_name(f"{args.out.name}.parts")
+    parts.mkdir(exist_ok=True)
+    model = [str(path.resolve()) for path in (args.weights or args.workdir,)] + [args.step, args.layer, args.invalid]
+    files = [_part(parts, image, own, model) for image, own in zip(args.images, boxes, strict=True)]
+    waiting = [i for i, file in enumerate(files) if not file.exists()]
+    rows = detector.embed_each(
+        [args.images[i] for i in waiting], [boxes[i] for i in waiting], layer=args.layer, invalid=args.invalid
+    )
+    progress = tqdm(
+        zip(waiting, rows, strict=True), "embed", len(files), initial=len(files) - len(waiting), unit="image"
+    )
+    for i, features in progress:
+        write_atomic(files[i], partial(np.save, arr=features))
+    write_atomic(
+        args.out, partial(_write_npz if args.out.suffix == ".npz" else _write_parquet, args.images, boxes, files)
+    )
+    shutil.rmtree(parts)
+    print(f"{args.out}: features of {sum(map(len, boxes))} boxes in {len(boxes)} images")
+
+
+def _part(folder: Path, image: Path, boxes: np.ndarray, model: Sequence[Any]) -> Path:
+    """Return the file of an image's features, whose name changes with all that they depend on."""
+    try:
+        content = hashlib.sha256(image.read_bytes())
+    except OSError as error:
+        raise InputError(f"{image}: can't be read ({error.strerror})") from None
+    content.update(boxes.tobytes() + repr(model).encode())
+    return folder / f"{content.hexdigest()[:32]}.npy"
+
+
+def _columns(boxes: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    counts = [len(own) for own in boxes]
+    return {
+        "image": np.repeat(np.arange(len(boxes), dtype=np.int32), counts),
+        "index": np.concatenate([np.arange(count, dtype=np.int32) for count in counts]),
+        "boxes": np.concatenate(boxes),
+    }
+
+
+def _features(files: Sequence[Path]) -> Iterator[np.ndarray]:
+    for file in files:
+        yield np.load(file, allow_pickle=False)
+
+
+def _write_npz(images: Sequence[Path], boxes: Sequence[np.ndarray], files: Sequence[Path], file: BinaryIO) -> None:
+    """Write the table with one image's features in memory at a time."""
+    arrays = {"images": np.array([str(image) for image in images]), **_columns(boxes)}
+    first = next(_features(files))
+    header = {"descr": "<f4", "fortran_order": False, "shape": (len(arrays["image"]), first.shape[1])}
+    with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+        with archive.open("features.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array_header_1_0(member, header)
+            for features in _features(files):
+                member.write(features.astype("<f4").tobytes())
+
+
+def _write_parquet(images: Sequence[Path], boxes: Sequence[np.ndarray], files: Sequence[Path], file: BinaryIO) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    width = next(_features(files)).shape[1]
+    types = {"image": pa.string(), "index": pa.int32(), "boxes": pa.list_(pa.float32(), 4)}
+    schema = pa.schema({**types, "features": pa.list_(pa.float32(), width)})
+    with pq.ParquetWriter(file, schema) as writer:
+        for image, own, features in zip(images, boxes, _features(files), strict=True):
+            columns = [[str(image)] * len(own), np.arange(len(own)), own.tolist(), features.tolist()]
+            arrays = [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+
+
+if __name__ == "__main__":
+    run("embed")
