@@ -57,13 +57,13 @@ def main(argv: Sequence[str]) -> None:
     else:
         detector = Detector.from_workdir(args.workdir, step=args.step)
     parts = args.out.with_name(f"{args.out.name}.parts")
-    parts.mkdir(exist_ok=True)
     model = [str(path.resolve()) for path in (args.weights or args.workdir,)] + [args.step, args.layer, args.invalid]
     files = [_part(parts, image, own, model) for image, own in zip(args.images, boxes, strict=True)]
     waiting = [i for i, file in enumerate(files) if not file.exists()]
     rows = detector.embed_each(
         [args.images[i] for i in waiting], [boxes[i] for i in waiting], layer=args.layer, invalid=args.invalid
     )
+    parts.mkdir(exist_ok=True)
     progress = tqdm(
         zip(waiting, rows, strict=True), "embed", len(files), initial=len(files) - len(waiting), unit="image"
     )
