@@ -24,8 +24,10 @@ from frcnn_jax.errors import InputError, run_main
 PAIRWISE = ("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou")
 LOSSES = ("generalized_box_iou_loss", "distance_box_iou_loss", "complete_box_iou_loss")
 NMS = ("nms", "nms, clusters", "batched_nms")
-OPS = ("box_area", "box_convert", *PAIRWISE, *LOSSES, "clip_boxes_to_image", "remove_small_boxes", "masks_to_boxes")
-OPS = (*OPS, "sigmoid_focal_loss", *NMS)
+OPS = (
+    "box_area", "box_convert", *PAIRWISE, *LOSSES, "clip_boxes_to_image", "remove_small_boxes", "masks_to_boxes",
+    "sigmoid_focal_loss", *NMS,
+)  # fmt: skip
 
 Row = tuple[str, str, Run, Run]  # size, pass, ours, torchvision's
 

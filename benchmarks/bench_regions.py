@@ -15,7 +15,7 @@ from functools import partial
 
 import jax
 import numpy as np
-from bench_inputs import cpu_name
+from bench_inputs import Run, cpu_name
 from bench_ops import spread_boxes
 
 from frcnn_jax.cli import check_at_least, command_parser
@@ -36,12 +36,12 @@ def compare(network: str, images: int, repeat: int) -> None:
     sizes = [Sizes(144, 192) if network == "tiny" else Sizes()]
     records: Sequence[Record] = read_synthetic(split="val", images=images).records
     boxes = {record.image_id: np.clip(spread_boxes(2000, i), 0, 120) for i, record in enumerate(records)}
-    boxes = {name: own + np.float32([0, 0, 2, 2]) for name, own in boxes.items()}
+    boxes = {name: own + np.array([0, 0, 2, 2], np.float32) for name, own in boxes.items()}
     test = TestBatches(records, boxes, sizes, model.pixels, None)
     predict, step = make_predict_step(model), embed_step(model)
     loaded = [record.load() for record in records]
     regions = RegionBatches(loaded, list(boxes.values()), sizes, model.pixels)
-    runs = {
+    runs: dict[str, Run] = {
         "evaluation": partial(predict_split, predict, variables, test, model.num_classes),
         "embed": lambda: [rows.shape for rows in run_regions(step, variables, regions)],
     }
@@ -62,7 +62,7 @@ def print_memory(network: str, count: int, layer: str) -> None:
     model = get_network(network).build(20)
     variables = init_variables(model, jax.random.key(0))
     image = np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)
-    boxes = np.clip(spread_boxes(count), 0, 590) + np.float32([0, 0, 2, 2])
+    boxes = np.clip(spread_boxes(count), 0, 590) + np.array([0, 0, 2, 2], np.float32)
     began = time.perf_counter()
     batches = RegionBatches([image], [boxes], [Sizes()], model.pixels)
     (rows,) = run_regions(embed_step(model, layer=layer), variables, batches)

@@ -175,7 +175,8 @@ class Detector:
         if "" not in self._steps:
             self._steps[""] = classify_step(self._model, box_regression=self._options.box_regression)
         many = isinstance(image, list | tuple)
-        rows = self._rows(self._steps[""], *((image, boxes) if many else ([image], [boxes])), invalid)
+        images, boxes = (image, boxes) if many else ([image], [boxes])
+        rows = self._rows(self._steps[""], images, boxes, invalid)
         return list(rows) if many else next(rows)
 
     def embed(self, image: Any, boxes: Any, *, layer: str = "fc7", invalid: str = "raise") -> Any:

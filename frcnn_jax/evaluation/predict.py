@@ -76,7 +76,7 @@ class Detections(NamedTuple):
             import supervision  # deferred: optional
         except ImportError:
             raise InputError("to_supervision needs the package supervision: pip install supervision") from None
-        corners = self.boxes + np.float32([0, 0, 1, 1])
+        corners = self.boxes + np.array([0, 0, 1, 1], np.float32)
         return supervision.Detections(xyxy=corners, class_id=self.labels.astype(int), confidence=self.scores)
 
 

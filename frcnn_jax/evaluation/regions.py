@@ -19,7 +19,7 @@ from frcnn_jax.errors import InputError
 from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.models.pixels import PixelNorm
 from frcnn_jax.ops import boxes as box_ops
-from frcnn_jax.ops.boxes import as_float
+from frcnn_jax.ops.boxes import Array, as_float
 
 CHUNK = 2048  # regions that one program takes: bounds the memory
 POOLED = "pooled"
@@ -30,9 +30,9 @@ Rows = Any  # arrays with a row per region
 class RegionScores(NamedTuple):
     """What the network says of given regions."""
 
-    probabilities: np.ndarray  # (R, K + 1) float32, background first
-    logits: np.ndarray  # (R, K + 1) float32
-    boxes: np.ndarray  # (R, K, 4) float32: the region moved by each class's regression, clipped to the image
+    probabilities: Array  # (R, K + 1) float32, background first
+    logits: Array  # (R, K + 1) float32
+    boxes: Array  # (R, K, 4) float32: the region moved by each class's regression, clipped to the image
 
 
 class RegionStep(NamedTuple):
@@ -98,7 +98,8 @@ def _step(model: FastRCNN, rows: Callable[..., Rows]) -> RegionStep:
     def maps_of(variables: Any, batch: Batch) -> list[jax.Array]:
         images, sizes = batch["image"], batch["image_size"]
         scales = zip(images, sizes, strict=True) if isinstance(images, tuple) else [(images, sizes)]
-        return [model.apply(variables, *scale, method=FastRCNN.features) for scale in scales]
+        maps: Any = [model.apply(variables, *scale, method=FastRCNN.features) for scale in scales]
+        return maps
 
     @jax.jit
     def rows_of(variables: Any, maps: list[jax.Array], batch: Batch) -> Rows:
@@ -167,7 +168,7 @@ class RegionBatches:
             first = int(usable.argmin())
             corners = ", ".join(f"{v:g}" for v in boxes[first])
             raise InputError(f"{where}: box {first} ({corners}) {problems[first]}")
-        boxes = np.where(usable[:, None], boxes, np.float32([0, 0, 1, 1]))
+        boxes = np.where(usable[:, None], boxes, np.array([0, 0, 1, 1], np.float32))
         return prepare_test(image, boxes, sizes=self.sizes, pixels=self.pixels, spatial_scale=None), usable
 
 

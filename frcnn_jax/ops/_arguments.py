@@ -42,6 +42,11 @@ def with_leading_axes(out: jax.Array, features: Any) -> jax.Array:
     return out if len(lead) == 1 else out.reshape(*lead, *out.shape[1:])
 
 
+def map_size(features: jax.Array) -> tuple[int, int]:
+    """Return H and W of `(B, H, W, C)`."""
+    return features.shape[1], features.shape[2]
+
+
 def listed(features: jax.Array, rois: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return `(B, R, 4)` as `(K, 4)`, and the index `(K,)` of each one's map."""
     count = rois.shape[1]

@@ -119,7 +119,8 @@ def distance_box_iou(boxes1: Array, boxes2: Array, eps: float = 1e-7) -> Array:
         ValueError: An argument has another shape or is not numeric.
     """
     xp, boxes1, boxes2 = check_boxes(2, boxes1=boxes1, boxes2=boxes2)
-    return _distance_iou(xp, *_pairs(boxes1, boxes2), eps)[0]
+    a, b = _pairs(boxes1, boxes2)
+    return _distance_iou(xp, a, b, eps)[0]
 
 
 def complete_box_iou(boxes1: Array, boxes2: Array, eps: float = 1e-7) -> Array:

@@ -52,7 +52,7 @@ def partitioned(function: Callable[..., Any], rule: str, splittable: str, gather
 
     @jax.custom_batching.custom_vmap
     def over_mesh(*args: jax.Array) -> Any:
-        if jax.config.jax_disable_jit:
+        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return function(*args)
         types = [jax.typeof(arg) for arg in args]
         split = explicit_split(types)

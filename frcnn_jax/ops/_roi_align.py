@@ -28,6 +28,7 @@ from frcnn_jax.ops._arguments import (
     check_output,
     divide_exactly,
     listed,
+    map_size,
     rounded,
     varying_alike,
     widened,
@@ -73,7 +74,7 @@ def roi_align(
     maps, boxes = check_batched(features, rois, exact_rois=differentiable_boxes)
     size, scale = check_output(output_size, spatial_scale)
     ratio = _check_ratio(sampling_ratio, differentiable_boxes)
-    options = _Options(size, (scale,), ratio, bool(aligned), bool(differentiable_boxes), (maps.shape[1:3],))
+    options = _Options(size, (scale,), ratio, bool(aligned), bool(differentiable_boxes), (map_size(maps),))
     return with_leading_axes(_align_batch((maps,), boxes, options), features)
 
 
@@ -150,7 +151,7 @@ def multiscale_roi_align(
         raise ValueError(f"levels must agree in B, C and type, got {[(level.shape, level.dtype) for level in levels]}")
     size, _ = check_output(output_size, 1)
     scales = tuple(check_output(size, 1 / stride)[1] for stride in strides)
-    ratio, map_sizes = _check_ratio(sampling_ratio, False), tuple(level.shape[1:3] for level in levels)
+    ratio, map_sizes = _check_ratio(sampling_ratio, False), tuple(map(map_size, levels))
     options = _Options(size, scales, ratio, bool(aligned), False, map_sizes)
     return with_leading_axes(_align_batch(levels, boxes[0], options), maps[0])
 

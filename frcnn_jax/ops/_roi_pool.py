@@ -31,6 +31,7 @@ from frcnn_jax.ops._arguments import (
     check_output,
     divide_exactly,
     listed,
+    map_size,
     varying_alike,
     widened,
     with_leading_axes,
@@ -74,7 +75,7 @@ def roi_pool(
     if 0 in (*maps.shape, *boxes.shape):
         pooled = jnp.zeros((*boxes.shape[:2], *size, maps.shape[3]), maps.dtype)
     else:
-        pooled = _pool_maps(*varying_alike(maps, boxes), _Options(size, scale, method, maps.shape[1:3]))
+        pooled = _pool_maps(*varying_alike(maps, boxes), _Options(size, scale, method, map_size(maps)))
     return with_leading_axes(pooled, features)
 
 
