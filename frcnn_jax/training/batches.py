@@ -117,7 +117,12 @@ class TrainingBatches:
             `(B, 2)` (see `prepare_image`); "rois" `(B, R, 4)` in canvas pixels, "roi_mask" `(B, R)`, "labels" `(B, R)`
             int32, "box_targets" `(B, R, 4)`, normalised, 0 for background; "index" `(B,)`, the image's number in the
             run.
+
+        Raises:
+            IndexError: The run has no such step.
         """
+        if not 0 <= step < self.steps:
+            raise IndexError(f"step {step} of {self.steps}")
         per_epoch = len(self.plan(0))
         entries = self.plan(step // per_epoch)[step % per_epoch]
         process, processes = self.process

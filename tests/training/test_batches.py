@@ -331,3 +331,11 @@ def test_a_pyramid_by_hand():
     np.testing.assert_array_equal(batch["level"][0, :5], [1, 0, 0, 1, 1])
     np.testing.assert_array_equal(batch["scale"][0, :5], [1, 4, 4, 1, 1])
     np.testing.assert_array_equal(batch["rois"][0, :5], rois * [[1], [4], [4], [1], [1]])
+
+
+def test_iterating_ends_with_the_run():
+    batches = training_batches()
+    assert len(list(batches)) == len(batches)
+    for step in (-1, len(batches)):
+        with pytest.raises(IndexError):
+            batches[step]
