@@ -46,8 +46,10 @@ def test_given_boxes_are_classified_in_their_order(workdir, tmp_path):
     Image.fromarray(draw_scene(0, "test", 0).image).save(path)
     (tmp_path / "b.json").write_text(json.dumps({"0.png": boxes}))
     command = ("detect", "--workdir", workdir, path, "--out", tmp_path / "out", "--boxes", tmp_path / "b.json")
-    done = run_command(*command)
+    done = run_command(*command, "--score-threshold", 1.1)
     assert done.returncode == 0, done.stderr
+    picture = np.asarray(Image.open(tmp_path / "out" / "0.png"))
+    np.testing.assert_array_equal(picture, np.kron(Image.open(path), np.ones((3, 3, 1))))  # enlarged, no box is drawn
     assert done.stdout == f"3 boxes in 1 images: {tmp_path}/out/detections.json\n"
     found = json.loads((tmp_path / "out" / "detections.json").read_text())[str(path)]
     scores = Detector.from_workdir(workdir).classify(path, boxes)
