@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from frcnn_jax.cli import command_parser, run
 from frcnn_jax.data.records import load_image
-from frcnn_jax.data.region_files import read_regions, regions_of_images
+from frcnn_jax.data.region_files import read_regions
 from frcnn_jax.detector import Detector
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.pictures import draw_boxes
 from frcnn_jax.evaluation.predict import Detections
-from frcnn_jax.evaluation.regions import RegionScores
+from frcnn_jax.evaluation.regions import RegionScores, check_regions
 from frcnn_jax.files import check_folder, write_atomic, write_json
 
 
@@ -39,10 +39,12 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"--score-threshold must be finite, got {args.score_threshold}")
     check_folder(args.out)
     pictures = _picture_paths(args.images, args.out)
-    regions = regions_of_images(args.images, read_regions(args.boxes), args.boxes) if args.boxes else None
+    regions = read_regions(args.boxes, args.images) if args.boxes else None
     detector = Detector.from_workdir(args.workdir, step=args.step)
-    for path in args.images:
-        load_image(path)  # fail on an unreadable image before anything is written
+    for i, path in enumerate(args.images):  # fail on an unreadable image or a wrong box before anything is written
+        height, width, _ = load_image(path).shape
+        if regions is not None:
+            check_regions(regions[i], height, width, where=f"image {path}")
     args.out.mkdir(parents=True, exist_ok=True)
     results = {}
     for i, (path, picture) in enumerate(tqdm(pictures.items(), desc="detect", unit="image")):

@@ -16,17 +16,21 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
 from frcnn_jax.cli import command_parser, run
-from frcnn_jax.data.region_files import read_regions, regions_of_images
+from frcnn_jax.data.region_files import read_regions
 from frcnn_jax.detector import Detector
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import check_file, write_atomic
 from frcnn_jax.models.networks import NETWORKS
+from frcnn_jax.training.signals import interrupt_on_signals
+
+ROWS = 1024  # rows of a group in a .parquet file
 
 
 def main(argv: Sequence[str]) -> None:
@@ -46,29 +50,32 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     if (args.weights is None) != (args.network is None):
         raise InputError("--weights and --network belong together")
+    if args.weights and args.step is not None:
+        raise InputError("--step belongs to --workdir")
     if args.out.suffix not in (".npz", ".parquet"):
         raise InputError(f"--out {args.out}: expected a file *.npz or *.parquet")
     if args.out.suffix == ".parquet" and not find_spec("pyarrow"):
         raise InputError("--out *.parquet needs pyarrow: pip install pyarrow")
     check_file(args.out)
-    boxes = regions_of_images(args.images, read_regions(args.boxes), args.boxes)
+    boxes = read_regions(args.boxes, args.images)
     if args.weights:
         detector = Detector.from_weights(args.weights, network=args.network)
     else:
         detector = Detector.from_workdir(args.workdir, step=args.step)
     parts = args.out.with_name(f"{args.out.name}.parts")
-    model = [str(path.resolve()) for path in (args.weights or args.workdir,)] + [args.step, args.layer, args.invalid]
+    model = _digest(detector, args.layer, args.invalid)
     files = [_part(parts, image, own, model) for image, own in zip(args.images, boxes, strict=True)]
-    waiting = [i for i, file in enumerate(files) if not file.exists()]
+    waiting = [i for i, file in enumerate(files) if not _is_whole(file)]
     rows = detector.embed_each(
         [args.images[i] for i in waiting], [boxes[i] for i in waiting], layer=args.layer, invalid=args.invalid
     )
-    parts.mkdir(exist_ok=True)
     progress = tqdm(
         zip(waiting, rows, strict=True), "embed", len(files), initial=len(files) - len(waiting), unit="image"
     )
-    for i, features in progress:
-        write_atomic(files[i], partial(np.save, arr=features))
+    with interrupt_on_signals("run the same command to resume"):
+        for i, features in progress:
+            parts.mkdir(exist_ok=True)
+            write_atomic(files[i], partial(np.save, arr=features))
     write_atomic(
         args.out, partial(_write_npz if args.out.suffix == ".npz" else _write_parquet, args.images, boxes, files)
     )
@@ -76,14 +83,30 @@ def main(argv: Sequence[str]) -> None:
     print(f"{args.out}: features of {sum(map(len, boxes))} boxes in {len(boxes)} images")
 
 
-def _part(folder: Path, image: Path, boxes: np.ndarray, model: Sequence[Any]) -> Path:
+def _digest(detector: Detector, *options: str) -> bytes:
+    """Return a digest of the network, its weights and the options."""
+    digest = hashlib.sha256(repr((detector._model, detector._sizes, options)).encode())
+    for array in jax.tree.leaves(detector._variables):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.digest()
+
+
+def _part(folder: Path, image: Path, boxes: np.ndarray, model: bytes) -> Path:
     """Return the file of an image's features, whose name changes with all that they depend on."""
     try:
         content = hashlib.sha256(image.read_bytes())
     except OSError as error:
         raise InputError(f"{image}: can't be read ({error.strerror})") from None
-    content.update(boxes.tobytes() + repr(model).encode())
+    content.update(boxes.tobytes() + model)
     return folder / f"{content.hexdigest()[:32]}.npy"
+
+
+def _is_whole(file: Path) -> bool:
+    try:
+        np.load(file, mmap_mode="r", allow_pickle=False)
+    except (FileNotFoundError, ValueError, EOFError):
+        return False
+    return True
 
 
 def _columns(boxes: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -97,11 +120,11 @@ def _columns(boxes: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
 
 def _features(files: Sequence[Path]) -> Iterator[np.ndarray]:
     for file in files:
-        yield np.load(file, allow_pickle=False)
+        yield np.load(file, mmap_mode="r", allow_pickle=False)
 
 
 def _write_npz(images: Sequence[Path], boxes: Sequence[np.ndarray], files: Sequence[Path], file: BinaryIO) -> None:
-    """Write the table with one image's features in memory at a time."""
+    """Write the table without holding its features."""
     arrays = {"images": np.array([str(image) for image in images]), **_columns(boxes)}
     first = next(_features(files))
     header = {"descr": "<f4", "fortran_order": False, "shape": (len(arrays["image"]), first.shape[1])}
@@ -112,21 +135,26 @@ def _write_npz(images: Sequence[Path], boxes: Sequence[np.ndarray], files: Seque
         with archive.open("features.npy", "w", force_zip64=True) as member:
             np.lib.format.write_array_header_1_0(member, header)
             for features in _features(files):
-                member.write(features.astype("<f4").tobytes())
+                member.write(features.data)
 
 
 def _write_parquet(images: Sequence[Path], boxes: Sequence[np.ndarray], files: Sequence[Path], file: BinaryIO) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    def lists(rows: np.ndarray) -> pa.Array:
+        return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+
     width = next(_features(files)).shape[1]
     types = {"image": pa.string(), "index": pa.int32(), "boxes": pa.list_(pa.float32(), 4)}
     schema = pa.schema({**types, "features": pa.list_(pa.float32(), width)})
-    with pq.ParquetWriter(file, schema) as writer:
+    with pq.ParquetWriter(file, schema, use_dictionary=["image"]) as writer:
         for image, own, features in zip(images, boxes, _features(files), strict=True):
-            columns = [[str(image)] * len(own), np.arange(len(own)), own.tolist(), features.tolist()]
-            arrays = [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
-            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+            name = str(image).encode(errors="backslashreplace").decode()  # may not be UTF-8
+            for start in range(0, len(own), ROWS):
+                index = np.arange(start, min(start + ROWS, len(own)), dtype=np.int32)
+                columns = [pa.array([name] * len(index)), pa.array(index), lists(own[index]), lists(features[index])]
+                writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
 
 if __name__ == "__main__":

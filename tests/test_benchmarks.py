@@ -131,6 +131,19 @@ def test_bench_prints_shares_of_the_matrix_rate(load, monkeypatch, capsys):
     assert "a matrix product reaches 0 GFLOP/s; shares at 2.5e-07 TFLOP: ours 25%\n" in printed
 
 
+@pytest.mark.slow
+def test_bench_regions_compares_embed_with_evaluation_and_prints_memory(load, capsys):
+    bench = load("bench_regions")
+    bench.main(["--images", "2", "--repeat", "1"])
+    found = re.match(r"tiny: evaluation (\S+), embed (\S+) images/s, ratio (\S+); ", capsys.readouterr().out)
+    evaluation, embed, ratio = map(float, found.groups())
+    assert ratio == pytest.approx(embed / evaluation, rel=0.1)
+    for layer, columns in (("fc7", 128), ("classify", 21 + 21 + 80)):
+        bench.main(["--boxes", "20000", "--layer", layer])
+        result = re.search(r"without the (\S+) of the result", capsys.readouterr().out)[1]
+        assert float(result) == pytest.approx(20_000 * columns * 4 / 2**30, abs=0.006)
+
+
 @pytest.mark.nightly
 @pytest.mark.skipif(not (find_spec("torch") and find_spec("torchvision")), reason="needs the extra peers")
 @pytest.mark.parametrize(

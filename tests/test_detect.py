@@ -46,8 +46,10 @@ def test_given_boxes_are_classified_in_their_order(workdir, tmp_path):
     Image.fromarray(draw_scene(0, "test", 0).image).save(path)
     (tmp_path / "b.json").write_text(json.dumps({"0.png": boxes}))
     command = ("detect", "--workdir", workdir, path, "--out", tmp_path / "out", "--boxes", tmp_path / "b.json")
-    done = run_command(*command)
+    done = run_command(*command, "--score-threshold", 1.1)
     assert done.returncode == 0, done.stderr
+    picture = np.asarray(Image.open(tmp_path / "out" / "0.png"))
+    np.testing.assert_array_equal(picture, np.kron(Image.open(path), np.ones((3, 3, 1))))  # enlarged, no box is drawn
     assert done.stdout == f"3 boxes in 1 images: {tmp_path}/out/detections.json\n"
     found = json.loads((tmp_path / "out" / "detections.json").read_text())[str(path)]
     scores = Detector.from_workdir(workdir).classify(path, boxes)
@@ -59,5 +61,14 @@ def test_given_boxes_are_classified_in_their_order(workdir, tmp_path):
         np.testing.assert_allclose(record["box"], moved[best], atol=0.06)
         assert list(record["probabilities"]) == ["background", *CLASS_NAMES]
         np.testing.assert_allclose(list(record["probabilities"].values()), own, atol=1e-4)
-    (tmp_path / "b.json").write_text(json.dumps({"0.png": [[500, 0, 510, 10]]}))
-    assert f"image {path}: box 0 (500, 0, 510, 10) is outside the image" in run_command(*command).stderr
+
+
+def test_a_box_outside_its_image_is_named_and_nothing_is_written(workdir, tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(2)]
+    for path in paths:
+        Image.fromarray(draw_scene(0, "test", 0).image).save(path)
+    (tmp_path / "b.json").write_text(json.dumps({"0": [[20, 30, 90, 140]], "1": [[9, 9, 50, 50], [500, 0, 510, 10]]}))
+    command = ("detect", "--workdir", workdir, *paths, "--out", tmp_path / "out", "--boxes", tmp_path / "b.json")
+    problem = f"image {paths[1]}: box 1 (500, 0, 510, 10) is outside the image of 192 x 144"
+    assert run_command(*command).stderr == f"error: {problem}\n"
+    assert not (tmp_path / "out").exists()

@@ -1,14 +1,20 @@
+import atexit
 import json
+import os
+import signal
+import time
 
 import numpy as np
 import pytest
 from examples import run_command
 from PIL import Image
 
+from frcnn_jax import embed
 from frcnn_jax.data.synthetic import draw_scene
 from frcnn_jax.detector import Detector
-from frcnn_jax.models.weight_files import write_weights
+from frcnn_jax.models.weight_files import read_weights, write_weights
 from frcnn_jax.models.weights import canonical_arrays
+from frcnn_jax.workdir import load_variables, read_config
 
 BOXES = {"0": [[0, 0, 100, 80], [20, 30, 90, 140]], "1": [], "2": [[5, 5, 60, 60]]}
 
@@ -37,47 +43,108 @@ def test_a_row_per_box(workdir, given, tmp_path):
     assert not (tmp_path / "f.npz.parts").exists()
 
 
-def test_an_interrupted_run_resumes(workdir, given, tmp_path):
-    """The second image is broken at first; what the first one gave is kept, unless what it depends on changes."""
+@pytest.fixture
+def interrupted(workdir, given, tmp_path):
+    """The command of a run that ended at a broken second image, which is whole again, and the first one's features."""
     paths, boxes = given
+    arrays = canonical_arrays(load_variables(workdir, read_config(workdir))[1]["params"], roi_size=(6, 6))
+    write_weights(tmp_path / "w.npz", arrays)
     good = paths[1].read_bytes()
     paths[1].write_bytes(b"no image")
-    command = ("embed", "--workdir", workdir, *paths, "--boxes", boxes, "--out", tmp_path / "f.npz")
+    command = ("embed", "--weights", tmp_path / "w.npz", "--network", "tiny", *paths, "--boxes", boxes)
+    command += ("--out", tmp_path / "f.npz")
     done = run_command(*command)
     assert done.returncode == 1
     assert f"{paths[1]}: can't be read as an image" in done.stderr.splitlines()[-1]
+    paths[1].write_bytes(good)
     (part,) = (tmp_path / "f.npz.parts").iterdir()
     np.save(part, np.load(part) + 1)  # seen to be taken
-    paths[1].write_bytes(good)
-    assert run_command(*command).returncode == 0
-    expected = Detector.from_workdir(workdir).embed(paths[0], BOXES["0"])
-    features = np.load(tmp_path / "f.npz")["features"]
-    np.testing.assert_allclose(features[:2], expected + 1, atol=1e-5)
-    boxes.write_text(json.dumps(BOXES | {"0": BOXES["0"][::-1]}))
-    assert run_command(*command).returncode == 0
-    np.testing.assert_allclose(np.load(tmp_path / "f.npz")["features"][:2], expected[::-1], atol=1e-5)
+    return command, np.load(part) - 1
 
 
-def test_pretrained_weights(model_and_variables, given, tmp_path):
-    paths, boxes = given
-    arrays = canonical_arrays(model_and_variables[1]["params"], roi_size=(6, 6))
-    write_weights(tmp_path / "w.npz", arrays)
-    command = ("embed", "--weights", tmp_path / "w.npz", *paths, "--boxes", boxes, "--out", tmp_path / "f.npz")
-    done = run_command(*command, "--network", "tiny", "--layer", "pooled")
+def first_features(command):
+    done = run_command(*command)
     assert done.returncode == 0, done.stderr
-    assert np.load(tmp_path / "f.npz")["features"].shape == (3, 6 * 6 * 64)
-    assert "--weights and --network belong together" in run_command(*command).stderr
+    out = command[command.index("--out") + 1]
+    assert not out.with_name("f.npz.parts").exists()
+    return np.load(out)["features"][:2]
 
 
-def test_parquet(workdir, given, tmp_path):
+def test_an_interrupted_run_resumes(interrupted):
+    command, expected = interrupted
+    np.testing.assert_allclose(first_features(command), expected + 1, atol=1e-5)
+
+
+def other_boxes(tmp_path):
+    (tmp_path / "b.json").write_text(json.dumps(BOXES | {"0": BOXES["0"][::-1]}))
+    return lambda rows: rows[::-1]
+
+
+def other_weights(tmp_path):
+    arrays = read_weights(tmp_path / "w.npz")
+    (tmp_path / "w.npz").unlink()
+    write_weights(
+        tmp_path / "w.npz", arrays | {f"fc7.{kind}": 2 * arrays[f"fc7.{kind}"] for kind in ("weight", "bias")}
+    )
+    return lambda rows: 2 * rows
+
+
+def damage(tmp_path):
+    (part,) = (tmp_path / "f.npz.parts").iterdir()
+    part.write_bytes(part.read_bytes()[:-4])
+    return lambda rows: rows
+
+
+@pytest.mark.parametrize("change", [other_boxes, other_weights, damage])
+def test_what_depends_on_a_change_is_computed_again(interrupted, tmp_path, change):
+    command, features = interrupted
+    expected = change(tmp_path)(features)
+    np.testing.assert_allclose(first_features(command), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_layers_and_invalid_boxes(interrupted, given):
+    command, features = interrupted
+    _, boxes = given
+    assert first_features((*command, "--layer", "pooled")).shape == (2, 6 * 6 * 64)
+    boxes.write_text(json.dumps(BOXES | {"0": [BOXES["0"][0], [300, 0, 310, 9]]}))
+    done = run_command(*command)
+    assert done.stderr.endswith("box 1 (300, 0, 310, 9) is outside the image of 192 x 144\n")
+    found = first_features((*command, "--invalid", "nan"))
+    np.testing.assert_allclose(found[0], features[0], atol=1e-5)
+    assert np.isnan(found[1]).all()
+
+
+def test_a_signal_ends_the_run_with_status_75(workdir, given, tmp_path, monkeypatch):
+    paths, boxes = given
+
+    def kill_after_one(*_, **__):
+        yield np.ones((2, 128), np.float32)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    monkeypatch.setattr(Detector, "embed_each", kill_after_one)
+    monkeypatch.setattr(atexit, "register", lambda *_: None)
+    done = run_command("embed", "--workdir", workdir, *paths, "--boxes", boxes, "--out", tmp_path / "f.npz")
+    assert done.returncode == 75
+    assert done.stderr.endswith("interrupted: run the same command to resume\n")
+    assert len(list((tmp_path / "f.npz.parts").iterdir())) == 1
+
+
+def test_parquet(workdir, given, tmp_path, monkeypatch):
     parquet = pytest.importorskip("pyarrow.parquet")
     paths, boxes = given
-    done = run_command("embed", "--workdir", workdir, *paths, "--boxes", boxes, "--out", tmp_path / "f.parquet")
+    monkeypatch.setattr(embed, "ROWS", 1)
+    command = ("embed", "--workdir", workdir, *paths, "--boxes", boxes, "--out", tmp_path / "f.parquet")
+    done = run_command(*command)
     assert done.returncode == 0, done.stderr
     table = parquet.read_table(tmp_path / "f.parquet").to_pydict()
     assert table["image"] == [str(paths[i]) for i in (0, 0, 2)]
-    expected = Detector.from_workdir(workdir).embed(paths[2], BOXES["2"])
-    np.testing.assert_allclose(table["features"][2], expected[0], atol=1e-5)
+    assert table["index"] == [0, 1, 0]
+    assert table["boxes"] == BOXES["0"] + BOXES["2"]
+    expected = Detector.from_workdir(workdir).embed(list(paths), list(BOXES.values()))
+    np.testing.assert_allclose(table["features"], np.concatenate(expected), atol=1e-5)
+    monkeypatch.setattr(embed, "find_spec", {"pyarrow": None}.get)
+    assert run_command(*command).stderr == "error: --out *.parquet needs pyarrow: pip install pyarrow\n"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +154,8 @@ def test_parquet(workdir, given, tmp_path):
         ({"--boxes": "missing.json"}, "missing.json: no such file"),
         ({"--layer": "fc8"}, "layer must be one of pooled, fc6, fc7, got 'fc8'"),
         ({"--workdir": "missing"}, "missing: no config.json"),
-        ({"--out": "missing/f.npz"}, "missing"),
+        ({"--out": "missing/f.npz"}, "missing/f.npz: the folder does not exist"),
+        ({"--network": "tiny"}, "--weights and --network belong together"),
     ],
 )
 def test_mistakes(workdir, given, tmp_path, monkeypatch, changes, text):
@@ -98,4 +166,12 @@ def test_mistakes(workdir, given, tmp_path, monkeypatch, changes, text):
     assert done.returncode == 1
     assert text in done.stderr.splitlines()[-1]
     assert done.stderr.splitlines()[-1].startswith("error: ")
-    assert not (tmp_path / "f.npz").exists()
+    assert not list(tmp_path.glob("f.*"))
+
+
+def test_a_step_is_of_a_workdir(given):
+    paths, boxes = given
+    done = run_command(
+        "embed", "--weights", "w", "--network", "tiny", "--step", 1, *paths, "--boxes", boxes, "--out", "f.npz"
+    )
+    assert done.stderr == "error: --step belongs to --workdir\n"

@@ -4,9 +4,8 @@ Shape letters: B images, R regions, K foreground classes, D features.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -110,21 +109,29 @@ def _step(model: FastRCNN, rows: Callable[..., Rows]) -> RegionStep:
     return RegionStep(maps_of, rows_of)
 
 
-def check_regions(boxes: Any, height: int, width: int, *, name: str = "boxes") -> tuple[np.ndarray, np.ndarray]:
-    """Return boxes as `(R, 4)` float32, and what is wrong with each: an array of texts, empty for a usable box.
+def check_regions(
+    boxes: Any, height: int, width: int, *, where: str, invalid: str = "raise"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return boxes as `(R, 4)` float32, and `(R,)` bool: which of them are usable.
 
     Raises:
-        InputError: The array has another shape or does not hold numbers.
+        InputError: The array has another shape or does not hold numbers, or `invalid` is "raise" and a box is outside
+            the image, of no area or not finite.
     """
-    boxes = np.asarray(as_float(np.asarray(boxes) if len(boxes) else np.zeros((0, 4)), name), np.float32)
+    boxes = np.asarray(as_float(np.asarray(boxes) if len(boxes) else np.zeros((0, 4)), f"boxes of {where}"), np.float32)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise InputError(f"{name} must be (R, 4), got {boxes.shape}")
+        raise InputError(f"boxes of {where} must be (R, 4), got {boxes.shape}")
     x1, y1, x2, y2 = boxes.T
     problems = np.full(len(boxes), "", object)
     problems[(x2 < 0) | (y2 < 0) | (x1 > width - 1) | (y1 > height - 1)] = f"is outside the image of {width} x {height}"
     problems[(x2 <= x1) | (y2 <= y1)] = "has no area"
     problems[~np.isfinite(boxes).all(axis=1)] = "is not finite"
-    return boxes, problems
+    usable = problems == ""
+    if invalid == "raise" and not usable.all():
+        first = int(usable.argmin())
+        corners = ", ".join(f"{v:g}" for v in boxes[first])
+        raise InputError(f"{where}: box {first} ({corners}) {problems[first]}")
+    return boxes, usable
 
 
 @dataclass(frozen=True)
@@ -162,12 +169,7 @@ class RegionBatches:
         given = self.images[i]
         where = f"image {given if isinstance(given, str) or hasattr(given, '__fspath__') else i}"
         image = check_image(read_image(given))
-        boxes, problems = check_regions(self.boxes[i], *image.shape[:2], name=f"boxes of {where}")
-        usable = problems == ""
-        if self.invalid == "raise" and not usable.all():
-            first = int(usable.argmin())
-            corners = ", ".join(f"{v:g}" for v in boxes[first])
-            raise InputError(f"{where}: box {first} ({corners}) {problems[first]}")
+        boxes, usable = check_regions(self.boxes[i], *image.shape[:2], where=where, invalid=self.invalid)
         boxes = np.where(usable[:, None], boxes, np.array([0, 0, 1, 1], np.float32))
         return prepare_test(image, boxes, sizes=self.sizes, pixels=self.pixels, spatial_scale=None), usable
 
@@ -180,19 +182,30 @@ def run_regions(step: RegionStep, variables: Any, batches: RegionBatches) -> Ite
     ahead = prefetch(batches) if len(batches) > 1 else map(batches.__getitem__, range(len(batches)))
     for batch, usable in ahead:
         maps = step.maps(variables, {name: batch[name] for name in ("image", "image_size")})
-        parts: list[Rows] = []
-        running: deque[Rows] = deque()
-        for start in range(0, batch["rois"].shape[1], CHUNK):
-            running.append(step.rows(variables, maps, _chunk(batch, slice(start, start + CHUNK))))
-            if len(running) > 1:
-                parts.append(jax.device_get(running.popleft()))
-        parts += map(jax.device_get, running)
-        yield jax.tree.map(partial(_join, usable=usable), *parts)
+        yield _join(_parts(step, variables, maps, batch), usable)
 
 
-def _join(*parts: np.ndarray, usable: np.ndarray) -> np.ndarray:
-    rows = np.concatenate(parts)[: len(usable)]
-    rows[~usable] = np.nan
+def _parts(step: RegionStep, variables: Any, maps: Any, batch: Batch) -> Iterator[Rows]:
+    """Yield the rows of one chunk of regions after another; the next chunk runs meanwhile."""
+    running: deque[Rows] = deque()
+    for start in range(0, batch["rois"].shape[1], CHUNK):
+        running.append(step.rows(variables, maps, _chunk(batch, slice(start, start + CHUNK))))
+        if len(running) > 1:
+            yield jax.device_get(running.popleft())
+    yield jax.device_get(running.popleft())
+
+
+def _join(parts: Iterable[Rows], usable: np.ndarray) -> Rows:
+    """Return the rows of all chunks, NaN where a region isn't usable, holding no chunk beside them."""
+    rows: Rows = None
+    for i, part in enumerate(parts):
+        if rows is None:
+            rows = jax.tree.map(lambda own: np.empty((len(usable), *own.shape[1:]), own.dtype), part)
+        for whole, own in zip(jax.tree.leaves(rows), jax.tree.leaves(part), strict=True):
+            place = whole[i * CHUNK : (i + 1) * CHUNK]
+            place[:] = own[: len(place)]
+    for whole in jax.tree.leaves(rows):
+        whole[~usable] = np.nan
     return rows
 
 

@@ -1,5 +1,7 @@
 """Scores and features of given regions."""
 
+import weakref
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation import regions
 from frcnn_jax.evaluation.predict import DetectionOptions
 from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables
+from frcnn_jax.models.pixels import PixelNorm
 from frcnn_jax.models.weight_files import write_weights
 from frcnn_jax.models.weights import canonical_arrays
 
@@ -77,6 +80,24 @@ def test_chunks_change_nothing(detector, rng, monkeypatch):
     monkeypatch.setattr(regions, "CHUNK", 512)
     for part, expected in zip(detector.classify(IMAGE, boxes), whole, strict=True):
         np.testing.assert_allclose(part, expected, atol=1e-4)
+
+
+def test_few_chunks_are_in_memory_at_a_time(monkeypatch):
+    monkeypatch.setattr(regions, "CHUNK", 512)
+    alive, most = [], []
+
+    def rows(variables, maps, batch):
+        made = np.repeat(batch["rois"][0, :, :1], 3, axis=1)
+        alive.append(weakref.ref(made))
+        most.append(sum(ref() is not None for ref in alive))
+        return made
+
+    boxes = np.float32([[0, 0, 100, 100]]) + np.arange(5000)[:, None] % 90
+    batches = regions.RegionBatches([IMAGE], [boxes], SIZES, PixelNorm())
+    (found,) = regions.run_regions(regions.RegionStep(lambda *_: None, rows), None, batches)
+    np.testing.assert_allclose(found, np.repeat(boxes[:, :1], 3, axis=1))
+    assert len(most) == 10
+    assert max(most) <= 3
 
 
 def test_a_pyramid_pools_each_box_at_its_scale(model_and_variables, rng):
