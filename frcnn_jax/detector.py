@@ -1,5 +1,6 @@
 """`Detector`, a trained network applied to single images."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -160,8 +161,8 @@ class Detector:
             image: A path, a PIL image or `(H, W, 3)` uint8 RGB, or a list of images, which are decoded ahead.
             boxes: `(R, 4)` (x1, y1, x2, y2) in pixels of the image, an array or a list; a list of those for a list of
                 images. R may be 0 and is not limited: regions run in chunks.
-            invalid: What to do with a box outside the image, of no area or not finite: "raise" an error, or give it a
-                row of "nan".
+            invalid: What to do with a box that is outside the image or not finite, or has x2 <= x1 or y2 <= y1: "raise"
+                an error, or give it a row of "nan". A box partly outside is taken as it is.
 
         Returns:
             Probabilities and logits `(R, K + 1)`, background first, and boxes `(R, K, 4)` moved by each class's
@@ -214,6 +215,13 @@ class Detector:
         if layer not in self._steps:
             self._steps[layer] = embed_step(self._model, layer=layer)
         return self._rows(self._steps[layer], images, boxes, invalid)
+
+    def digest(self) -> bytes:
+        """Return a digest of the network, its variables and the image sizes, on which features depend."""
+        digest = hashlib.sha256(repr((self._model, self._sizes)).encode())
+        for array in jax.tree.leaves(self._variables):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.digest()
 
     def _check_trained(self, layer: str) -> None:
         if layer in self._untrained:

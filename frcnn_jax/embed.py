@@ -18,7 +18,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -63,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
     else:
         detector = Detector.from_workdir(args.workdir, step=args.step)
     parts = args.out.with_name(f"{args.out.name}.parts")
-    model = _digest(detector, args.layer, args.invalid)
+    model = detector.digest() + repr((args.layer, args.invalid)).encode()
     files = [_part(parts, image, own, model) for image, own in zip(args.images, boxes, strict=True)]
     waiting = [i for i, file in enumerate(files) if not _is_whole(file)]
     rows = detector.embed_each(
@@ -81,14 +80,6 @@ def main(argv: Sequence[str]) -> None:
     )
     shutil.rmtree(parts)
     print(f"{args.out}: features of {sum(map(len, boxes))} boxes in {len(boxes)} images")
-
-
-def _digest(detector: Detector, *options: str) -> bytes:
-    """Return a digest of the network, its weights and the options."""
-    digest = hashlib.sha256(repr((detector._model, detector._sizes, options)).encode())
-    for array in jax.tree.leaves(detector._variables):
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.digest()
 
 
 def _part(folder: Path, image: Path, boxes: np.ndarray, model: bytes) -> Path:
