@@ -309,8 +309,8 @@ def _distance_iou(xp, a, b, eps, union_eps=0.0):
     """Return the distance IoU and the IoU."""
     overlap, union, width, height = _measure(xp, a, b)
     iou = overlap / (union + union_eps)
-    offset = (a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]) / 2
-    return iou - (offset**2).sum(axis=-1) / (width**2 + height**2 + eps), iou
+    dx, dy = ((a[..., i] + a[..., i + 2] - b[..., i] - b[..., i + 2]) / 2 for i in (0, 1))
+    return iou - (dx**2 + dy**2) / (width**2 + height**2 + eps), iou
 
 
 def _aspect_term(xp, a, b, iou, eps):

@@ -97,15 +97,34 @@ def test_tiles_do_not_show(count, spread, rng):
         assert selected(nms(boxes, scores, iou_threshold=0.4, max_outputs=most)) == expected[:most]
 
 
-def test_classes_do_not_suppress_each_other(rng):
-    boxes = np.sort(rng.uniform(0, 60, (90, 2, 2)), axis=1).reshape(90, 4).astype(np.float32)
-    scores, classes = rng.permutation(90).astype(np.float32), rng.integers(-1, 3, 90)
-    found = selected(batched_nms(boxes, scores, classes, iou_threshold=0.3, max_outputs=90))
-    assert found == sorted(found, key=lambda i: -scores[i])
-    for k in range(-1, 3):
+@pytest.mark.parametrize("classes", [1, 3, 40, 1000])
+def test_classes_do_not_suppress_each_other(classes, rng):
+    """Tiles of 64 boxes hold a part of a class, or several classes."""
+    boxes = np.sort(rng.uniform(0, 60, (500, 2, 2)), axis=1).reshape(500, 4).astype(np.float32)
+    scores, classes = rng.integers(0, 100, 500).astype(np.float32), rng.integers(-1, classes - 1, 500)
+    expected = []
+    for k in np.unique(classes):
         (own,) = np.nonzero(classes == k)
-        expected = [own[i] for i in naive_nms(boxes[own], scores[own], 0.3)]
-        assert [i for i in found if classes[i] == k] == expected
+        expected += [own[i] for i in naive_nms(boxes[own], scores[own], 0.3)]
+    expected.sort(key=lambda i: (-scores[i], i))
+    for most in (1, 10, len(expected), 600):
+        found = batched_nms(boxes, scores, classes, iou_threshold=0.3, max_outputs=most)
+        assert selected(found) == expected[:most]
+
+
+@given(st.integers(1, 30), st.randoms(use_true_random=False))
+def test_equal_scores_keep_their_order_whatever_the_class(count, random):
+    scores = np.float32([random.choice([-np.inf, -1.5, -0.0, 0.0, 1e-40, 2, 3e38]) for _ in range(count)])
+    for dtype in (np.int8, np.uint8, np.int32, np.uint32):
+        classes = np.array([random.choice([-2, -1, 0, 255]) for _ in range(count)]).astype(dtype)
+        found = _nms._order(jnp.asarray(classes), jnp.asarray(scores))
+        np.testing.assert_array_equal(found, np.lexsort((scores, classes)))
+
+
+def test_the_order_of_more_boxes_than_16_bits_count(rng):
+    scores = rng.integers(0, 1000, (1 << 16) + 1).astype(np.float32)
+    for some in (scores, scores[1:]):
+        np.testing.assert_array_equal(_nms._order(jnp.asarray(some)), np.argsort(some, kind="stable"))
 
 
 def test_wrong_classes():
