@@ -51,7 +51,7 @@ def clustered_boxes(count: int, seed: int = 0) -> np.ndarray:
 def passes(
     size: str, ours: Callable[..., Any], theirs: Callable[..., Any], arrays: Sequence[np.ndarray], gradient: bool
 ) -> Iterator[Row]:
-    """Yield the forward pass, and with `gradient` both passes; the derivative is by the first array."""
+    """Yield the forward pass, and with `gradient` both: the result, and its gradient pulled back to the first array."""
     jax_arrays, tensors = [jnp.asarray(a) for a in arrays], [torch.from_numpy(a) for a in arrays]
     forward = jax.jit(ours)
 
@@ -61,15 +61,23 @@ def passes(
 
     yield size, "forward", lambda: jax.block_until_ready(forward(*jax_arrays)), peer_forward
     if gradient:
-        both = jax.jit(jax.value_and_grad(lambda *arrays: ours(*arrays).sum()))
-        first = tensors[0].clone().requires_grad_()
+        pulled = np.random.default_rng(2).random(forward(*jax_arrays).shape, np.float32)
+
+        @jax.jit
+        def both(pulled: jax.Array, first: jax.Array, *rest: jax.Array) -> tuple[jax.Array, jax.Array]:
+            result, pull_back = jax.vjp(lambda first: ours(first, *rest), first)
+            return result, *pull_back(pulled)
+
+        leaf, pulled_tensor = tensors[0].clone().requires_grad_(), torch.from_numpy(pulled)
 
         def peer_both() -> Any:
-            first.grad = None
-            theirs(first, *tensors[1:]).sum().backward()
-            return first.grad
+            leaf.grad = None
+            result = theirs(leaf, *tensors[1:])
+            result.backward(pulled_tensor)
+            return result, leaf.grad
 
-        yield size, "forward+backward", lambda: jax.block_until_ready(both(*jax_arrays)), peer_both
+        pulled_array = jnp.asarray(pulled)
+        yield size, "forward+backward", lambda: jax.block_until_ready(both(pulled_array, *jax_arrays)), peer_both
 
 
 def rows(op: str) -> Iterator[Row]:
