@@ -808,41 +808,6 @@ def test_arrays_and_subjects_are_positional_and_all_else_is_keyword_only(name):
             assert parameter.name in ARRAYS | SUBJECTS, parameter
 
 
-POOLING = {"output_size": (7, 7), "spatial_scale": 1 / 16}
-PAPERS_DEFAULTS = {
-    **dict.fromkeys(("RoIPool", "roi_pool", "roi_pool_flat", "roi_align", "roi_align_flat"), POOLING),
-    "Sizes": {"shorter": 600, "longer": 1000},
-    "PixelNorm": {"order": "BGR", "mean": (102.9801, 115.9465, 122.7717), "std": (1, 1, 1)},
-    "FastRCNN": {"pixels": PixelNorm(), "classifier": "softmax"},
-    "FastRCNN.__call__": {"train": False},
-    "FullyConnectedHead": {"features": (4096, 4096), "ranks": (0, 0), "std": 0.005, "dropout": 0.5},
-    "FullyConnectedHead.__call__": {"train": False},
-    "LayerBackbone": {"spatial_scale": 1 / 16, "dtype": jnp.float32},
-    "Network": {"spatial_scale": 1 / 16, "pixels": PixelNorm(), "fc_std": 0.005, "dropout": 0.5},
-    "TrainingBatches": {"images_per_batch": 2, "rois_per_image": 64, "fg_fraction": 0.25, "fg_iou": 0.5, "flip": True}
-    | {"bg_iou": (0.1, 0.5), "seed": 0, "process": (0, 1)},
-    "sample": {"fg_fraction": 0.25, "fg_iou": 0.5, "bg_iou": (0.1, 0.5)},
-    "target_statistics": {"fg_iou": 0.5, "flip": True},
-    "caffe_sgd": {"momentum": 0.9, "weight_decay": 0.0005, "decay_biases": False},
-    "step_schedule": {"factor": 0.1, "warmup_steps": 0},
-    "make_train_step": {"box_loss_weight": 1, "accumulate": 1},
-    "train_step": {"box_loss_weight": 1, "accumulate": 1, "axis_name": "device"},
-    "DetectionOptions": {"nms_iou": 0.3, "candidates": 100, "box_regression": True},
-    "Detector": {"sizes": (Sizes(),), "options": DetectionOptions(), "proposal_mode": "fast", "max_proposals": 2000},
-    "Detector.__call__": {"score_threshold": 0.05, "max_detections": 100},
-    "Evaluator": {"options": DetectionOptions()},
-    "Evaluator.__call__": {"metric": "voc07_11point", "iou_threshold": 0.5},
-    "load_proposals": {"mode": "fast", "max_boxes": 2000},
-    "selective_search": {"mode": "fast", "max_boxes": 2000},
-}
-
-
-@pytest.mark.parametrize("name", PAPERS_DEFAULTS)
-def test_defaults_are_the_papers(name):
-    parameters = inspect.signature(public(name)).parameters
-    assert {key: parameters[key].default for key in PAPERS_DEFAULTS[name]} == PAPERS_DEFAULTS[name]
-
-
 def test_dropout_without_a_key_is_flax_s_own_error():
     model, inputs = TINY._replace(dropout=0.5).build(2), (BATCH["image"], BATCH["image_size"], BATCH["rois"])
     variables = frcnn_jax.init_variables(model, KEY)

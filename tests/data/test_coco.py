@@ -40,14 +40,22 @@ def test_reads_by_hand(tmp_path):
         record.load()
 
 
+def test_category_ids_may_be_text(tmp_path):
+    categories = [{"id": "10", "name": "cat"}, {"id": "9", "name": "dog"}]  # 9 is before 10
+    path = write_coco(tmp_path, [annotation(category_id=10)], categories=categories)
+    dataset = read_coco(path, image_dir=tmp_path)
+    assert dataset.class_names == ("dog", "cat")
+    assert dataset.records[0].labels.tolist() == [2]
+
+
 @pytest.mark.parametrize(
     ("bad", "text"),
     [
         (annotation(bbox=(0, 0, 0, 5)), r"image 7 \(a\.jpg\): annotation 1: bbox \[0, 0, 0, 5\].*50 x 40 image"),
-        (annotation(bbox=(45, 0, 10, 5)), r"bbox \[45, 0, 10, 5\]"),
-        (annotation(bbox=(0, 35, 5, 10)), r"bbox \[0, 35, 5, 10\]"),
-        (annotation(bbox=(-2, 0, 10, 5)), r"bbox \[-2, 0, 10, 5\]"),
-        (annotation(bbox=(0, -2, 10, 5)), r"bbox \[0, -2, 10, 5\]"),
+        (annotation(bbox=(41.1, 0, 10, 5)), r"bbox \[41.1, 0, 10, 5\]"),
+        (annotation(bbox=(0, 31.1, 5, 10)), r"bbox \[0, 31.1, 5, 10\]"),
+        (annotation(bbox=(-1.1, 0, 10, 5)), r"bbox \[-1.1, 0, 10, 5\]"),
+        (annotation(bbox=(0, -1.1, 10, 5)), r"bbox \[0, -1.1, 10, 5\]"),
         (annotation(bbox=(0, 0, float("nan"), 5)), "bbox .0, 0, nan, 5"),
         (annotation(bbox="abc"), "bbox must be four numbers"),
         (annotation(bbox=(1, 2, 3)), "bbox must be four numbers"),
@@ -62,6 +70,13 @@ def test_names_the_image_and_the_box(tmp_path, bad, text):
     problems = []
     (record,) = read_coco(path, image_dir=tmp_path, on_problem=problems.append).records
     assert len(record.boxes) == len(problems) == 1
+
+
+def test_boxes_one_pixel_beyond_the_image_are_clipped(tmp_path):
+    boxes = [(-1, 0, 10, 5), (0, -1, 10, 5), (41, 0, 10, 5), (0, 31, 5, 10)]  # of an image of 50 x 40
+    path = write_coco(tmp_path, [annotation(i, bbox=box) for i, box in enumerate(boxes)])
+    (record,) = read_coco(path, image_dir=tmp_path).records
+    assert record.boxes.tolist() == [[0, 0, 8, 4], [0, 0, 9, 3], [41, 0, 49, 4], [0, 31, 4, 39]]
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,8 @@ def test_page_by_hand(tmp_path):
     ):
         assert caption in page.text
     assert "0.950" not in page.text  # on a difficult object
+    for colour in KINDS.values():  # in the table's head and in the meanings
+        assert page.attributes.count(("style", f"background:{colour}")) == 2
     # precisions 1, 1/2, 1/3, 1/4 at recall 1/2, then 2/5 at 1, in half units of a plot of 200 x 140 at (30, 10)
     assert ("points", "130,10 130,80 130,103.5 130,115 230,94") in page.attributes
 

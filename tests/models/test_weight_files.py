@@ -61,9 +61,10 @@ def test_a_trained_caffemodel_is_read_completely(old, tmp_path, rng):
     assert_same_network(read, arrays, rng)
 
 
-def test_blobs_of_doubles_and_of_single_floats(tmp_path):
-    dims = message(7, message(1, varint(1) + varint(300)))
-    values = np.arange(300) / 3
+@pytest.mark.parametrize("count", [127, 128, 300])  # of one and of two digits
+def test_blobs_of_doubles_and_of_single_floats(count, tmp_path):
+    dims = message(7, message(1, varint(1) + varint(count)))
+    values = np.arange(count) / 3
     doubles = message(8, values.astype("<f8").tobytes())
     singles = b"".join(varint(5 << 3 | 5) + value.tobytes() for value in values.astype("<f4"))  # not packed
     net = message(100, message(1, b"fc6") + message(7, dims + doubles) + message(7, dims + singles))

@@ -16,6 +16,7 @@ from PIL import Image
 
 from frcnn_jax.data.synthetic import read_synthetic
 from frcnn_jax.errors import InputError
+from frcnn_jax.proposals import cluster
 from frcnn_jax.proposals.cluster import dask_executor
 from frcnn_jax.proposals.search import MODES, cached_selective_search, search_images, selective_search
 
@@ -189,6 +190,14 @@ def test_says_that_a_cache_is_of_another_version(images, tmp_path, capsys):
         with ThreadPoolExecutor(1) as executor:
             search_images(first, cache_dir=tmp_path, max_boxes=60, executor=executor)
         assert ("has selective_search-fast-60-cv3.4.1 but not sel" in capsys.readouterr().err) == said
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(ValueError("lost a worker\nat once"), "lost a worker"), (ValueError(), "ValueError")],
+)
+def test_an_error_of_a_cluster_is_one_line(error, line):
+    assert cluster._first_line(error) == line
 
 
 def test_nobody_answers():

@@ -136,6 +136,14 @@ def test_resizing_is_bilinear_by_the_factor(size, scale, resized):
     np.testing.assert_allclose(batch["image"][: resized[0], : resized[1]], expected, atol=0.01)
 
 
+@pytest.mark.parametrize("shape", [(4,), (1, 4), (2, 3), (2, 4, 1)])
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_box_stats_of_another_shape(name, shape):
+    """Of one class and background."""
+    with pytest.raises(InputError, match=r"box_stats must be \(K \+ 1, 4\) with K of at least 1"):
+        training_batches(box_stats={**STATS, name: np.ones(shape)})
+
+
 def test_every_image_comes_once_each_way_in_an_epoch():
     batches = training_batches()
     seen = Counter(entry for batch in batches.plan(0) for entry in batch)

@@ -8,6 +8,7 @@ from examples import ROOT, make_batch, run_on_devices
 
 from frcnn_jax.data.batches import Sizes
 from frcnn_jax.data.voc import read_voc
+from frcnn_jax.errors import InputError
 from frcnn_jax.models.layers import Conv
 from frcnn_jax.models.networks import get_network
 from frcnn_jax.models.pixels import PixelNorm
@@ -118,6 +119,11 @@ def test_accumulated_gradients_make_the_step_of_the_whole_batch(parts):
     expected, found = run_step(), run_step(accumulate=parts)
     assert float(found[1]["gradient_norm"]) > 0
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
+
+
+def test_parts_that_do_not_divide_a_device_s_images():
+    with pytest.raises(InputError, match="accumulate must divide a device's 4 images, got 3"):
+        run_step(accumulate=3)
 
 
 def plain_network(w, image, size, rois, roi_mask):
