@@ -564,10 +564,10 @@ def test_flat_forms_under_vmap(op, rng):
     """Of batches of maps, with the same RoIs or each with its own."""
     features, index = rng.normal(size=(3, 2, 9, 13, 4)).astype(np.float32), np.array([0, 1, 1, 0])
     rois = np.sort(rng.uniform(0, 200, (3, 4, 2, 2)), axis=2).reshape(3, 4, 4).astype(np.float32)
-    for axes, given in (((0, 0), rois), ((0, None), rois[0])):
-        found = jax.vmap(lambda f, r: op(f, r, index), axes)(features, given)
+    for axes, boxes in (((0, 0), rois), ((0, None), rois[0])):
+        found = jax.vmap(lambda f, r: op(f, r, index), axes)(features, boxes)
         for i in range(3):
-            expected = op(features[i], given[i] if axes[1] == 0 else given, index)
+            expected = op(features[i], boxes[i] if axes[1] == 0 else boxes, index)
             np.testing.assert_allclose(found[i], expected, rtol=0, atol=0 if op is roi_pool_flat else 1e-6)
 
 
