@@ -41,15 +41,18 @@ def test_program_runs(code, workdir, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebook_runs(name, tmp_path, monkeypatch):
+def test_notebook_runs(name, workdir, tmp_path, monkeypatch):
+    (tmp_path / "W").symlink_to(workdir)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
     exec(compile(NOTEBOOKS[name], name, "exec"), {})
 
 
 def test_there_are_programs():
     assert len(PROGRAMS) >= 5
     assert {path.removeprefix("docs/") for path in NOTEBOOKS} == {
-        "configuration.md", "custom_training_loop.md", "ops.md", "roi_pool.md"
+        "configuration.md", "custom_training_loop.md", "neighbours.md", "ops.md", "roi_pool.md", "second_detector.md",
+        "tracking.md",
     }  # fmt: skip
 
 
