@@ -47,7 +47,7 @@ def proposal_recall(
     overlaps = [np.zeros((len(numbers), 0))]
     for boxes, truth in zip(proposals, gt_boxes, strict=True):
         best = np.zeros((len(boxes) + 1, len(truth)))  # row n: with the first n proposals
-        best[1:] = np.maximum.accumulate(box_ops.iou(boxes.astype(np.float64), truth.astype(np.float64)), axis=0)
+        best[1:] = np.maximum.accumulate(box_ops.iou(boxes.astype(np.float64), truth.astype(np.float64)))
         overlaps.append(best[np.minimum(numbers, len(boxes))])
     found = np.concatenate(overlaps, axis=1)
     if not found.shape[1]:

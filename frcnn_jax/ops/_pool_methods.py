@@ -89,7 +89,7 @@ def _members(low, high, cells):
 
     Neighbouring bins overlap by at most one cell, so a RoI's bins have at most cells + 2 P members.
     """
-    ends = jnp.cumsum(jnp.maximum(high - low, 0))
+    ends = jnp.cumsum(high - low)
     place = jnp.arange(cells + 2 * len(low), dtype=jnp.int32)
     segment = jnp.searchsorted(ends, place, side="right").astype(jnp.int32)
     back_from_end = ends[jnp.minimum(segment, len(low) - 1)] - place

@@ -127,11 +127,19 @@ def test_lists_paths_and_pictures(detector, rng, tmp_path):
     assert [part.shape for part in detector.classify(IMAGE, [])] == [(0, 7), (0, 7), (0, 6, 4)]
 
 
+def test_a_box_that_shares_a_line_of_pixels_with_the_image_is_inside(detector):
+    boxes = np.float32([[-9, 10, 0, 20], [10, -9, 20, 0], [191, 10, 200, 20], [10, 143, 20, 150]])
+    assert np.isfinite(detector.embed(IMAGE, boxes)).all()
+
+
 @pytest.mark.parametrize(
     ("box", "problem"),
     [
         ([200, 10, 220, 30], r"box 1 \(200, 10, 220, 30\) is outside the image of 192 x 144"),
-        ([10, -30, 20, -5], "is outside the image"),
+        ([10, -30, 20, -1], "is outside the image"),
+        ([-30, 10, -1, 20], "is outside the image"),
+        ([192, 10, 220, 30], "is outside the image"),
+        ([10, 144, 20, 150], "is outside the image"),
         ([10, 10, 10, 30], "has no area"),
         ([10, 30, 20, 10], "has no area"),
         ([10, np.nan, 20, 30], "is not finite"),

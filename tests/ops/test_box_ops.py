@@ -106,6 +106,15 @@ def test_gradients_are_those_of_finite_differences(name, rng):
             np.testing.assert_allclose((gradient * step).sum(), change, rtol=1e-5)
 
 
+def test_the_weight_of_the_aspect_ratio_is_a_constant_in_the_gradient():
+    """torchvision 0.29.1 in float64: `complete_box_iou_loss(a, b, reduction="sum").backward(); a.grad`."""
+    a, b = np.array([[0, 0, 10, 10.0]]), np.array([[2, 4, 14, 10.0]])
+    expected = [[-0.036362656043, -0.035842212475, -0.046870707672, -0.02093261096]]
+    with jax.enable_x64(True):
+        found = jax.grad(lambda a: ops.complete_box_iou_loss(a, jnp.asarray(b), reduction="sum"))(jnp.asarray(a))
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.int32])
 def test_short_types_are_computed_in_float32(dtype):
     found = box_iou(jnp.asarray([A], dtype), jnp.asarray([MOVED], dtype))

@@ -145,6 +145,7 @@ def test_pyramid_level_is_the_one_nearest_to_224_squared():
     strips = np.array([[0, 0, 5902, 0], [0, 0, 5903, 0]], np.float32)
     np.testing.assert_array_equal(box_ops.pyramid_level(strips, np.array([1.0, 4.0])), [1, 0])
     assert box_ops.pyramid_level(rois[:0], factors).shape == (0,)
+    assert box_ops.pyramid_level(rois, factors).dtype == np.int32
 
 
 def test_unique_rois_of_different_levels_are_different():
