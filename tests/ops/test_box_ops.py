@@ -1,5 +1,7 @@
 """Boxes as torchvision has them: hand-worked numbers in every run, torchvision itself where it is installed."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,7 +124,8 @@ def test_short_types_are_computed_in_float32(dtype):
     assert float(found[0, 0]) == pytest.approx(1 / 3)
 
 
-BOXES = arrays(np.float32, (6, 4), elements=st.floats(-50, 50, width=32) | st.integers(-3, 3).map(float))
+COORDINATES = st.floats(-50, 50, width=32, allow_subnormal=False) | st.integers(-3, 3).map(float)
+BOXES = arrays(np.float32, (6, 4), elements=COORDINATES)
 
 
 def _boxes(corners, min_side):
@@ -142,3 +145,49 @@ def test_equals_torchvision(name, first, second):
     expected = getattr(peers, name)(torch.from_numpy(first), torch.from_numpy(second)).numpy()
     for xp in (np, jnp):
         np.testing.assert_allclose(getattr(ops, name)(xp.asarray(first), xp.asarray(second)), expected, atol=1e-5)
+
+
+@pytest.mark.nightly
+@settings(max_examples=1000, derandomize=False, print_blob=True)
+@given(BOXES, st.floats(0, 40, width=32), st.integers(1, 60), st.integers(1, 60))
+def test_ops_of_one_list_equal_torchvision(corners, min_size, height, width):
+    torch, peers = pytest.importorskip("torch"), pytest.importorskip("torchvision.ops")
+    boxes = _boxes(corners, 0)
+    tensor = torch.from_numpy(boxes)
+    for xp in (np, jnp):
+        ours = xp.asarray(boxes)
+        np.testing.assert_allclose(ops.box_area(ours), peers.box_area(tensor), rtol=1e-6)
+        clipped = peers.clip_boxes_to_image(tensor, (height, width))
+        np.testing.assert_array_equal(ops.clip_boxes_to_image(ours, (height, width)), clipped)
+        large = peers.remove_small_boxes(tensor, min_size)
+        np.testing.assert_array_equal(np.flatnonzero(ops.remove_small_boxes(ours, min_size)), large)
+        for formats in itertools.product(("xyxy", "xywh", "cxcywh"), repeat=2):
+            expected = peers.box_convert(tensor, *formats)
+            np.testing.assert_allclose(ops.box_convert(ours, *formats), expected, atol=1e-5)
+
+
+@pytest.mark.nightly
+@settings(max_examples=1000, derandomize=False, print_blob=True)
+@given(arrays(np.bool_, (3, 5, 7)), st.integers(0, 34))
+def test_masks_equal_torchvision(masks, pixel):
+    torch, peers = pytest.importorskip("torch"), pytest.importorskip("torchvision.ops")
+    masks.reshape(3, -1)[:, pixel] = True  # torchvision refuses empty ones
+    for xp in (np, jnp):
+        np.testing.assert_array_equal(ops.masks_to_boxes(xp.asarray(masks)), peers.masks_to_boxes(torch.tensor(masks)))
+
+
+@pytest.mark.nightly
+@settings(max_examples=1000, derandomize=False, print_blob=True)
+@given(
+    arrays(np.float32, (4, 3), elements=st.floats(-30, 30, width=32)),
+    arrays(np.bool_, (4, 3)),
+    st.sampled_from([-1, 0.25, 0.9]),
+    st.sampled_from([0, 1, 2, 3.5]),
+    st.sampled_from(["none", "mean", "sum"]),
+)
+def test_focal_loss_equals_torchvision(logits, targets, alpha, gamma, reduction):
+    torch, peers = pytest.importorskip("torch"), pytest.importorskip("torchvision.ops")
+    targets = targets.astype(np.float32)
+    options = {"alpha": alpha, "gamma": gamma, "reduction": reduction}
+    expected = peers.sigmoid_focal_loss(torch.from_numpy(logits), torch.from_numpy(targets), **options)
+    np.testing.assert_allclose(sigmoid_focal_loss(logits, targets, **options), expected, rtol=1e-5, atol=1e-5)

@@ -339,3 +339,13 @@ def test_pyramids_equal_torchvision(seed):
 def test_wrong_pyramids(strides, shapes, text):
     with pytest.raises(ValueError, match=text):
         multiscale_roi_align([np.zeros(shape, np.float32) for shape in shapes], np.zeros((1, 3, 4)), strides=strides)
+
+
+def test_samples_on_the_last_row_and_column_take_no_cell_beyond(rng):
+    """Of the next row, or of the next map, which are infinite here."""
+    features = np.full((2, 4, 5, 3), np.inf, np.float32)
+    features[0, :, 3:] = rng.normal(size=(4, 2, 3))
+    rois = np.float32([[[4, 2, 6, 4]], [[4, 2, 6, 4]]])  # samples at columns 4 and 5, rows 2 and 3
+    found = roi_align(features, rois, output_size=2, spatial_scale=1.0, sampling_ratio=1, aligned=True)
+    assert np.isfinite(found[0]).all()
+    np.testing.assert_allclose(found[0, 0, 1, 0], features[0, 3, 4], rtol=1e-6)
