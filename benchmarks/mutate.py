@@ -57,6 +57,7 @@ OPERATORS: dict[type[ast.AST], type[ast.AST]] = {
 }  # fmt: skip
 # Texts, types and looks are not mutated, nor is zip's check, nor arguments whose order does not matter swapped
 SKIPPED_CALLS = {"print", "tqdm", "warn", "InputError", "DamagedError", "ValueError", "TypeError", "TypeVar"}
+SKIPPED_CALLS |= {"grid", "legend", "set_xlim", "set_ylim"}
 SKIPPED_FIELDS = {"annotation", "returns", "decorator_list"}
 SKIPPED_KEYWORDS = {"strict", "linewidth", "marker", "color", "figsize", "dpi", "fontsize", "bbox_inches"}
 COMMUTATIVE = {"maximum", "minimum", "add", "multiply", "logical_and", "logical_or", "max", "min", "array_equal"}

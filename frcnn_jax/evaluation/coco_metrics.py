@@ -133,4 +133,4 @@ def coco_metrics(
 
 def _none_below_0(values: Mapping[str, float]) -> dict[str, float | None]:
     """Replace -1, by which pycocotools marks a missing value, with None."""
-    return {name: None if value < 0 else float(value) for name, value in values.items()}
+    return {name: None if value < 0 else value for name, value in values.items()}
