@@ -53,17 +53,19 @@ def devkit(tmp_path_factory):
 
 @needs_tensorflow
 @pytest.mark.slow
-@pytest.mark.parametrize("packed", [False, True])
-def test_boxes_come_back_to_the_pixel(devkit, packed, tmp_path):
+@pytest.mark.parametrize("year", [2007, 2012])
+def test_boxes_come_back_to_the_pixel(devkit, year, tmp_path):
+    """Of 2007 from a folder, of 2012 from a tar file."""
     source = devkit
-    if packed:
+    if year == 2012:
         (source := tmp_path / "tars").mkdir()
-        with tarfile.open(source / "VOCtrainval_06-Nov-2007.tar", "w") as archive:
-            archive.add(devkit, "VOCdevkit")
-    done = prepare(source, "--year", 2007, "--data-dir", tmp_path)
+        with tarfile.open(source / "VOCtrainval_11-May-2012.tar", "w") as archive:
+            archive.add(devkit / "VOC2007", "VOCdevkit/VOC2012")
+    done = prepare(source, "--year", year, "--data-dir", tmp_path)
     assert done.returncode == 0, done.stderr
+    dataset = f"voc/{year}"
     found = {
-        record.image_id: record for record in read_tfds("voc/2007", split="train+validation", data_dir=tmp_path).records
+        record.image_id: record for record in read_tfds(dataset, split="train+validation", data_dir=tmp_path).records
     }
     expected = [record for split in ("train", "val") for record in read_voc(devkit, split=split).records]
     assert found.keys() == {record.image_id for record in expected}
@@ -74,10 +76,10 @@ def test_boxes_come_back_to_the_pixel(devkit, packed, tmp_path):
             np.testing.assert_array_equal(getattr(other, name), getattr(record, name))
             assert getattr(other, name).dtype == getattr(record, name).dtype
         np.testing.assert_array_equal(pickle.loads(pickle.dumps(other)).load(), record.load())
-    assert len(read_tfds("voc/2007", split="train[:2]", data_dir=tmp_path).records) == 2
+    assert len(read_tfds(dataset, split="train[:2]", data_dir=tmp_path).records) == 2
     with pytest.raises(InputError, match=r"can't read the split 'test'"):
-        read_tfds("voc/2007", split="test", data_dir=tmp_path)
-    code = f"import sys; from frcnn_jax.data.tfds import read_tfds; print(len(read_tfds('voc/2007', split='train', data_dir={str(tmp_path)!r}).records), 'tensorflow' in sys.modules)"  # noqa: E501
+        read_tfds(dataset, split="test", data_dir=tmp_path)
+    code = f"import sys; from frcnn_jax.data.tfds import read_tfds; print(len(read_tfds({dataset!r}, split='train', data_dir={str(tmp_path)!r}).records), 'tensorflow' in sys.modules)"  # noqa: E501
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "3 False\n"
 
 

@@ -297,6 +297,13 @@ def test_each_roi_is_pooled_from_its_level(as_dict, rng):
         np.testing.assert_allclose(pooled[:, i : i + 1], alone, atol=1e-6)
 
 
+def test_a_pyramid_of_one_level_is_roi_align(rng):
+    level, rois = rng.normal(size=(2, 9, 12, 3)).astype(np.float32), np.float32([[[3, 4, 60, 70]], [[0, 0, 40, 30]]])
+    alone = roi_align(level, rois, spatial_scale=1 / 8, aligned=False)
+    np.testing.assert_allclose(multiscale_roi_align([level], rois, strides=(8,)), alone, atol=1e-6)
+    np.testing.assert_allclose(multiscale_roi_align([level[0]], rois[0], strides=(8,)), alone[0], atol=1e-6)
+
+
 def test_levels_get_the_gradients_of_their_rois(rng):
     levels = [jnp.asarray(rng.normal(size=(1, side, side, 2)), jnp.float32) for side in (32, 16)]
     rois = jnp.asarray([[[0, 0, 100, 100], [0, 0, 120, 120]]], jnp.float32)  # of the first level and of the second
