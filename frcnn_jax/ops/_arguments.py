@@ -123,7 +123,7 @@ def divide_exactly(x: jax.Array, divisor: Array) -> jax.Array:
 
     Args:
         x: float32, 0 or of a magnitude in [2^-90, 2^90].
-        divisor: Integers from 1 to 2^12 in float32, constant or not; broadcasts with `x`.
+        divisor: An integer from 1 to 2^12, or such integers in float32; broadcasts with `x`.
     """
     inverse = 1 / divisor
     quotient = rounded(x * inverse)

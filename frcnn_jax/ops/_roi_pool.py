@@ -198,7 +198,7 @@ def bin_edges(
         .astype(jnp.int32)[:, None]
         for edge in (start, end)
     )  # fmt: skip
-    size = divide_exactly(jnp.maximum(last - first + 1, 1).astype(jnp.float32), np.float32(bins))
+    size = divide_exactly(jnp.maximum(last - first + 1, 1).astype(jnp.float32), bins)
     p = np.arange(bins, dtype=np.float32)[None]
     low = first + jnp.floor(p * size).astype(jnp.int32)
     high = first + jnp.ceil((p + np.float32(1)) * size).astype(jnp.int32)

@@ -11,7 +11,7 @@ from frcnn_jax.evaluation.pictures import (
     plot_suffixes,
     side_by_side,
 )
-from frcnn_jax.evaluation.recall import ProposalRecall
+from frcnn_jax.evaluation.recall import RECALL_IOUS, ProposalRecall
 
 
 def test_boxes_are_drawn_where_they_are():
@@ -71,6 +71,33 @@ def test_plots_are_pictures(tmp_path):
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert picture.width > 400
             assert len(set(picture.convert("L").tobytes())) > 10
+
+
+def lines(axes):
+    return {line.get_label(): np.transpose(line.get_data()).tolist() for line in axes.lines}
+
+
+def test_plots_show_what_they_name(monkeypatch):
+    saved = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path: saved.append(figure))
+    plot_losses([{"step": i, "loss": 3 / i, "loss_cls": 2 / i, "loss_box": 1 / i} for i in (1, 2)], None)
+    curve = Curve(np.array([0.5, 1.0]), np.array([1.0, 0.75]), 2)
+    plot_precision_recall({"cat": (curve, 0.8), "dog": (Curve(np.zeros(0), np.zeros(0), 0), None)}, None)
+    by_iou = np.arange(0.5, 0.0, -0.025)[:21]
+    recall = ProposalRecall(np.stack([by_iou, by_iou * 2]), np.array([0.2, 0.5]))
+    plot_proposal_recall([10, 100], RECALL_IOUS[: len(by_iou)], recall, None)
+
+    (loss,), (precision,), (ious, numbers) = (figure.axes for figure in saved)
+    assert lines(loss) == {
+        "loss": [[1, 3], [2, 1.5]], "loss_cls": [[1, 2], [2, 1]], "loss_box": [[1, 1], [2, 0.5]]
+    }  # fmt: skip
+    assert lines(precision) == {"cat 0.800": [[0.5, 1], [1, 0.75]]}
+    assert list(lines(ious)) == ["N = 10, average 0.200", "N = 100, average 0.500"]
+    np.testing.assert_allclose(lines(ious)["N = 100, average 0.500"][4], [0.6, 2 * by_iou[4]])
+    assert list(lines(numbers)) == [*(f"IoU {iou}" for iou in (0.5, 0.6, 0.7, 0.8, 0.9)), "average, IoU 0.5 to 1"]
+    np.testing.assert_allclose(lines(numbers)["IoU 0.7"], [[10, by_iou[8]], [100, 2 * by_iou[8]]])
+    assert lines(numbers)["average, IoU 0.5 to 1"] == [[10, 0.2], [100, 0.5]]
+    assert numbers.get_xscale() == "log"
 
 
 def test_plot_suffixes():

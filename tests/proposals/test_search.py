@@ -183,6 +183,13 @@ def test_a_worker_that_dies_is_one_line(tmp_path):
         search_images({"a": partial(os._exit, 1)}, cache_dir=tmp_path / "cache", workers=1)
 
 
+def test_a_worker_searches_in_one_thread(images, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(cv2, "setNumThreads", said.append)
+    cached_selective_search(next(iter(images.values())), tmp_path, "fast", 60)
+    assert said == [1]
+
+
 def test_says_that_a_cache_is_of_another_version(images, tmp_path, capsys):
     (tmp_path / "selective_search-fast-60-cv3.4.1").mkdir()
     first = dict(list(images.items())[:1])
