@@ -99,9 +99,10 @@ def read_pickle(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     lists = [values.array if isinstance(values, _Array) else values for values in lists]
     for image_id, boxes, logits in zip(*lists, strict=True):
         boxes, logits = np.asarray(boxes), np.asarray(logits)
-        if boxes.size and (boxes.ndim != 2 or boxes.shape[1] != 4 or logits.shape != boxes.shape[:1]):
+        boxes, logits = boxes if boxes.size else np.zeros((0, 4)), logits if logits.size else np.zeros(0)
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or logits.shape != boxes.shape[:1]:
             raise InputError(f"image {str(image_id)!r}: {boxes.shape} boxes and {logits.shape} logits")
-        yield str(image_id), _inclusive(boxes.reshape(-1, 4), mode)[np.argsort(-logits.ravel(), kind="stable")]
+        yield str(image_id), _inclusive(boxes, mode)[np.argsort(-logits, kind="stable")]
 
 
 def _inclusive(boxes: np.ndarray, mode: int) -> np.ndarray:

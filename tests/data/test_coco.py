@@ -40,6 +40,18 @@ def test_reads_by_hand(tmp_path):
         record.load()
 
 
+@pytest.mark.parametrize(
+    ("categories", "what"),
+    [
+        ([{"id": 3, "name": "cat"}, {"id": 3, "name": "dog"}], "id"),
+        ([{"id": i, "name": "cat"} for i in (3, 9)], "name"),
+    ],
+)
+def test_categories_that_are_alike(tmp_path, categories, what):
+    with pytest.raises(InputError, match=f"two categories have the same {what}"):
+        read_coco(write_coco(tmp_path, [annotation()], categories=categories), image_dir=tmp_path)
+
+
 def test_category_ids_may_be_text(tmp_path):
     categories = [{"id": "10", "name": "cat"}, {"id": "9", "name": "dog"}]  # 9 is before 10
     path = write_coco(tmp_path, [annotation(category_id=10)], categories=categories)

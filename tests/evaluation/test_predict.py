@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -108,6 +109,11 @@ def test_predict_step_equals_a_loop(model_and_variables, rng):
         np.testing.assert_allclose(scores[k, : len(kept)], probs[best[kept], k + 1], rtol=1e-4)
         np.testing.assert_allclose(boxes[k, : len(kept)], decoded[kept], atol=0.01)
         assert not scores[k, len(kept) :].any()
+
+
+@pytest.mark.parametrize("options", [{"candidates": 1}, {"candidates": 512}, {"nms_iou": 0}, {"nms_iou": 1}])
+def test_the_limits_of_options_are_allowed(options):
+    assert dataclasses.asdict(DetectionOptions(**options)).items() >= options.items()
 
 
 def test_select_detections_by_hand():

@@ -174,6 +174,13 @@ def test_page_by_hand(tmp_path):
     assert ("points", "130,10 130,80 130,103.5 130,115 230,94") in page.attributes
 
 
+def test_a_missed_object_names_the_nearest_detection_of_its_image(tmp_path):
+    dataset = Dataset(NAMES, [make_record("im0", [[0, 0, 19, 19]], [1], [0]), make_record("im1")])
+    detections = make_detections([(1, 0.9, [0, 0, 19, 19]), (0, 0.8, [10, 0, 29, 19])])
+    page = write(tmp_path, dataset, [detections, NONE, NONE])
+    assert "nearest detection: 0.800, IoU 0.33" in page.text
+
+
 def test_figures_show_what_determines_the_kind(tmp_path, monkeypatch):
     """Ground truth in white, then the detection in its kind's colour; a missed object has none."""
     drawn = []

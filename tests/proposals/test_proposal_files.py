@@ -217,6 +217,14 @@ def test_pickles_with_numbers_for_ids(tmp_path):
     np.testing.assert_array_equal(read_proposals(write_pkl(tmp_path / "p", objectness_logits=logits))["a"], BOXES["a"])
 
 
+@pytest.mark.parametrize("logits", [[1, 2, 3], [[1, 2]], [[1], [2]]])
+@pytest.mark.parametrize("count", [0, 2])
+def test_pickles_with_another_number_of_logits(tmp_path, logits, count):
+    path = write_pkl(tmp_path / "p", {"a": np.ones((count, 4))}, objectness_logits=[logits])
+    with pytest.raises(InputError, match=rf"image 'a': \({count}, 4\) boxes and \("):
+        read_proposals(path)
+
+
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_detectrons_older_names_and_arrays_by_column(tmp_path, protocol):
     content = {"indexes": ["a"], "boxes": [np.asfortranarray(BOXES["a"] + 0.0)], "scores": [np.array([1, 2])]}

@@ -216,6 +216,15 @@ def test_steps_set_aside_can_be_saved_again(tmp_path, capsys):
     assert saved_steps(tmp_path) == [4, 8]
 
 
+def test_old_digests_go_before_the_step_is_saved_again(tmp_path, monkeypatch):
+    """Else a kill before the new ones are written would make the step a damaged one."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "8.json").write_text("{}")
+    monkeypatch.setattr(Checkpoints, "_finish", lambda *_: None)
+    save_steps(tmp_path, 8)
+    assert not (tmp_path / "checkpoints" / "8.json").exists()
+
+
 def test_what_a_kill_left_goes(tmp_path):
     save_steps(tmp_path, 4)
     left = tmp_path / "checkpoints" / "8.orbax-checkpoint-tmp"

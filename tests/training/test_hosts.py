@@ -12,7 +12,14 @@ import pytest
 from examples import ROOT, free_port, run_command
 
 from frcnn_jax.errors import InputError, Interrupted
-from frcnn_jax.training.hosts import all_gather, any_stopped, check_shared, fail_together, interrupt_on_peer_loss
+from frcnn_jax.training.hosts import (
+    all_gather,
+    any_stopped,
+    check_shared,
+    fail_together,
+    interrupt_on_peer_loss,
+    join_processes,
+)
 from frcnn_jax.workdir import lock_workdir
 
 SMALL = ["--config.train_images=60", "--config.val_images=2", "--config.steps=5", "--config.workers=1"]
@@ -40,6 +47,15 @@ def ends(running):
         _, errors = process.communicate(timeout=200)
         assert "Traceback" not in errors
         yield process.returncode, [line for line in errors.splitlines() if not line.startswith("[Gloo]")]
+
+
+def test_the_clock_stops_when_all_have_joined(monkeypatch):
+    exits = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: None)
+    monkeypatch.setattr(os, "_exit", exits.append)
+    join_processes(None, 2, 1, timeout=0.05)
+    time.sleep(0.2)
+    assert not exits
 
 
 @pytest.mark.parametrize("process", [0, 1])
