@@ -48,6 +48,20 @@ def test_predict_split_sorts_by_class_and_image():
     assert found.by_class[1].boxes[0, 0] == 2
 
 
+def test_a_process_takes_its_share_of_the_images(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr("frcnn_jax.evaluation.predict._from_all_processes", lambda rows: rows)
+    seen = []
+
+    def predict(variables, batch):
+        seen.append(int(batch["number"]))
+        return np.zeros((1, 1, 1, 4)), np.ones((1, 1, 1)), np.ones((1, 1, 1), bool)
+
+    found = predict_split(predict, None, [{"number": np.int32(i)} for i in range(5)], 1)
+    assert seen == found.by_class[0].image.tolist() == [1, 3]
+
+
 def test_eval_voc_scores_result_files(shared, tmp_path):
     voc = shared / "voc" / "VOCdevkit"
     command = [sys.executable, "scripts/eval_voc.py", "--voc", voc, "--split", "val", "--json", tmp_path / "r.json"]

@@ -137,6 +137,17 @@ def test_a_signal_to_one_process_ends_the_other_with_a_line(tmp_path):
     assert re.fullmatch(r"interrupted: another process ended or is unreachable \(.*\); run the same commands .*", error)
 
 
+def test_a_folder_that_both_see_and_one_that_process_1_does_not(monkeypatch, tmp_path):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr("frcnn_jax.training.hosts.broadcast_one_to_all", lambda value: value)
+    monkeypatch.setattr("frcnn_jax.training.hosts.all_gather", lambda value: np.array([value, value]))
+    check_shared(tmp_path)
+    monkeypatch.setattr("frcnn_jax.training.hosts.all_gather", lambda value: np.array([value, False]))
+    with pytest.raises(InputError, match="not shared: process 1 and process 0 see different folders"):
+        check_shared(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_one_process_is_enough(tmp_path):
     np.testing.assert_array_equal(all_gather([1, 2]), [[1, 2]])
     assert any_stopped(True, 3, every=20)
