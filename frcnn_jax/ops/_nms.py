@@ -55,6 +55,8 @@ def batched_nms(
         raise ValueError(
             f"classes must be integers {np.shape(scores)}, one per box, got {classes.dtype} {classes.shape}"
         )
+    if isinstance(classes, np.ndarray) and classes.dtype.itemsize > 4:  # must not wrap around in int32
+        classes = np.unique(classes, return_inverse=True)[1].astype(np.int32)
     return _check_and_select(boxes, scores, classes, iou_threshold, max_outputs, pixel=0)
 
 
