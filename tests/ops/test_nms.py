@@ -135,9 +135,11 @@ def test_the_order_of_more_boxes_than_16_bits_count(rng):
 
 
 def test_wrong_classes():
-    for classes in ([0, 1], [0.0, 1.0, 2.0]):
+    for classes in ([0, 1], [0.0, 1.0, 2.0], None):
         with pytest.raises(ValueError, match=r"classes must be integers \(3,\), one per box"):
             batched_nms(np.zeros((3, 4)), np.zeros(3), classes, iou_threshold=0.3, max_outputs=3)
+    with pytest.raises(ValueError, match=r"scores must be \(3,\), one per box, got \(2,\)"):
+        batched_nms(np.zeros((3, 4)), np.zeros(2), [0, 1, 2], iou_threshold=0.3, max_outputs=3)
 
 
 def test_memory_grows_with_the_boxes_not_their_square():
