@@ -170,6 +170,10 @@ def test_invalid_boxes_are_errors_or_nan(detector, box, problem):
     ("call", "problem"),
     [
         (lambda d: d.embed(IMAGE, [[1, 2, 3, 4]], layer="fc8"), "layer must be one of pooled, fc6, fc7, got 'fc8'"),
+        (
+            lambda d: (d.classify(IMAGE, []), d.embed(IMAGE, [], layer="")),
+            "layer must be one of pooled, fc6, fc7, got ''",
+        ),
         (lambda d: d.embed(IMAGE, [[1, 2, 3]]), r"boxes of image 0 must be \(R, 4\), got \(1, 3\)"),
         (lambda d: d.embed(IMAGE, np.zeros((0, 5))), r"boxes of image 0 must be \(R, 4\), got \(0, 5\)"),
         (lambda d: d.embed(IMAGE, [[1, 2, 3, 4], [1]]), "boxes of image 0 must be an array of numbers, got list"),
