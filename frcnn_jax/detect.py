@@ -78,10 +78,10 @@ def _classify(detector: Detector, path: Path, boxes: np.ndarray) -> tuple[Detect
 
 def _picture_paths(images: Sequence[Path], out: Path) -> dict[Path, Path]:
     pictures = {path: out / f"{path.stem}.png" for path in images}
-    if len(set(pictures.values())) < len(images):
-        raise InputError(
-            "pictures of images with the same name would overwrite each other; use a separate --out for each"
-        )
+    seen: dict[Path, Path] = {}
+    for path in images:
+        if (first := seen.setdefault(out / f"{path.stem}.png", path)) is not path:
+            raise InputError(f"pictures of {first} and {path} would overwrite each other; use an --out for each")
     if taken := {path.resolve() for path in images} & {picture.resolve() for picture in pictures.values()}:
         raise InputError(f"{min(taken)}: would be overwritten by a picture; use another --out")
     return pictures

@@ -64,7 +64,8 @@ class Detector:
         self._model, self._variables, self._sizes, self._options = model, variables, tuple(sizes), options
         self._search = partial(selective_search, mode=proposal_mode, max_boxes=max_proposals)
         self._predict: dict[float, Callable[..., Predictions]] = {}  # by NMS threshold
-        self._steps: dict[str, RegionStep] = {}  # by layer, "" for the scores
+        self._scores: RegionStep | None = None
+        self._steps: dict[str, RegionStep] = {}  # by layer
         self._untrained: set[str] = set()  # layers that `_source` lacks
         self._source = ""
 
@@ -173,11 +174,11 @@ class Detector:
                 no probabilities.
         """
         self._check_trained("cls_score")
-        if "" not in self._steps:
-            self._steps[""] = classify_step(self._model, box_regression=self._options.box_regression)
+        if self._scores is None:
+            self._scores = classify_step(self._model, box_regression=self._options.box_regression)
         many = isinstance(image, list | tuple)
         images, boxes = (image, boxes) if many else ([image], [boxes])
-        rows = self._rows(self._steps[""], images, boxes, invalid)
+        rows = self._rows(self._scores, images, boxes, invalid)
         return list(rows) if many else next(rows)
 
     def embed(self, image: Any, boxes: Any, *, layer: str = "fc7", invalid: str = "raise") -> Any:

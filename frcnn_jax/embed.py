@@ -56,30 +56,36 @@ def main(argv: Sequence[str]) -> None:
     if args.out.suffix == ".parquet" and not find_spec("pyarrow"):
         raise InputError("--out *.parquet needs pyarrow: pip install pyarrow")
     check_file(args.out)
+    for given in filter(None, (args.boxes, args.weights, *args.images)):
+        if given.resolve() == args.out.resolve():
+            raise InputError(f"--out {args.out}: would overwrite an input; use another file")
     boxes = read_regions(args.boxes, args.images)
     if args.weights:
         detector = Detector.from_weights(args.weights, network=args.network)
     else:
         detector = Detector.from_workdir(args.workdir, step=args.step)
-    parts = args.out.with_name(f"{args.out.name}.parts")
-    model = detector.digest() + repr((args.layer, args.invalid)).encode()
-    files = [_part(parts, image, own, model) for image, own in zip(args.images, boxes, strict=True)]
+    with interrupt_on_signals("run the same command to resume"):
+        _write(detector, args.images, boxes, args.out, layer=args.layer, invalid=args.invalid)
+    print(f"{args.out}: features of {sum(map(len, boxes))} boxes in {len(boxes)} images")
+
+
+def _write(
+    detector: Detector, images: Sequence[Path], boxes: Sequence[np.ndarray], out: Path, *, layer: str, invalid: str
+) -> None:
+    """Write the features of each image to a file of its own, and then the table."""
+    parts = out.with_name(f"{out.name}.parts")
+    model = detector.digest() + repr((layer, invalid)).encode()
+    files = [_part(parts, image, own, model) for image, own in zip(images, boxes, strict=True)]
     waiting = [i for i, file in enumerate(files) if not _is_whole(file)]
-    rows = detector.embed_each(
-        [args.images[i] for i in waiting], [boxes[i] for i in waiting], layer=args.layer, invalid=args.invalid
-    )
+    rows = detector.embed_each([images[i] for i in waiting], [boxes[i] for i in waiting], layer=layer, invalid=invalid)
     progress = tqdm(
         zip(waiting, rows, strict=True), "embed", len(files), initial=len(files) - len(waiting), unit="image"
     )
-    with interrupt_on_signals("run the same command to resume"):
-        for i, features in progress:
-            parts.mkdir(exist_ok=True)
-            write_atomic(files[i], partial(np.save, arr=features))
-    write_atomic(
-        args.out, partial(_write_npz if args.out.suffix == ".npz" else _write_parquet, args.images, boxes, files)
-    )
+    for i, features in progress:
+        parts.mkdir(exist_ok=True)
+        write_atomic(files[i], partial(np.save, arr=features))
+    write_atomic(out, partial(_write_npz if out.suffix == ".npz" else _write_parquet, images, boxes, files))
     shutil.rmtree(parts)
-    print(f"{args.out}: features of {sum(map(len, boxes))} boxes in {len(boxes)} images")
 
 
 def _part(folder: Path, image: Path, boxes: np.ndarray, model: bytes) -> Path:

@@ -82,6 +82,8 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             return dict(arrays)
     except (zipfile.BadZipFile, EOFError, zlib.error):
         raise ValueError("cut short or not a .npz") from None
+    except (RuntimeError, MemoryError) as error:  # encrypted, an unknown compression, a shape beyond the memory
+        raise ValueError(str(error)) from None
     except ValueError:
         raise ValueError("it holds a damaged array, or Python objects, which are not read") from None
 

@@ -33,7 +33,7 @@ def test_command_line_names_the_broken_image_and_writes_nothing(workdir, tmp_pat
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
     done = run_command("detect", "--workdir", workdir, "a/x.jpg", "b/x.jpg", "--out", tmp_path / "out")
-    assert done.stderr.startswith("error: pictures of images with the same name")
+    assert done.stderr.startswith("error: pictures of a/x.jpg and b/x.jpg would overwrite each other")
     done = run_command("detect", "--workdir", workdir, "x.jpg", "--out", tmp_path / "bad.jpg")
     assert done.stderr.startswith(f"error: {tmp_path / 'bad.jpg'}: expected a folder")
     done = run_command("detect", "--workdir", workdir, "x.jpg", "--out", tmp_path / "out", "--score-threshold", "nan")

@@ -73,6 +73,9 @@ def test_searched_proposals_are_those_of_the_options(model_and_variables, monkey
         (np.zeros((9, 9, 3), np.float32), None, "float32"),
         (np.zeros((9, 9, 3), np.uint8), np.zeros((3, 5)), r"rois must be \(N, 4\), got \(3, 5\)"),
         (np.zeros((9, 9, 3), np.uint8), np.full((3, 4), np.nan), "finite"),
+        (np.zeros((9, 9, 3), np.uint8), np.full((3, 4), 1e300), "finite"),
+        (np.zeros((9, 9, 3), np.uint8), [[1, 2, 3, 4], [1]], "rois must be an array of numbers, got list"),
+        (np.zeros((9, 9, 3), np.uint8), np.zeros((3, 4), bool), "rois must be floating point or integers, got bool"),
     ],
 )
 def test_errors_say_what_came(workdir, image, rois, text):

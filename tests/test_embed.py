@@ -130,6 +130,21 @@ def test_a_signal_ends_the_run_with_status_75(workdir, given, tmp_path, monkeypa
     assert len(list((tmp_path / "f.npz.parts").iterdir())) == 1
 
 
+def test_a_signal_while_the_table_is_written_leaves_the_parts(workdir, given, tmp_path, monkeypatch):
+    paths, boxes = given
+
+    def kill(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    monkeypatch.setattr(embed, "_write_npz", kill)
+    monkeypatch.setattr(atexit, "register", lambda *_: None)
+    done = run_command("embed", "--workdir", workdir, *paths, "--boxes", boxes, "--out", tmp_path / "f.npz")
+    assert done.returncode == 75
+    assert [path.name for path in tmp_path.glob("f.*")] == ["f.npz.parts"]
+    assert len(list((tmp_path / "f.npz.parts").iterdir())) == 3
+
+
 def test_parquet(workdir, given, tmp_path, monkeypatch):
     parquet = pytest.importorskip("pyarrow.parquet")
     paths, boxes = given
@@ -167,6 +182,19 @@ def test_mistakes(workdir, given, tmp_path, monkeypatch, changes, text):
     assert text in done.stderr.splitlines()[-1]
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert not list(tmp_path.glob("f.*"))
+
+
+@pytest.mark.parametrize("given_as", ["--boxes", "--weights", "image"])
+def test_no_input_is_overwritten(given, tmp_path, given_as):
+    paths, boxes = given
+    options = {"--boxes": boxes, "--weights": "w.npz", "image": paths[0]} | {given_as: tmp_path / "f.npz"}
+    (tmp_path / "f.npz").write_bytes(b"mine")
+    (tmp_path / "link").symlink_to(tmp_path)
+    image, out = options.pop("image"), tmp_path / "link" / "f.npz"
+    command = ("embed", image, *(part for option in options.items() for part in option))
+    done = run_command(*command, "--network", "tiny", "--out", out)
+    assert done.stderr == f"error: --out {out}: would overwrite an input; use another file\n"
+    assert (tmp_path / "f.npz").read_bytes() == b"mine"
 
 
 def test_a_step_is_of_a_workdir(given):

@@ -1,11 +1,13 @@
 import json
 import os
 import stat
+import zipfile
 
+import numpy as np
 import pytest
 
 from frcnn_jax.errors import InputError
-from frcnn_jax.files import check_file, check_folder, write_atomic, write_json, write_text
+from frcnn_jax.files import check_file, check_folder, read_npz, write_atomic, write_json, write_text
 
 
 def broken(file):
@@ -51,6 +53,25 @@ def test_a_writer_between_changes_nothing(tmp_path):
     write_atomic(path, slow)
     assert path.read_bytes() == b"first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("place", "text"), [((6, 8), "encrypted"), ((8, 10), "compression method is not supported")])
+def test_npz_of_a_kind_that_is_not_read(tmp_path, place, text):
+    """One byte of the flags, or of the method, is changed in the header of the member and in that of the directory."""
+    np.savez(tmp_path / "a.npz", a=np.ones(3))
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    for start, offset in zip((0, content.index(b"PK\1\2")), place, strict=True):
+        content[start + offset] |= 1
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=text):
+        read_npz(tmp_path / "a.npz")
+
+
+def test_npz_beyond_the_memory(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("a.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(member, {"descr": "<f8", "fortran_order": False, "shape": (2**55, 4)})
+    with pytest.raises(ValueError, match="Unable to allocate"):
+        read_npz(tmp_path / "a.npz")
 
 
 def test_write_json_is_whole_or_not(tmp_path):

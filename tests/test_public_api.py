@@ -823,7 +823,7 @@ def test_a_batch_that_the_devices_cannot_share():
 
 def test_boxes_may_be_lists():
     assert ops.iou([[0, 0, 9, 9]], [[0, 0, 9, 9], [20, 0, 29, 9]]).tolist() == [[1, 0]]
-    with pytest.raises(ValueError, match="inhomogeneous"):
+    with pytest.raises(ValueError, match="boxes must be an array of numbers, got list"):
         ops.iou([[0, 0, 9, 9], [1]], [[0, 0, 9, 9]])
 
 

@@ -21,6 +21,7 @@ from frcnn_jax.ops import boxes as box_ops
 
 ROI_MULTIPLE = 512  # at test, RoIs are padded to a multiple of this
 _CANVAS_MULTIPLE = 16
+FAR = 2.0**30  # pixels: RoIs are clipped to this distance, far beyond any image, so that no size overflows
 
 Batch = dict[str, Any]  # of arrays
 
@@ -128,7 +129,8 @@ def prepare_test(
     resized = [prepare_image(image, size=size, pixels=pixels) for size in sizes]
     factors = np.array([at_size["scale"] for at_size in resized])
     level = box_ops.pyramid_level(rois, factors)
-    scaled = rois * factors[level, None]
+    with np.errstate(over="ignore"):
+        scaled = np.clip(rois * factors[level, None], -FAR, FAR)
     if spatial_scale is not None:
         kept = box_ops.unique_rois(scaled, spatial_scale, level)
         scaled, level = scaled[kept], level[kept]

@@ -53,9 +53,18 @@ class Dataset:
     records: Sequence[Record]
 
 
+def float_boxes(boxes: Any, name: str) -> np.ndarray:
+    """Return an array in float32, infinite beyond its range; InputError unless it holds numbers."""
+    try:
+        with np.errstate(over="ignore"):
+            return np.asarray(as_float(boxes, name), np.float32)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
 def check_boxes(boxes: Any, name: str) -> np.ndarray:
     """Return `(N, 4)` boxes as float32; InputError unless they are finite numbers of this shape."""
-    array = np.asarray(as_float(boxes, name), np.float32)
+    array = float_boxes(boxes, name)
     if array.ndim != 2 or array.shape[1] != 4:
         raise InputError(f"{name} must be (N, 4), got {array.shape}")
     finite = np.isfinite(array).all(axis=1)

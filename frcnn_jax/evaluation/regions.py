@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from frcnn_jax.data.batches import Batch, Sizes, prefetch, prepare_test
-from frcnn_jax.data.records import check_image, read_image
+from frcnn_jax.data.records import check_image, float_boxes, read_image
 from frcnn_jax.errors import InputError
 from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.models.pixels import PixelNorm
 from frcnn_jax.ops import boxes as box_ops
-from frcnn_jax.ops.boxes import Array, as_float
+from frcnn_jax.ops.boxes import Array
 
 CHUNK = 2048  # regions that one program takes: bounds the memory
 POOLED = "pooled"
@@ -118,7 +118,8 @@ def check_regions(
         InputError: The array has another shape or does not hold numbers, or `invalid` is "raise" and a box is outside
             the image, of no area or not finite.
     """
-    boxes = np.asarray(as_float(np.asarray(boxes) if len(boxes) else np.zeros((0, 4)), f"boxes of {where}"), np.float32)
+    boxes = float_boxes(boxes, f"boxes of {where}")
+    boxes = boxes.reshape(0, 4) if boxes.shape == (0,) else boxes
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise InputError(f"boxes of {where} must be (R, 4), got {boxes.shape}")
     x1, y1, x2, y2 = boxes.T

@@ -51,10 +51,6 @@ def batched_nms(
         ValueError: As in `nms`.
     """
     classes = classes if isinstance(classes, jax.Array) else np.asarray(classes)
-    if classes.shape != np.shape(scores) or not (jnp.issubdtype(classes.dtype, jnp.integer) or not classes.size):
-        raise ValueError(
-            f"classes must be integers {np.shape(scores)}, one per box, got {classes.dtype} {classes.shape}"
-        )
     return _check_and_select(boxes, scores, classes, iou_threshold, max_outputs, pixel=0)
 
 
@@ -72,6 +68,11 @@ def _check_and_select(boxes, scores, classes, iou_threshold, max_outputs, pixel)
     count = len(boxes)
     if scores.shape != (count,):
         raise ValueError(f"scores must be ({count},), one per box, got {scores.shape}")
+    if classes is not None:
+        if classes.shape != (count,) or (count and not jnp.issubdtype(classes.dtype, jnp.integer)):
+            raise ValueError(f"classes must be integers ({count},), one per box, got {classes.dtype} {classes.shape}")
+        if isinstance(classes, np.ndarray) and classes.dtype.itemsize > 4:  # must not wrap around in int32
+            classes = np.unique(classes, return_inverse=True)[1].astype(np.int32)
     if not isinstance(iou_threshold, jax.Array):
         if not 0 <= iou_threshold <= 1:
             raise ValueError(f"iou_threshold must be in [0, 1], got {iou_threshold!r}")

@@ -160,7 +160,7 @@ def pyramid_level(rois: np.ndarray, factors: np.ndarray) -> np.ndarray:
     Returns:
         `(N,)` int32 indices into `factors`; the first of equally near ones.
     """
-    areas = area(rois).astype(np.float64)[:, None] * factors.astype(np.float64) ** 2
+    areas = area(rois.astype(np.float64))[:, None] * factors.astype(np.float64) ** 2
     return np.abs(areas - 224**2).argmin(axis=1).astype(np.int32)
 
 
@@ -204,7 +204,10 @@ def _namespace(*arrays: Array) -> Any:
 
 def as_float(value: Any, name: str) -> Array:
     """Return a NumPy or JAX array in float32, or float64 if it is; ValueError unless it holds real numbers."""
-    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    try:
+        array = value if isinstance(value, jax.Array) else np.asarray(value)
+    except ValueError:  # rows of different lengths
+        raise ValueError(f"{name} must be an array of numbers, got {type(value).__name__}") from None
     if array.dtype in (np.float32, np.float64):
         return array
     if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):

@@ -132,6 +132,13 @@ def test_a_box_that_shares_a_line_of_pixels_with_the_image_is_inside(detector):
     assert np.isfinite(detector.embed(IMAGE, boxes)).all()
 
 
+def test_boxes_may_be_as_large_as_float32_allows(detector):
+    far = float(np.finfo(np.float32).max)
+    huge, large = ([[-far, -far, far, far], [20, 30, far, far]] for far in (far, 1e9))
+    np.testing.assert_array_equal(detector.embed(IMAGE, huge), detector.embed(IMAGE, large))
+    assert np.isfinite(detector.classify(IMAGE, huge).boxes).all()
+
+
 @pytest.mark.parametrize(
     ("box", "problem"),
     [
@@ -143,10 +150,11 @@ def test_a_box_that_shares_a_line_of_pixels_with_the_image_is_inside(detector):
         ([10, 10, 10, 30], "has no area"),
         ([10, 30, 20, 10], "has no area"),
         ([10, np.nan, 20, 30], "is not finite"),
+        ([10, 10, 1e300, 30], r"box 1 \(10, 10, inf, 30\) is not finite"),
     ],
 )
 def test_invalid_boxes_are_errors_or_nan(detector, box, problem):
-    boxes = np.float32([[10, 10, 40, 40], box, [-5, 60, 100, 160]])  # the last is partly outside
+    boxes = np.array([[10, 10, 40, 40], box, [-5, 60, 100, 160]])  # the last is partly outside
     with pytest.raises(InputError, match=problem):
         detector.embed(IMAGE, boxes)
     found = detector.embed(IMAGE, boxes, invalid="nan")
@@ -162,7 +170,15 @@ def test_invalid_boxes_are_errors_or_nan(detector, box, problem):
     ("call", "problem"),
     [
         (lambda d: d.embed(IMAGE, [[1, 2, 3, 4]], layer="fc8"), "layer must be one of pooled, fc6, fc7, got 'fc8'"),
+        (
+            lambda d: (d.classify(IMAGE, []), d.embed(IMAGE, [], layer="")),
+            "layer must be one of pooled, fc6, fc7, got ''",
+        ),
         (lambda d: d.embed(IMAGE, [[1, 2, 3]]), r"boxes of image 0 must be \(R, 4\), got \(1, 3\)"),
+        (lambda d: d.embed(IMAGE, np.zeros((0, 5))), r"boxes of image 0 must be \(R, 4\), got \(0, 5\)"),
+        (lambda d: d.embed(IMAGE, [[1, 2, 3, 4], [1]]), "boxes of image 0 must be an array of numbers, got list"),
+        (lambda d: d.embed(IMAGE, [["1", "2", "3", "4"]]), "boxes of image 0 must be floating point or integers, got"),
+        (lambda d: d.classify([IMAGE], [None]), "boxes of image 0 must be floating point or integers, got object"),
         (lambda d: d.embed([IMAGE, IMAGE], [[[1, 2, 3, 4]]]), "boxes for each of 2 images, got 1"),
         (lambda d: d.classify(IMAGE, [[1, 2, 3, 4]], invalid="drop"), 'invalid must be "raise" or "nan"'),
         (lambda d: d.classify("missing.jpg", [[1, 2, 3, 4]]), "missing.jpg: no such image"),

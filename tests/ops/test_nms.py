@@ -112,6 +112,13 @@ def test_classes_do_not_suppress_each_other(classes, rng):
         assert selected(found) == expected[:most]
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+def test_classes_beyond_32_bits_are_not_taken_for_one_another(dtype):
+    classes = np.array([2**40, 0, 2**32, 2**40], dtype)
+    found = batched_nms(np.ones((4, 1)) * [0, 0, 9, 9], np.arange(4.0), classes, iou_threshold=0.5, max_outputs=4)
+    assert selected(found) == [3, 2, 1]
+
+
 @given(st.integers(1, 30), st.randoms(use_true_random=False))
 def test_equal_scores_keep_their_order_whatever_the_class(count, random):
     scores = np.float32([random.choice([-np.inf, -1.5, -0.0, 0.0, 1e-40, 2, 3e38]) for _ in range(count)])
@@ -128,9 +135,11 @@ def test_the_order_of_more_boxes_than_16_bits_count(rng):
 
 
 def test_wrong_classes():
-    for classes in ([0, 1], [0.0, 1.0, 2.0]):
+    for classes in ([0, 1], [0.0, 1.0, 2.0], None):
         with pytest.raises(ValueError, match=r"classes must be integers \(3,\), one per box"):
             batched_nms(np.zeros((3, 4)), np.zeros(3), classes, iou_threshold=0.3, max_outputs=3)
+    with pytest.raises(ValueError, match=r"scores must be \(3,\), one per box, got \(2,\)"):
+        batched_nms(np.zeros((3, 4)), np.zeros(2), [0, 1, 2], iou_threshold=0.3, max_outputs=3)
 
 
 def test_memory_grows_with_the_boxes_not_their_square():
