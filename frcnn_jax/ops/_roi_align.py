@@ -438,7 +438,7 @@ def _two_cells(grid, bins, i):
     at = start + rounded(np.arange(bins, dtype=exact)[None] * size) + own
     weight = jnp.where((i < samples) & (at >= -1) & (at <= cells), 1 / count, 0)
     at = jnp.clip(at, 0, cells - 1)
-    before = jnp.minimum(jnp.floor(at), jnp.maximum(cells - 2, 0))
+    before = jnp.floor(at)
     beyond = at - before
     after = jnp.minimum(before + 1, cells - 1)
     return (before.astype(jnp.int32), weight * (1 - beyond)), (after.astype(jnp.int32), weight * beyond)
