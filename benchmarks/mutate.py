@@ -1,6 +1,6 @@
 """Mutation test: put one fault at a time into the numerics and the data path, and see whether a test fails.
 
-    python benchmarks/mutate.py --out FOLDER [--count 320] [--seed 0] [--jobs 2] [--again] [FILE ...]
+    python benchmarks/mutate.py --out FOLDER [--count 300] [--seed 0] [--jobs 2] [--again] [FILE ...]
 
 Of all mutants that the rules in `mutations` make of PACKAGES, or of the FILEs in them, a random sample is tested. Each
 runs the tests that killed other mutants of its file, then the test files that can notice it: those that import the
@@ -304,7 +304,7 @@ def main(argv: Sequence[str]) -> None:
     parser = command_parser(__doc__)
     parser.add_argument("files", nargs="*", metavar="FILE", help="files to mutate; all of the packages if none")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--count", type=int, default=320, help="number of mutants; default: %(default)s")
+    parser.add_argument("--count", type=int, default=300, help="number of mutants; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the sample; default: %(default)s")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes; default: one per core")
     parser.add_argument("--again", action="store_true", help="test again the mutants that survived")
