@@ -88,15 +88,27 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         raise ValueError("it holds a damaged array, or Python objects, which are not read") from None
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, names_differ: bool = False) -> Any:
     """Read a JSON file.
 
+    Args:
+        path: The file.
+        names_differ: Whether to refuse an object that has a name twice, of which JSON readers take the last.
+
     Raises:
-        InputError: The file is missing, unreadable or not JSON.
+        InputError: The file is missing, unreadable or not JSON, or a name comes twice.
     """
     try:
-        return json.loads(Path(path).read_bytes())
+        return json.loads(Path(path).read_bytes(), object_pairs_hook=_of_different_names if names_differ else None)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON file ({error})") from None
+
+
+def _of_different_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} comes twice")
+    return found

@@ -55,7 +55,7 @@ def read_regions(path: str | Path, images: Sequence[Path]) -> list[np.ndarray]:
 
 def _read_file(path: Path) -> Any:
     if path.suffix == ".json":
-        return read_json(path)
+        return read_json(path, names_differ=True)
     if path.suffix != ".npz":
         raise InputError(f"{path}: expected a .json or .npz file of boxes")
     try:

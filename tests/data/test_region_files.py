@@ -86,6 +86,7 @@ ONE_IMAGE = {"images": [{"id": 1, "file_name": "a"}]}
     ("name", "content", "text"),
     [
         ("b.json", "{", "not a JSON file"),
+        ("b.json", '{"a": [[1, 2, 3, 4]], "b": [], "a": []}', r"not a JSON file \('a' comes twice\)"),
         ("b.json", "3", 'expected {"image"'),
         ("b.json", {"a": 3}, "image 'a': expected a list of boxes .*, got 3"),
         ("b.json", {"a": [[1, 2, 3, 4], [1, 2, 3]]}, r"image 'a': box 1: expected .*, got \[1, 2, 3\]"),
