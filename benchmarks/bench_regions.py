@@ -23,7 +23,7 @@ from PIL import Image
 
 from frcnn_jax.cli import check_at_least, command_parser
 from frcnn_jax.data.batches import Sizes, TestBatches
-from frcnn_jax.data.records import Record, load_image, make_record
+from frcnn_jax.data.records import ImageFile, Record, make_record
 from frcnn_jax.data.synthetic import draw_scene
 from frcnn_jax.errors import run_main
 from frcnn_jax.evaluation.predict import make_predict_step, predict_split
@@ -44,7 +44,7 @@ def write_images(folder: Path, count: int, height: int, width: int) -> list[Reco
     for i in range(count):
         path = folder / f"{i}.jpg"
         Image.fromarray(draw_scene(0, "val", i).image).resize((width, height)).save(path)
-        records.append(make_record(str(path), height, width, [], partial(load_image, path)))
+        records.append(make_record(str(path), height, width, [], ImageFile(str(path))))
     return records
 
 

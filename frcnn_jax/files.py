@@ -1,11 +1,13 @@
 """Atomic writes, up-front checks of output paths, and safe reading of .npz and JSON files."""
 
+import gc
 import json
 import os
 import uuid
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -88,22 +90,42 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         raise ValueError("it holds a damaged array, or Python objects, which are not read") from None
 
 
-def read_json(path: Path, *, names_differ: bool = False) -> Any:
+def read_json(
+    path: Path, *, names_differ: bool = False, object_hook: Callable[[dict[str, Any]], Any] | None = None
+) -> Any:
     """Read a JSON file.
 
     Args:
         path: The file.
         names_differ: Whether to refuse an object that has a name twice, of which JSON readers take the last.
+        object_hook: Returns what replaces an object, as in `json.loads`; not with `names_differ`.
 
     Raises:
         InputError: The file is missing, unreadable or not JSON, or a name comes twice.
     """
     try:
-        return json.loads(Path(path).read_bytes(), object_pairs_hook=_of_different_names if names_differ else None)
+        with _garbage_kept():
+            return json.loads(
+                Path(path).read_bytes(),
+                object_hook=object_hook,
+                object_pairs_hook=_of_different_names if names_differ else None,
+            )
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON file ({error})") from None
+
+
+@contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """Pause the garbage collector: it would visit the objects of a large file many times, and find none to free."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _of_different_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

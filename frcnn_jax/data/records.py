@@ -56,10 +56,13 @@ class Dataset:
 def float_boxes(boxes: Any, name: str) -> np.ndarray:
     """Return an array in float32, infinite beyond its range; InputError unless it holds numbers."""
     try:
-        with np.errstate(over="ignore"):
-            return np.asarray(as_float(boxes, name), np.float32)
+        array = np.asarray(as_float(boxes, name))
     except ValueError as error:
         raise InputError(str(error)) from None
+    if array.dtype == np.float32:
+        return array
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
 
 
 def check_boxes(boxes: Any, name: str) -> np.ndarray:
@@ -144,6 +147,17 @@ def load_image(
     if expected_size and image.shape[:2] != expected_size:
         raise InputError(f"{path}: annotated as {expected_size} (rows, columns), the file has {image.shape[:2]}")
     return image
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """Loader of an image file for `Record.load`; see `load_image`."""
+
+    path: str
+    size: tuple[int, int] | None = None  # height and width by the annotation; None accepts any
+
+    def __call__(self) -> np.ndarray:
+        return load_image(self.path, expected_size=self.size)
 
 
 def read_image(image: Any) -> np.ndarray:

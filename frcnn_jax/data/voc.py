@@ -11,7 +11,7 @@ from typing import Any
 from defusedxml import DefusedXmlException, ElementTree
 
 from frcnn_jax.data.problems import OnProblem, ReportTo, stop
-from frcnn_jax.data.records import IMAGE_SUFFIXES, Dataset, Record, collect_records, image_path, load_image, make_record
+from frcnn_jax.data.records import IMAGE_SUFFIXES, Dataset, ImageFile, Record, collect_records, image_path, make_record
 from frcnn_jax.errors import InputError
 
 VOC_CLASSES = (
@@ -132,7 +132,7 @@ def _read_image(
     for node in tree.iter("object"):
         with ReportTo(on_problem, path):
             objects.append(_read_object(node, labels, height, width))
-    return make_record(image_id, height, width, objects, partial(load_image, image, expected_size=(height, width)))
+    return make_record(image_id, height, width, objects, ImageFile(str(image), (height, width)))
 
 
 def _positive_integer(tree: Any, tag: str, path: Path) -> int:

@@ -4,7 +4,13 @@ import multiprocessing
 import os
 import signal
 import threading
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
+
+
+def process_pool(workers: int) -> ProcessPoolExecutor:
+    """Return a pool of processes that inherit nothing, and end with this one."""
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent)
 
 
 def end_with_parent() -> None:

@@ -84,6 +84,75 @@ def test_names_the_image_and_the_box(tmp_path, bad, text):
     assert len(record.boxes) == len(problems) == 1
 
 
+def test_objects_read_alike_next_to_a_wrong_one(tmp_path, rng):
+    """Images without a wrong object are converted all at once."""
+    corners = np.sort(rng.uniform(-1, 1, (60, 2, 2)), axis=1) * (50, 40)
+    corners, sides = np.maximum(corners[:, 0], -1), np.ptp(corners, axis=1)
+    boxes = [(*corner, *side) for corner, side in zip(corners.tolist(), sides.tolist(), strict=True)]
+    objects = [annotation(i, bbox=box, category_id=3 + 6 * (i % 2), iscrowd=i % 3) for i, box in enumerate(boxes)]
+    path = write_coco(tmp_path, objects)
+    wrong = []
+    read_coco(path, image_dir=tmp_path, on_problem=lambda problem: wrong.append(str(problem)))
+    inside = [o for o in objects if not any(f"annotation {o['id']}:" in text for text in wrong)]
+    assert len(inside) > 20
+    (alone,) = read_coco(write_coco(tmp_path, inside), image_dir=tmp_path).records
+    path = write_coco(tmp_path, [*inside, annotation(99, bbox="abc")])
+    (among,) = read_coco(path, image_dir=tmp_path, on_problem=lambda problem: None).records
+    assert all(among.boxes[:, 0] >= 0)
+    for name in ("boxes", "labels", "difficult"):
+        np.testing.assert_array_equal(getattr(among, name), getattr(alone, name), strict=True)
+
+
+def test_objects_go_to_their_images_in_the_order_of_the_file(tmp_path):
+    """An image without objects is between others; the first of two images of an id takes its objects."""
+    images = [{"id": i, "file_name": "a.jpg", "width": 50, "height": 40} for i in (8, 5, 7, 8)]
+    order = [(7, 1), (8, 2), (7, 3), (8, 4), (8, 5)]
+    objects = [annotation(i, image_id=number, bbox=(i, 0, 9, 9)) for number, i in order]
+    path, problems = write_coco(tmp_path, objects, images=images), []
+    records = read_coco(path, image_dir=tmp_path, on_problem=problems.append).records
+    assert [(r.image_id, r.boxes[:, 0].tolist()) for r in records] == [("8", [2, 4, 5]), ("5", []), ("7", [1, 3])]
+    assert [str(problem) for problem in problems] == [f"{path}: image '8' is listed twice"]
+
+
+@pytest.mark.parametrize("bbox", [(1.0, "2", 30, 10), (True, 2.0, 30, 10)])
+def test_numbers_of_other_types_are_read(tmp_path, bbox):
+    (record,) = read_coco(write_coco(tmp_path, [annotation(bbox=bbox)]), image_dir=tmp_path).records
+    assert record.boxes.tolist() == [[1, 2, 30, 11]]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bbox", [(0, 0, 10**400, 5), (1e308, 0, 1e308, 5), (-np.inf, 0, np.inf, 5), (0, 0, 5, [])])
+def test_extreme_numbers_are_problems_without_warnings(tmp_path, bbox):
+    path, problems = write_coco(tmp_path, [annotation(bbox=bbox), annotation(2)]), []
+    (record,) = read_coco(path, image_dir=tmp_path, on_problem=problems.append).records
+    assert record.boxes.tolist() == [[0, 0, 9, 19]]
+    assert len(problems) == 1
+
+
+def test_an_image_larger_than_any_number(tmp_path):
+    image = {"id": 7, "file_name": "a.jpg", "width": 10**400, "height": 2**40}
+    (record,) = read_coco(write_coco(tmp_path, [annotation()], images=[image]), image_dir=tmp_path).records
+    assert (record.width, record.boxes.tolist()) == (10**400, [[0, 0, 9, 19]])
+
+
+def test_images_in_folders_and_behind_links(tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "folder.jpg").mkdir()
+    path = write_coco(tmp_path, [])
+    (tmp_path / "link.jpg").symlink_to("a.jpg")
+    (tmp_path / "dead.jpg").symlink_to("none.jpg")
+    (tmp_path / "inner/b.jpg").hardlink_to(tmp_path / "a.jpg")
+    names = ["a.jpg", "inner/b.jpg", "link.jpg", "dead.jpg", "folder.jpg"]
+    images = [{"id": i, "file_name": name, "width": 50, "height": 40} for i, name in enumerate(names)]
+    write_coco(tmp_path, [], images=images)
+    problems = []
+    records = read_coco(path, image_dir=tmp_path, on_problem=problems.append).records
+    assert [record.load.path for record in records] == [str(tmp_path / name) for name in names[:3]]
+    assert [str(problem) for problem in problems] == [f"{tmp_path / name}: no such image" for name in names[3:]]
+    with pytest.raises(InputError, match=r"none/a\.jpg: no such image"):
+        read_coco(path, image_dir=tmp_path / "none")
+
+
 def test_boxes_one_pixel_beyond_the_image_are_clipped(tmp_path):
     boxes = [(-1, 0, 10, 5), (0, -1, 10, 5), (41, 0, 10, 5), (0, 31, 5, 10)]  # of an image of 50 x 40
     path = write_coco(tmp_path, [annotation(i, bbox=box) for i, box in enumerate(boxes)])

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from frcnn_jax.data.records import check_boxes, load_image, without_difficult
+from frcnn_jax.data.records import ImageFile, check_boxes, load_image, without_difficult
 from frcnn_jax.data.voc import read_voc, read_xml_folder
 from frcnn_jax.errors import InputError
 
@@ -272,6 +272,17 @@ def test_load_image_keeps_the_stored_orientation_if_annotated_so(tmp_path):
     Image.new("L", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
     assert load_image(tmp_path / "a.jpg", expected_size=(20, 30)).shape == (20, 30, 3)
     assert load_image(tmp_path / "a.jpg", expected_size=(30, 20)).shape == (30, 20, 3)
+
+
+def test_an_image_file_loads_as_load_image_does_even_after_pickling(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (30, 20), (1, 2, 3)).save(path)
+    for size in (None, (20, 30)):
+        load = pickle.loads(pickle.dumps(ImageFile(str(path), size)))
+        np.testing.assert_array_equal(load(), load_image(path))
+        assert (load.path, load.size) == (str(path), size)
+    with pytest.raises(InputError, match=r"a\.png: annotated as \(30, 20\)"):
+        ImageFile(str(path), (30, 20))()
 
 
 def test_pixels_of_32_bits_are_refused(tmp_path):

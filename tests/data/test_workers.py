@@ -44,7 +44,7 @@ def test_a_signal_to_all_is_for_the_parent(tmp_path, number):
     command = [sys.executable, "-m", "frcnn_jax.train", "--workdir", str(tmp_path / "w"), "--config.workers=2"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=env, start_new_session=True, stderr=subprocess.PIPE, text=True) as parent:
-        while parent.poll() is None and not list(tmp_path.rglob("*.npy")):
+        while parent.poll() is None and not list(tmp_path.rglob("*.boxes")):
             time.sleep(0.1)
         group = [int(path.name) for path in Path("/proc").glob("[0-9]*") if session(path) == parent.pid]
         os.killpg(parent.pid, number)
