@@ -36,6 +36,9 @@ class PixelNorm:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Normalise a `(H, W, 3)` uint8 RGB image to float32 in the network's channel order."""
-        ordered = image if self.order == "RGB" else image[..., ::-1]
-        centred = ordered.astype(np.float32) - np.asarray(self.mean, np.float32)
-        return centred if set(self.std) == {1.0} else centred / np.asarray(self.std, np.float32)
+        import cv2
+
+        values = np.arange(256, dtype=np.float32)[:, None]
+        table: np.ndarray = (values - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)  # (256, 3)
+        image = np.ascontiguousarray(image)
+        return cv2.LUT(image if self.order == "RGB" else cv2.cvtColor(image, cv2.COLOR_RGB2BGR), table[None])
