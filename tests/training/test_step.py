@@ -86,6 +86,15 @@ def run_step_by_shard_map():
     return jax.device_get((state.params, metrics))
 
 
+def assert_equal_but_for_rounding(found, expected):
+    """Sums in another order, in float32: by 1e-5 of an array's largest value on a CPU without AVX-512, less with it."""
+
+    def check(one, other):
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-5 * np.abs(other).max())
+
+    jax.tree.map(check, found, expected)
+
+
 def test_the_pure_step_runs_under_shard_map(tmp_path):
     """On one and on four devices the update that pmap makes, dropout included."""
     code = (
@@ -96,8 +105,8 @@ def test_the_pure_step_runs_under_shard_map(tmp_path):
     four = run_on_devices(code, 4, tmp_path)
     for params, metrics in (run_step(), run_step_by_shard_map()):
         np.testing.assert_allclose(four["loss"], metrics["loss"], rtol=1e-6)
-        for i, leaf in enumerate(jax.tree.leaves(params)):
-            np.testing.assert_allclose(four[f"arr_{i}"], leaf, rtol=1e-6, atol=1e-6)
+        leaves = jax.tree.leaves(params)
+        assert_equal_but_for_rounding([four[f"arr_{i}"] for i in range(len(leaves))], leaves)
 
 
 def test_four_devices_make_the_step_of_one(tmp_path):
@@ -109,8 +118,7 @@ def test_four_devices_make_the_step_of_one(tmp_path):
     )
     one, four = (run_on_devices(code, devices, tmp_path) for devices in (1, 4))
     assert len(one.files) > 10
-    for name in one.files:
-        np.testing.assert_allclose(four[name], one[name], rtol=1e-4, atol=1e-6)
+    assert_equal_but_for_rounding(dict(four), dict(one))
 
 
 @pytest.mark.parametrize("parts", [2, 4])
@@ -118,7 +126,7 @@ def test_accumulated_gradients_make_the_step_of_the_whole_batch(parts):
     """Images with few RoIs and with none among them, dropout on."""
     expected, found = run_step(), run_step(accumulate=parts)
     assert float(found[1]["gradient_norm"]) > 0
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
+    assert_equal_but_for_rounding(found, expected)
 
 
 def test_parts_that_do_not_divide_a_device_s_images():
