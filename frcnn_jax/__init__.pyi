@@ -2,7 +2,7 @@ from . import ops
 from .data.batches import Sizes, TestBatches, prefetch, prepare_image, prepare_test
 from .data.coco import read_coco
 from .data.readers import read_split
-from .data.records import Dataset, Record, load_image, without_difficult
+from .data.records import Dataset, ImageFile, Record, load_image, without_difficult
 from .data.synthetic import read_synthetic
 from .data.tfds import read_tfds
 from .data.voc import VOC_CLASSES, read_voc, read_xml_folder
@@ -22,9 +22,11 @@ from .ops._nms import nms
 from .ops._roi_align import roi_align, roi_align_flat
 from .ops._roi_pool import roi_pool, roi_pool_flat, rois_from_cells, rois_from_torchvision
 from .ops.boxes import decode, encode, iou
+from .proposals.cache import search_images
+from .proposals.edge_boxes import EdgeBoxes
 from .proposals.files import read_proposals
 from .proposals.load import load_proposals
-from .proposals.search import search_images, selective_search
+from .proposals.search import SelectiveSearch, selective_search
 from .proposals.shards import write_proposals
 from .training.batches import TrainingBatches
 from .training.losses import box_loss
@@ -41,10 +43,12 @@ __all__ = [
     "DetectionOptions",
     "Detections",
     "Detector",
+    "EdgeBoxes",
     "Evaluation",
     "Evaluator",
     "FastRCNN",
     "FullyConnectedHead",
+    "ImageFile",
     "InputError",
     "LayerBackbone",
     "Network",
@@ -52,6 +56,7 @@ __all__ = [
     "Record",
     "RegionScores",
     "RoIPool",
+    "SelectiveSearch",
     "Sizes",
     "TestBatches",
     "TrainState",

@@ -21,8 +21,8 @@ from frcnn_jax.data.records import Dataset
 from frcnn_jax.evaluation.predict import DetectionOptions
 from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.models.networks import Network, get_network
-from frcnn_jax.proposals.load import load_proposals
-from frcnn_jax.proposals.search import search_images
+from frcnn_jax.proposals.cache import search_images
+from frcnn_jax.proposals.load import load_proposals, make_search, split_source
 from frcnn_jax.training.hosts import fail_together
 
 
@@ -92,17 +92,20 @@ def load_proposals_of(
     Raises:
         InputError: See `load_proposals`.
     """
-    search: dict[str, Any] = {
+    size, max_boxes = config["proposal_size"] or None, config["max_proposals"]
+    options: dict[str, Any] = {
         "cache_dir": Path(config["proposal_cache"] or workdir / "proposals"),
-        "mode": config["proposal_mode"],
-        "max_boxes": config["max_proposals"],
         "workers": config["workers"] or None,
         "executor": executor,
     }
-    if jax.process_count() > 1 and not config["proposals"]:
+    if jax.process_count() > 1:
         images = {record.image_id: record.load for record in dataset.records}
-        share = sorted(images)[jax.process_index() :: jax.process_count()]
+        share = {i: images[i] for i in sorted(images)[jax.process_index() :: jax.process_count()]}
         with fail_together():
-            search_images({image_id: images[image_id] for image_id in share}, **search, on_problem=lambda _: None)
+            for name in split_source(config["proposals"]):
+                if search := make_search(name, size=size, max_boxes=max_boxes):
+                    search_images(share, search, **options, on_problem=lambda _: None)
     with problem_handler(config["on_error"], "images and proposals") as on_problem:
-        return load_proposals(dataset, source=config["proposals"], **search, on_problem=on_problem)
+        return load_proposals(
+            dataset, source=config["proposals"], size=size, max_boxes=max_boxes, **options, on_problem=on_problem
+        )

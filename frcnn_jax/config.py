@@ -96,8 +96,17 @@ FIELDS: dict[str, Field] = {
     "train_difficult": Field(True, "Whether to train on difficult objects, as the paper's code does."),
     "class_names": Field((), "Class names in label order; the data set's if empty.", _NAMES),
     # Proposals
-    "proposals": Field("", 'Proposal files or folders, joined by "+"; selective search if empty.', at_test=True),
-    "proposal_mode": Field("fast", "Search mode: fast, or quality (more boxes, several times slower).", _one_of(MODES)),
+    "proposals": Field(
+        "standard",
+        f"Selective search ({', '.join(MODES)}), edge_boxes:MODEL, or proposal files or folders; "
+        'several are joined by "+".',
+        Check(lambda value, _: value, f"{', '.join(MODES)}, edge_boxes:MODEL or proposal files"),
+        at_test=True,
+    ),
+    "proposal_size": Field(
+        0, "Longer side, in pixels, to which larger images are shrunk for the search; 0 for the search's own.",
+        _NOT_NEGATIVE, True,
+    ),
     "max_proposals": Field(2000, "Maximum number of proposals per image, at least 1.", _POSITIVE, True),
     "proposal_cache": Field("", "Cache of selective search; proposals/ of the workdir if empty.", None, True, True),
     "workers": Field(0, "Number of processes for selective search; 0 for one per core.", _NOT_NEGATIVE, True, True),
@@ -183,6 +192,7 @@ def voc07_config(network: str) -> ConfigDict:
         network=network,
         min_size=600,
         max_size=1000,
+        proposals="paper",
         bg_iou_low=0.1,
         learning_rate=0.001,
         steps=40_000,
@@ -220,6 +230,9 @@ def parse_config(text: str | bytes) -> dict[str, Any]:
     missing = {"network", "class_names"} - set(config) if isinstance(config, dict) else {"all fields"}
     if missing:
         raise InputError(f"not a config that frcnn train wrote: {', '.join(sorted(missing))} missing")
+    mode = config.pop("proposal_mode", "fast")  # an earlier field: how to search where proposals were empty
+    if config.get("proposals") == "":
+        config["proposals"] = "paper" if mode == "fast" else mode
     if unknown := sorted(set(config) - set(FIELDS)):
         raise InputError(f"fields unknown to this version: {', '.join(unknown)}")
     config = {name: config.get(name, field.default) for name, field in FIELDS.items()}

@@ -9,7 +9,9 @@ FILE is JSON {"image": [[x1, y1, x2, y2], ..]}, COCO instances or results, or .n
 """
 
 import math
+import os
 from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from tqdm import tqdm
 from frcnn_jax.cli import command_parser, run
 from frcnn_jax.data.records import load_image
 from frcnn_jax.data.region_files import read_regions
+from frcnn_jax.data.workers import process_pool
 from frcnn_jax.detector import Detector
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.pictures import draw_boxes
@@ -47,17 +50,18 @@ def main(argv: Sequence[str]) -> None:
             check_regions(regions[i], height, width, where=f"image {path}")
     args.out.mkdir(parents=True, exist_ok=True)
     results = {}
-    for i, (path, picture) in enumerate(tqdm(pictures.items(), desc="detect", unit="image")):
-        image = load_image(path)
-        if regions is None:
-            found = detector(image, score_threshold=args.score_threshold)
-            results[str(path)] = found.to_records(detector.class_names)
-        else:
-            found, results[str(path)] = _classify(detector, path, regions[i])
-            found = Detections(*(field[found.scores >= args.score_threshold] for field in found))
-        captions = [f"{one['label']} {one['score']:.2f}" for one in found.to_records(detector.class_names)]
-        drawn = draw_boxes(image, found.boxes, found.labels, captions)
-        write_atomic(picture, partial(drawn.save, format="png"))
+    with _search_pool(len(pictures)) as pool:
+        detections = detector.detect_each(pictures, executor=pool, score_threshold=args.score_threshold)
+        for i, (path, picture) in enumerate(tqdm(pictures.items(), desc="detect", unit="image")):
+            if regions is None:
+                found = next(detections)
+                results[str(path)] = found.to_records(detector.class_names)
+            else:
+                found, results[str(path)] = _classify(detector, path, regions[i])
+                found = Detections(*(field[found.scores >= args.score_threshold] for field in found))
+            captions = [f"{one['label']} {one['score']:.2f}" for one in found.to_records(detector.class_names)]
+            drawn = draw_boxes(load_image(path), found.boxes, found.labels, captions)
+            write_atomic(picture, partial(drawn.save, format="png"))
     write_json(args.out / "detections.json", results)
     what = "detections" if regions is None else "boxes"
     print(f"{sum(map(len, results.values()))} {what} in {len(results)} images: {args.out}/detections.json")
@@ -74,6 +78,12 @@ def _classify(detector: Detector, path: Path, boxes: np.ndarray) -> tuple[Detect
     for record, own in zip(records, scores.probabilities, strict=True):
         record["probabilities"] = {name: round(float(p), 4) for name, p in zip(names, own, strict=True)}
     return found, records
+
+
+def _search_pool(images: int) -> Executor:
+    """Return processes that search ahead, or a thread for a few images, for which starting these does not pay."""
+    workers = min(os.cpu_count() or 1, images // 4)
+    return process_pool(workers) if workers > 1 else ThreadPoolExecutor(1)
 
 
 def _picture_paths(images: Sequence[Path], out: Path) -> dict[Path, Path]:

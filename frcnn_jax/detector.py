@@ -1,9 +1,12 @@
 """`Detector`, a trained network applied to single images."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +30,11 @@ from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables
 from frcnn_jax.models.networks import get_network
 from frcnn_jax.models.weight_files import read_weights
 from frcnn_jax.models.weights import load_pretrained
-from frcnn_jax.proposals.search import selective_search
+from frcnn_jax.proposals.load import make_search, propose, split_source
+from frcnn_jax.proposals.search import MODES
 from frcnn_jax.workdir import load_variables, read_config, workdir_arrays
+
+_AHEAD = 2 * (os.cpu_count() or 1)  # images searched ahead
 
 
 class Detector:
@@ -40,11 +46,13 @@ class Detector:
         class_names: Names of labels 1 to K.
         sizes: Sizes to which images are resized; several make an image pyramid.
         options: Options of NMS and box regression.
-        proposal_mode: Mode of selective search, "fast" or "quality", used where no RoIs are given.
-        max_proposals: Maximum number of proposals from selective search.
+        proposals: Where no RoIs are given, the search that proposes them, by name as in `load_proposals`, or a function
+            of an image `(H, W, 3)` uint8 RGB that returns `(N, 4)` inclusive boxes or a `supervision.Detections`.
+        proposal_size: Longer side, in pixels, to which larger images are shrunk for the search; None for its own.
+        max_proposals: Maximum number of proposals from a search.
 
     Raises:
-        InputError: The number of class names is not K.
+        InputError: The number of class names is not K, or there is no such search.
     """
 
     def __init__(
@@ -55,14 +63,15 @@ class Detector:
         class_names: Sequence[str],
         sizes: Sequence[Sizes] = (Sizes(),),
         options: DetectionOptions = DetectionOptions(),
-        proposal_mode: str = "fast",
+        proposals: str | Callable[[np.ndarray], Any] = "standard",
+        proposal_size: int | None = None,
         max_proposals: int = 2000,
     ) -> None:
         if len(class_names) != model.num_classes:
             raise InputError(f"class_names must be the network's {model.num_classes} names, got {len(class_names)}")
         self.class_names = tuple(class_names)
         self._model, self._variables, self._sizes, self._options = model, variables, tuple(sizes), options
-        self._search = partial(selective_search, mode=proposal_mode, max_boxes=max_proposals)
+        self._search = _make_search(proposals, proposal_size, max_proposals)
         self._predict: dict[float, Callable[..., Predictions]] = {}  # by NMS threshold
         self._scores: RegionStep | None = None
         self._steps: dict[str, RegionStep] = {}  # by layer
@@ -78,13 +87,15 @@ class Detector:
         """
         config = read_config(Path(workdir))
         model, variables, _ = load_variables(Path(workdir), config, step)
+        searches = [name for name in split_source(config["proposals"]) if make_search(name)]  # the others are files
         return cls(
             model,
             variables,
             class_names=config["class_names"],
             sizes=image_sizes(config),
             options=detection_options(config),
-            proposal_mode=config["proposal_mode"],
+            proposals=searches[0] if searches else "standard",
+            proposal_size=config["proposal_size"] or None,
             max_proposals=config["max_proposals"],
         )
 
@@ -118,32 +129,37 @@ class Detector:
     def __call__(
         self,
         image: Any,
-        rois: np.ndarray | None = None,
+        rois: Any = None,
         *,
         score_threshold: float = 0.05,
         nms_threshold: float | None = None,
         max_detections: int = 100,
-    ) -> Detections:
-        """Detect objects in one image.
+    ) -> Any:
+        """Detect objects in one image, or in each of a list.
 
         Args:
-            image: A path, a PIL image or `(H, W, 3)` uint8 RGB.
-            rois: `(N, 4)` proposals in pixels of the image; from selective search where None.
+            image: A path, a PIL image or `(H, W, 3)` uint8 RGB, or a list of images.
+            rois: `(N, 4)` proposals in pixels of the image, from the detector's search where None; a list of those for
+                a list of images.
             score_threshold: Minimum score of a detection.
             nms_threshold: IoU, in [0, 1], above which a detection is dropped for a better one of its class;
                 `options.nms_iou` where None.
             max_detections: Maximum number of detections over all classes, at least 0.
 
         Returns:
-            Boxes `(D, 4)` float32 in pixels of the image, labels `(D,)` int32 from 1 to K, scores `(D,)`, best first.
+            Boxes `(D, 4)` float32 in pixels of the image, labels `(D,)` int32 from 1 to K, scores `(D,)`, best first; a
+            list of those for a list of images.
 
         Raises:
             InputError: The image can't be read, image or RoIs have the wrong shape or are not finite, or an option is
                 out of range.
         """
+        if isinstance(image, list | tuple):
+            options: dict[str, Any] = {"nms_threshold": nms_threshold, "max_detections": max_detections}
+            return list(self.detect_each(image, rois, score_threshold=score_threshold, **options))
         self._check_trained("cls_score")
         pixels = read_image(image)
-        rois = self._search(pixels) if rois is None else rois  # checked by prepare_test
+        rois = propose(self._search, pixels) if rois is None else rois  # checked by prepare_test
         if max_detections < 0:
             raise InputError(f"max_detections must be at least 0, got {max_detections}")
         threshold = self._options.nms_iou if nms_threshold is None else nms_threshold
@@ -154,6 +170,46 @@ class Detector:
         )
         boxes, scores, valid = (p[0] for p in jax.device_get(self._predict[threshold](self._variables, batch)))
         return select_detections(boxes, scores, valid, score_threshold, max_detections)
+
+    def detect_each(
+        self,
+        images: Iterable[Any],
+        rois: Iterable[np.ndarray] | None = None,
+        *,
+        executor: Executor | None = None,
+        **options: Any,
+    ) -> Iterator[Detections]:
+        """Yield the detections in each image in turn, and search the next images meanwhile.
+
+        Args:
+            images: Images as a call takes them; few are held at a time.
+            rois: `(N, 4)` proposals of each; from the detector's search where None.
+            executor: Runs the searches, such as a `ProcessPoolExecutor`; a thread where None.
+            options: As in a call.
+
+        Raises:
+            InputError: As in a call.
+        """
+        if rois is not None:
+            for image, own in zip(images, rois, strict=True):
+                yield self(image, own, **options)
+            return
+        with nullcontext(executor) if executor else ThreadPoolExecutor(1) as pool:
+            searches: deque[tuple[Any, Future]] = deque()
+            todo = iter(images)
+            try:
+                while True:
+                    while len(searches) < _AHEAD and (image := next(todo, None)) is not None:
+                        searches.append((image, pool.submit(propose, self._search, image)))
+                    if not searches:
+                        return
+                    image, search = searches.popleft()
+                    yield self(image, search.result(), **options)
+            except BrokenExecutor:
+                raise InputError("a process that searched for proposals was killed (out of memory?)") from None
+            finally:
+                for _, search in searches:
+                    search.cancel()
 
     def classify(self, image: Any, boxes: Any, *, invalid: str = "raise") -> RegionScores | list[RegionScores]:
         """Classify given regions. Row i is box i: nothing is suppressed, dropped or reordered.
@@ -233,3 +289,13 @@ class Detector:
     def _rows(self, step: RegionStep, images: Sequence[Any], boxes: Sequence[Any], invalid: str) -> Iterator[Any]:
         batches = RegionBatches(images, boxes, self._sizes, self._model.pixels, invalid)
         return run_regions(step, self._variables, batches)
+
+
+def _make_search(
+    proposals: str | Callable[[np.ndarray], Any], size: int | None, max_boxes: int
+) -> Callable[[np.ndarray], Any]:
+    if callable(proposals):
+        return proposals
+    if search := make_search(proposals, size=size, max_boxes=max_boxes):
+        return search
+    raise InputError(f"proposals must be {', '.join(MODES)}, edge_boxes:MODEL or a function, got {proposals!r}")

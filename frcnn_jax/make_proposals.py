@@ -1,11 +1,13 @@
-r"""Compute or convert the proposals of a split, as shards for --config.proposals, and measure their recall:
+r"""Compute the proposals of a split, as shards for --config.proposals, and measure their recall; convert files of them:
 
     frcnn proposals --out F.proposals [--split train|val] [--shards N] [--scheduler tcp://HOST:8786] \
         [--recall PLOT.png] [--config RECIPE] [--config.FIELD=VALUE ...]
+    frcnn proposals convert SOURCE --out FILE [--boxes FORMAT] [--ids FILE]
 
 Runs selective search on all cores or on a Dask cluster. An interrupted run resumes from the cache: the folder
-`proposals` next to F, or --config.proposal_cache. --config.proposals=FILE converts files of other programs. Only one
-shard at a time is in memory; several are named F-1-of-N.proposals and so on. Recall ignores difficult objects.
+`proposals` next to F, or --config.proposal_cache. --config.proposals=FILE takes files of other programs, and measures
+their recall. Only one shard at a time is in memory; several are named F-1-of-N.proposals and so on. Recall ignores
+difficult objects.
 """
 
 from collections import ChainMap
@@ -14,6 +16,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from frcnn_jax import convert_proposals
 from frcnn_jax.build import load_proposals_of, read_split_of
 from frcnn_jax.cli import command_parser, run
 from frcnn_jax.config import add_config_argument, load_config
@@ -27,6 +30,9 @@ from frcnn_jax.proposals.shards import write_proposals
 
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
+    if argv[:1] == ["convert"]:
+        convert_proposals.main(argv[1:])
+        return
     parser = command_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="file to write, *.proposals")
     parser.add_argument(
@@ -51,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
         for path, begin, end in zip(paths, bounds[:-1], bounds[1:], strict=True):
             part = replace(dataset, records=records[begin:end])
             part, proposals = load_proposals_of(config, args.out.parent, part, executor)
-            write_proposals(path, {record.image_id: proposals[record.image_id] for record in part.records})
+            write_proposals(path, proposals)
             size = path.stat().st_size / len(part.records)
             print(f"{path}: {len(part.records)} images, {size:.0f} bytes per image")
     if args.recall:

@@ -11,6 +11,7 @@ from examples import make_dataset
 
 from frcnn_jax.build import image_sizes, load_proposals_of, read_split_of
 from frcnn_jax.config import FIELDS, get_config
+from frcnn_jax.proposals.search import SelectiveSearch
 from frcnn_jax.train import train_and_evaluate
 from frcnn_jax.training.sampling import target_statistics
 
@@ -68,7 +69,7 @@ PLACES = {
     "train_difficult": (False, split("include_difficult", 0)),
     "class_names": (["cat", "dog", "cow"], lambda s: list(same(*(split("class_names", i)(s) for i in (0, 1))))),
     "proposals": ("p.npz", proposals("source")),
-    "proposal_mode": ("quality", proposals("mode")),
+    "proposal_size": (300, proposals("size")),
     "max_proposals": (99, proposals("max_boxes")),
     "proposal_cache": ("cache", lambda s: str(proposals("cache_dir")(s))),
     "workers": (3, proposals("workers")),
@@ -213,8 +214,8 @@ def test_processes_share_the_search(tmp_path, monkeypatch):
         monkeypatch.setattr(f"frcnn_jax.build.{name}", found)
     dataset = make_dataset()
     load_proposals_of({**get_config(), "max_proposals": 5}, tmp_path, dataset)
-    assert search.call_args.args == ({"im1": dataset.records[1].load},)
-    assert search.call_args.kwargs.items() >= {"cache_dir": tmp_path / "proposals", "max_boxes": 5}.items()
+    assert search.call_args.args == ({"im1": dataset.records[1].load}, SelectiveSearch("standard", None, 5))
+    assert search.call_args.kwargs.items() >= {"cache_dir": tmp_path / "proposals"}.items()
     load_proposals_of({**get_config(), "proposals": "p.npz"}, tmp_path, dataset)
     assert search.call_count == 1  # files need no search
     assert [call.args for call in load.call_args_list] == [(dataset,)] * 2

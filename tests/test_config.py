@@ -159,7 +159,8 @@ BOUNDS = {  # by field, values that are accepted and values that are not; all ot
     "dataset": (["voc"], ["imagenet"]),
     "on_error": (["skip"], [""]),
     "class_names": ([("cat",)], [(1,)]),
-    "proposal_mode": (["quality"], ["slow"]),
+    "proposals": (["quality", "a.npz+b"], [""]),
+    "proposal_size": NOT_NEGATIVE,
     "network": (["vgg16"], ["vgg"]),
     "compute_type": (["bfloat16"], ["float16"]),
     "fc_ranks": ([(0, 3)], [(1,), (1, -1), (1, 2.0), (1, 2, 3)]),
@@ -199,7 +200,17 @@ def test_the_bounds_of_every_field():
 
 def test_what_may_change_after_training_and_what_on_resuming():
     """Nothing that makes other parameters or needs other ones."""
-    data = {"voc_dir", "year", "data_dir", "val_split", "val_images", "on_error", "proposals", "max_proposals"}
+    data = {
+        "voc_dir",
+        "year",
+        "data_dir",
+        "val_split",
+        "val_images",
+        "on_error",
+        "proposals",
+        "proposal_size",
+        "max_proposals",
+    }
     sizes = {"min_size", "max_size", "scales", "compute_type"}
     boxes = {"nms_iou", "test_box_regression", "candidates_per_class"}
     assert data | sizes | boxes | {"proposal_cache", "workers"} == TEST_FIELDS
@@ -239,3 +250,20 @@ def test_a_text_that_is_no_config(text, message):
 
 def test_a_config_of_before_a_field_takes_its_default():
     assert parse_config(b'{"network": "tiny", "class_names": ["cat"]}')["nms_iou"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("former", "proposals"),
+    [
+        ({"proposals": "", "proposal_mode": "fast"}, "paper"),
+        ({"proposals": "", "proposal_mode": "quality"}, "quality"),
+        ({"proposals": "p.npz", "proposal_mode": "fast"}, "p.npz"),
+        ({"proposals": "fast"}, "fast"),
+        ({}, "standard"),
+    ],
+)
+def test_the_search_of_earlier_workdirs(former, proposals):
+    """Their field proposal_mode is gone; its mode "fast" is the paper's search."""
+    config = parse_config(json.dumps({"network": "tiny", "class_names": ["cat"], **former}))
+    assert config["proposals"] == proposals
+    assert "proposal_mode" not in config

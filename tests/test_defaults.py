@@ -11,7 +11,7 @@ from frcnn_jax.data import batches, coco, readers, synthetic, voc
 from frcnn_jax.evaluation import evaluator, metrics, pictures, predict, regions, report, scores
 from frcnn_jax.models import backbones, fast_rcnn, heads, layers, networks, pixels, weights
 from frcnn_jax.ops import _box_ops, _roi_align, _roi_pool, boxes
-from frcnn_jax.proposals import cluster, load, search
+from frcnn_jax.proposals import cache, cluster, edge_boxes, entries, files, load, search
 from frcnn_jax.training import batches as training_batches
 from frcnn_jax.training import checkpoint, loop, sampling, solver, step, svm
 
@@ -19,7 +19,7 @@ POOL = {"output_size": (7, 7), "spatial_scale": 1 / 16}
 ALIGN = {**POOL, "sampling_ratio": 2, "aligned": True, "differentiable_boxes": False}
 LOSS = {"reduction": "none", "eps": 1e-7}
 SAMPLE = {"fg_fraction": 0.25, "fg_iou": 0.5, "bg_iou": (0.1, 0.5)}
-SEARCH = {"mode": "fast", "max_boxes": 2000}
+SEARCH = {"mode": "standard", "max_boxes": 2000}
 DEFAULTS = {
     _box_ops.distance_box_iou: {"eps": 1e-7},
     _box_ops.complete_box_iou: {"eps": 1e-7},
@@ -55,9 +55,16 @@ DEFAULTS = {
     voc.read_voc: {"year": 2007, "class_names": voc.VOC_CLASSES},
     voc.read_xml_folder: {"class_names": ()},
     cluster.dask_executor: {"timeout": 30},
-    load.load_proposals: {"source": "", **SEARCH},
+    entries.Entry: {"file_name": ""},
+    entries.Content: {"needed": ()},
+    files.Proposals: {"kinds": ()},
+    load.load_proposals: {"source": "standard", "max_boxes": 2000},
+    load.make_search: {"max_boxes": 2000},
+    search.Mode: {"colors": (), "thresholds": (), "similarities": (), "sigma": 0.8},
     search.selective_search: SEARCH,
-    search.search_images: SEARCH,
+    search.SelectiveSearch: SEARCH,
+    edge_boxes.EdgeBoxes: {"max_boxes": 2000},
+    cache.search_images: {"search": search.SelectiveSearch("standard", None, 2000)},
     training_batches.TrainingBatches: {
         "images_per_batch": 2, "rois_per_image": 64, **SAMPLE, "flip": True, "seed": 0, "process": (0, 1)
     },
@@ -73,7 +80,7 @@ DEFAULTS = {
     step.make_train_step: {"box_loss_weight": 1.0, "accumulate": 1},
     svm.HardNegativeSVMs: {"seed": 0},
     svm.train_svms: {"seed": 0},
-    detector.Detector: {"sizes": (batches.Sizes(),), "options": predict.DetectionOptions(), "proposal_mode": "fast"}
+    detector.Detector: {"sizes": (batches.Sizes(),), "options": predict.DetectionOptions(), "proposals": "standard"}
     | {"max_proposals": 2000},
     detector.Detector.__call__: {"score_threshold": 0.05, "max_detections": 100},
     evaluator.Evaluator: {"options": predict.DetectionOptions()},
@@ -97,7 +104,7 @@ DEFAULTS = {
 }  # fmt: skip
 
 
-PLAIN = (int, float, bool, str, tuple, pixels.PixelNorm, predict.DetectionOptions)
+PLAIN = (int, float, bool, str, tuple, pixels.PixelNorm, predict.DetectionOptions, search.SelectiveSearch)
 
 
 def defaults(function):

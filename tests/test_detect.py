@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from examples import run_command
 from PIL import Image
 
 from frcnn_jax.data.synthetic import CLASS_NAMES, draw_scene
+from frcnn_jax.detect import _search_pool
 from frcnn_jax.detector import Detector
 
 
@@ -23,6 +25,22 @@ def test_command_line(workdir, tmp_path):
         assert 0.2 <= detection["score"] <= 1
         assert len(detection["box"]) == 4
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"0.png", "1.png", "detections.json"}
+
+
+@pytest.mark.slow
+def test_many_images_are_searched_in_worker_processes(workdir, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    paths = [tmp_path / f"{i}.png" for i in range(9)]
+    for i, path in enumerate(paths):
+        Image.fromarray(draw_scene(0, "test", i).image).save(path)
+    with _search_pool(7) as few, _search_pool(8) as many:
+        assert isinstance(few, ThreadPoolExecutor)
+        assert isinstance(many, ProcessPoolExecutor)
+    done = run_command("detect", "--workdir", workdir, *paths, "--out", tmp_path / "out", "--score-threshold", 0.2)
+    assert done.returncode == 0, done.stderr
+    detector = Detector.from_workdir(workdir)
+    expected = {str(path): detector(path, score_threshold=0.2).to_records(CLASS_NAMES) for path in paths}
+    assert json.loads((tmp_path / "out" / "detections.json").read_text()) == expected
 
 
 def test_command_line_names_the_broken_image_and_writes_nothing(workdir, tmp_path):

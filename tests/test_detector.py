@@ -1,4 +1,5 @@
 import json
+import os
 from unittest import mock
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 from frcnn_jax.data.batches import Sizes
 from frcnn_jax.data.synthetic import CLASS_NAMES, draw_scene
+from frcnn_jax.data.workers import process_pool
 from frcnn_jax.detector import Detector
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.predict import DetectionOptions
@@ -44,7 +46,8 @@ def test_a_detector_follows_the_config(workdir, tmp_path):
     """Its search, its sizes and its suppression."""
     (tmp_path / "checkpoints").symlink_to(workdir / "checkpoints")
     config = json.loads((workdir / "config.json").read_text())
-    changes = {"proposal_mode": "quality", "max_proposals": 9, "scales": (96, 128), "max_size": 160, "nms_iou": 0.6}
+    changes = {"proposals": "p.npz+quality", "proposal_size": 99, "max_proposals": 9, "nms_iou": 0.6}
+    changes |= {"scales": (96, 128), "max_size": 160}
     (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
     built = mock.Mock(side_effect=Detector)
     Detector.from_workdir.__func__(built, tmp_path)
@@ -52,18 +55,76 @@ def test_a_detector_follows_the_config(workdir, tmp_path):
         "class_names": list(CLASS_NAMES),
         "sizes": (Sizes(96, 160), Sizes(128, 160)),
         "options": DetectionOptions(nms_iou=0.6),
-        "proposal_mode": "quality",
+        "proposals": "quality",
+        "proposal_size": 99,
         "max_proposals": 9,
     }
 
 
 def test_searched_proposals_are_those_of_the_options(model_and_variables, monkeypatch):
-    search = mock.Mock(return_value=np.array([[20, 30, 90, 140]], np.float32))
-    monkeypatch.setattr("frcnn_jax.detector.selective_search", search)
-    image, options = draw_scene(0, "test", 3).image, {"proposal_mode": "quality", "max_proposals": 9}
+    make = mock.Mock(return_value=lambda image: np.array([[20, 30, 90, 140]], np.float32))
+    monkeypatch.setattr("frcnn_jax.detector.make_search", make)
+    image, options = draw_scene(0, "test", 3).image, {"proposals": "quality", "max_proposals": 9, "proposal_size": 99}
     detector = Detector(*model_and_variables, class_names=CLASS_NAMES, sizes=[Sizes(144, 192)], **options)
     assert len(detector(image, score_threshold=0).boxes) == len(CLASS_NAMES)
-    search.assert_called_once_with(image, mode="quality", max_boxes=9)
+    make.assert_called_once_with("quality", size=99, max_boxes=9)
+
+
+BOXES = np.array([[20, 30, 90, 140], [5, 5, 80, 90]], np.float32)
+
+
+class Found:
+    """As a supervision.Detections, whose boxes are continuous."""
+
+    xyxy = BOXES + np.array([0, 0, 1, 1], np.float32)
+
+
+@pytest.mark.parametrize("found", [BOXES, BOXES.tolist(), Found()])
+def test_a_function_may_propose(model_and_variables, found):
+    image = draw_scene(0, "test", 3).image
+    options = {"class_names": CLASS_NAMES, "sizes": [Sizes(144, 192)]}
+    seen = []
+    detector = Detector(*model_and_variables, **options, proposals=lambda image: seen.append(image) or found)
+    for ours, expected in zip(detector(image), Detector(*model_and_variables, **options)(image, BOXES), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+    np.testing.assert_array_equal(seen, [image])
+
+
+def test_many_images_are_searched_ahead_and_detected_in_turn(model_and_variables, tmp_path):
+    images = [draw_scene(0, "test", i).image for i in range(7)]
+    paths = [tmp_path / f"{i}.png" for i in range(7)]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(path)
+    taken, detector = [], Detector(*model_and_variables, class_names=CLASS_NAMES, sizes=[Sizes(144, 192)])
+    given = (taken.append(path) or path for path in paths)
+    each = detector.detect_each(given, score_threshold=0)
+    for i, image in enumerate(images):
+        for ours, expected in zip(next(each), detector(image, score_threshold=0), strict=True):
+            np.testing.assert_array_equal(ours, expected)
+        assert len(taken) <= i + 2 * os.cpu_count()
+    assert next(each, None) is None
+    for rois in (None, [BOXES] * 7):
+        listed = detector(paths, rois, score_threshold=0)
+        for found, image in zip(listed, images, strict=True):
+            for ours, expected in zip(found, detector(image, rois and BOXES, score_threshold=0), strict=True):
+                np.testing.assert_array_equal(ours, expected)
+    with pytest.raises(InputError, match=r"missing\.png: no such image"):
+        detector([paths[0], "missing.png"])
+
+
+def test_a_search_that_dies_is_one_line(model_and_variables):
+    detector = Detector(*model_and_variables, class_names=CLASS_NAMES, proposals=_die)
+    with process_pool(1) as executor, pytest.raises(InputError, match="searched for proposals was killed"):
+        next(detector.detect_each([draw_scene(0, "test", 3).image], executor=executor))
+
+
+def _die(image):
+    os._exit(1)
+
+
+def test_a_search_of_no_known_name(model_and_variables):
+    with pytest.raises(InputError, match=r"proposals must be standard, fast, .* or a function, got 'slow'"):
+        Detector(*model_and_variables, class_names=CLASS_NAMES, proposals="slow")
 
 
 @pytest.mark.parametrize(

@@ -53,10 +53,10 @@ SUBJECTS = {
     "learning_rate",
 }
 SUBJECTS |= {"model", "name", "num_classes", "optimizer", "path", "rng", "schedule", "self", "source", "voc_dir"}
-SUBJECTS |= {"workdir"}
+SUBJECTS |= {"search", "workdir"}
 # Classes that check nothing by themselves.
 PLAIN = {"Dataset", "Detections", "Evaluation", "InputError", "LayerBackbone", "Network", "RegionScores", "RoIPool"}
-PLAIN |= {"TrainState"}
+PLAIN |= {"ImageFile", "TrainState"}
 NARROW = [np.uint8, np.int8, np.uint16, np.int32, np.int64, np.uint64, np.float16, ml_dtypes.bfloat16]
 
 
@@ -529,14 +529,32 @@ ROWS = {
     "selective_search": Row(
         errors=(
             *of_rows([((bad,), text) for bad, text in WRONG_IMAGES]),
-            ((IMAGE,), {"mode": "slow"}, "mode must be one of fast, quality, got 'slow'"),
+            ((IMAGE,), {"mode": "slow"}, "mode must be one of standard, fast, paper, quality, got 'slow'"),
+            ((IMAGE,), {"size": 0}, "size of the searched image must be at least 1, got 0"),
             ((IMAGE,), {"max_boxes": 0}, "max_boxes must be at least 1, got 0"),
         ),
     ),
     "search_images": Row(
         errors=(
-            (({},), {"cache_dir": "missing", "mode": "slow"}, "mode must be one of fast, quality, got 'slow'"),
-            (({},), {"cache_dir": "missing", "max_boxes": -1}, "max_boxes must be at least 1, got -1"),
+            (
+                ({"a": partial(frcnn_jax.load_image, "missing.jpg")},),
+                {"cache_dir": "c", "workers": 1},
+                "missing.jpg: no such",
+            ),
+        )
+    ),
+    "SelectiveSearch": Row(
+        errors=(
+            ((), {"mode": "slow"}, "mode must be one of standard, fast, paper, quality, got 'slow'"),
+            ((), {"size": -1}, "size of the searched image must be at least 1, got -1"),
+            ((), {"max_boxes": -1}, "max_boxes must be at least 1, got -1"),
+        )
+    ),
+    "EdgeBoxes": Row(
+        errors=(
+            (("missing.yml",), {}, "edge_boxes:missing.yml: no such model file"),
+            ((__file__,), {"size": 0}, "size of the searched image must be at least 1, got 0"),
+            ((__file__,), {"max_boxes": 0}, "max_boxes must be at least 1, got 0"),
         )
     ),
     "read_proposals": Row(
@@ -546,7 +564,7 @@ ROWS = {
         )
     ),
     "load_proposals": Row(
-        errors=(((DATASET,), {"source": "missing.npz", "cache_dir": "missing"}, "missing.npz: no such proposal file"),)
+        errors=(((DATASET,), {"source": "missing.npz", "cache_dir": "missing"}, "'missing.npz' is no proposal file"),)
     ),
     "write_proposals": Row(
         errors=(
@@ -802,7 +820,7 @@ AS_IN_TORCHVISION = {name for name in ops.__all__ if getattr(ops, name).__module
 def test_arrays_and_subjects_are_positional_and_all_else_is_keyword_only(name):
     for parameter in inspect.signature(public(name)).parameters.values():
         if parameter.kind == parameter.KEYWORD_ONLY:
-            assert parameter.name not in ARRAYS, parameter
+            assert parameter.name not in ARRAYS or (name, parameter.name) == ("Detector", "proposals"), parameter
         else:
             assert parameter.kind == parameter.POSITIONAL_OR_KEYWORD, parameter
             assert parameter.name in ARRAYS | SUBJECTS, parameter

@@ -25,7 +25,7 @@ DEFAULTS = {
     # data and proposals
     "dataset": "synthetic", "voc_dir": "", "year": 2007, "data_dir": "", "train_split": "train", "val_split": "val",
     "on_error": "stop", "train_images": 600, "val_images": 200, "train_difficult": True, "class_names": (),
-    "proposals": "", "proposal_mode": "fast", "max_proposals": 2000, "proposal_cache": "", "workers": 0,
+    "proposals": "standard", "proposal_size": 0, "max_proposals": 2000, "proposal_cache": "", "workers": 0,
     # network
     "network": "tiny", "weights": "", "train_from": "", "compute_type": "float32", "fc_ranks": (),
     "classifier": "softmax", "min_size": 144, "max_size": 192, "scales": (),
@@ -43,7 +43,7 @@ DEFAULTS = {
 }  # fmt: skip
 PAPER = {
     "dataset": "voc", "train_split": "trainval", "val_split": "test", "min_size": 600, "max_size": 1000,
-    "bg_iou_low": 0.1, "learning_rate": 0.001, "steps": 40_000, "learning_rate_drops": (30_000,),
+    "proposals": "paper", "bg_iou_low": 0.1, "learning_rate": 0.001, "steps": 40_000, "learning_rate_drops": (30_000,),
     "checkpoint_every": 2000,
 }  # fmt: skip
 S, M, L = ({"network": name} for name in ("caffenet", "vgg_cnn_m_1024", "vgg16"))

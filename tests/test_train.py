@@ -18,10 +18,12 @@ from tensorboardX.proto.event_pb2 import SessionLog
 from frcnn_jax.build import build_model, build_network
 from frcnn_jax.config import get_config
 from frcnn_jax.data import readers
+from frcnn_jax.data.synthetic import read_synthetic
 from frcnn_jax.errors import InputError
-from frcnn_jax.train import batch_recipe, train_and_evaluate
+from frcnn_jax.train import _training_batches, batch_recipe, train_and_evaluate
 from frcnn_jax.training.checkpoint import saved_steps
 from frcnn_jax.training.logs import read_metrics
+from frcnn_jax.training.sampling import assign, target_statistics
 from frcnn_jax.training.solver import Recipe, caffe_sgd, step_schedule
 from frcnn_jax.training.step import create_state, make_train_step, replicate
 from frcnn_jax.workdir import (
@@ -41,6 +43,22 @@ def test_a_recipe_follows_the_batch():
     assert recipe.for_batch(1, 2) == (0.0005, 80_000, (60_000, 70_002), 200)
     config = {**get_config().to_dict(), "images_per_batch": 8}
     assert batch_recipe(config) == (0.04, 500, (425,), 0)
+
+
+def test_the_statistics_of_a_large_set_are_those_of_spaced_images(monkeypatch):
+    """Of the first, the fourth, .. where only a third may count; of all where all may."""
+    dataset = read_synthetic(split="test", images=7)
+    config, model = get_config().to_dict(), build_model(get_config().to_dict(), len(dataset.class_names))
+    proposals = {r.image_id: r.boxes + np.float32(3) for r in dataset.records}
+    for most, used in ((3, [0, 3, 6]), (7, range(7))):
+        monkeypatch.setattr("frcnn_jax.train._STATISTICS_IMAGES", most)
+        batches = _training_batches(config, model, dataset, proposals)
+        own = [dataset.records[i] for i in used]
+        targets = (assign(proposals[r.image_id], r.boxes, r.labels) for r in own)
+        mean, std = target_statistics(targets, num_classes=len(dataset.class_names))
+        np.testing.assert_array_equal(batches.box_stats["mean"], mean)
+        np.testing.assert_array_equal(batches.box_stats["std"], std)
+        assert len(batches.records) == 7
 
 
 def test_the_box_head_alone_is_trained(workdir):
@@ -257,10 +275,26 @@ def test_an_interrupted_run_goes_on_to_the_same_parameters(finished, tmp_path):
 @pytest.mark.slow
 def test_sigterm_during_selective_search_is_no_failure(tmp_path):
     process = start_training(workdir := tmp_path / "w", train_images=600)
-    wait_for(process, lambda: list(workdir.rglob("*.npy")))
+    wait_for(process, lambda: list(workdir.rglob("*.boxes")))
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 75
     assert f"interrupted: run the same command to resume from {workdir}\n" in said(workdir).read_text()
+
+
+def test_validation_images_are_searched_before_training(tmp_path, monkeypatch):
+    """An error in them shows at the start."""
+
+    def load(config, workdir, dataset):
+        if len(dataset.records) == 3:
+            raise InputError("val image: broken")
+        return dataset, {record.image_id: np.zeros((0, 4), np.float32) for record in dataset.records}
+
+    monkeypatch.setattr("frcnn_jax.train.load_proposals_of", load)
+    config = {**get_config().to_dict(), "train_images": 4, "val_images": 3, "steps": 2}
+    with pytest.raises(InputError, match="val image: broken"):
+        train_and_evaluate(config, tmp_path / "W")
+    assert not (tmp_path / "W" / "config.json").exists()
+    assert not (tmp_path / "W" / "metrics.jsonl").exists()
 
 
 @pytest.mark.slow
@@ -357,7 +391,10 @@ def test_a_bad_config_leaves_nothing(tmp_path):
         ({"weights": "nowhere.npz"}, r"nowhere\.npz: no such file\.$"),
         ({"network": "vgg16", "weights": "v.pth"}, r"v\.pth: no such file\. Available: VGG_ILSVRC.*experiments/README"),
         ({"network": "alexnet"}, r"does not train conv1: pass --config\.weights=FILE"),
-        ({"proposal_mode": "best"}, "one of fast, quality"),
+        (
+            {"proposals": "best"},
+            "'best' is no proposal file or folder, and no search .standard, fast, paper, quality, edge_boxes:MODEL",
+        ),
         ({"images_per_batch": 0}, "images_per_batch must be over 0"),
         ({"class_names": ("cat",)}, "leave class_names empty"),
     ):

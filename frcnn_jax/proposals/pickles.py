@@ -1,15 +1,23 @@
-"""Proposals in Detectron2's pickles, read without executing anything in them."""
+"""Proposals in the pickles of Detectron2 and mmdetection, read without executing anything in them.
+
+| content | boxes | score |
+|---|---|---|
+| Detectron2's dict of `ids`, `boxes`, `objectness_logits` (or `indexes`, `scores`), `bbox_mode` | its mode | logits |
+| mmdetection 3's dict of InstanceData or dicts with `bboxes` and `scores` by `folder/name.jpg` | `xyxy` | `scores` |
+| mmdetection 2's list of `(N, 4)` or `(N, 5)` arrays, which names no images | `xyxy` | fifth column |
+"""
 
 import io
 import pickle
 import pickletools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from frcnn_jax.errors import InputError
+from frcnn_jax.proposals.entries import Content, Entry, Options, best_first, split_scores, to_inclusive
 
 
 class _Dtype:
@@ -38,6 +46,15 @@ class _Array:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self.array, dtype)
+
+
+class _Instances:
+    """A pickled InstanceData of mmengine: created empty, then given its attributes."""
+
+    fields: Mapping[str, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        self.fields = dict(state)
 
 
 def _buffer(data: Any, kind: _Dtype, shape: tuple, order: str) -> _Array:
@@ -74,39 +91,110 @@ class _NumbersUnpickler(pickle.Unpickler):
             return _bytes
         if (module, name) == ("detectron2.structures.boxes", "BoxMode"):
             return int
+        if module in ("mmengine.structures.instance_data", "mmengine.data.instance_data") and name == "InstanceData":
+            return _Instances
+        if module in ("builtins", "__builtin__") and name == "set":  # names of the fields of InstanceData
+            return set
         raise InputError(f"its pickle asks for {module}.{name}, which is not a number; nothing was executed")
 
 
-def read_pickle(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield image ids and boxes, by descending `objectness_logits`; malformed files raise errors of many kinds.
-
-    Detectron's older names, `indexes` and `scores`, are accepted as well.
-    """
+def read_pickle(path: Path, options: Options) -> Content:
+    """Read a pickle of one of the kinds in this module; malformed files raise errors of many kinds."""
     data = path.read_bytes()
     for opcode, argument, _ in pickletools.genops(data):  # raises if a length exceeds the file
         if opcode.name.endswith("PUT") and (argument or 0) > len(data):
             raise InputError("its pickle numbers more objects than it holds")  # would take unbounded memory
     content = _NumbersUnpickler(io.BytesIO(data), encoding="latin1").load()
+    if isinstance(content, list):
+        return Content("mmdetection 2 list", _bounded(_listed(content, options), len(data)), ("ids",))
     if not isinstance(content, dict):
-        raise InputError(f"expected a dict, got a {type(content).__name__}")
+        raise InputError(f"expected a dict or a list, got a {type(content).__name__}")
+    if content and all(isinstance(value, _Instances | dict) for value in content.values()):
+        return Content("mmdetection 3 instances", _bounded(_instances(content), len(data)))
+    return Content("Detectron2 proposals", _bounded(_detectron(content), len(data)))
+
+
+def _bounded(entries: Iterator[Entry], size: int) -> Iterator[Entry]:
+    """Refuse pickles that hold the same boxes many times, and so would take unbounded memory."""
+    for entry in entries:
+        size -= entry.boxes.size
+        if size < 0:
+            raise InputError("it holds more boxes than bytes")
+        yield entry
+
+
+def _detectron(content: Mapping[Any, Any]) -> Iterator[Entry]:
     names = (("ids", "indexes"), ("boxes", "boxes"), ("objectness_logits", "scores"))
     lists = [content.get(name, content.get(former)) for name, former in names]
     mode = content.get("bbox_mode", 0)
     if any(values is None for values in lists):
-        raise InputError(f"expected ids, boxes and objectness_logits, got {', '.join(map(str, content))}")
+        raise InputError(
+            "expected Detectron2's ids, boxes and objectness_logits, or mmdetection's bboxes and scores by image, got "
+            + ", ".join(str(name)[:60] for name in list(content)[:9] if isinstance(name, str | int))
+        )
     if mode not in (0, 1):
         raise InputError(f"bbox_mode must be XYXY_ABS (0) or XYWH_ABS (1), got {mode!r}")
     lists = [values.array if isinstance(values, _Array) else values for values in lists]
     for image_id, boxes, logits in zip(*lists, strict=True):
-        boxes, logits = np.asarray(boxes), np.asarray(logits)
-        boxes, logits = boxes if boxes.size else np.zeros((0, 4)), logits if logits.size else np.zeros(0)
-        if boxes.ndim != 2 or boxes.shape[1] != 4 or logits.shape != boxes.shape[:1]:
-            raise InputError(f"image {str(image_id)!r}: {boxes.shape} boxes and {logits.shape} logits")
-        yield str(image_id), _inclusive(boxes, mode)[np.argsort(-logits, kind="stable")]
+        yield _entry(image_id, boxes, logits, "xywh" if mode else "xyxy")
 
 
-def _inclusive(boxes: np.ndarray, mode: int) -> np.ndarray:
-    """Convert exclusive corners or (x, y, width, height) to inclusive corners, at least one pixel wide."""
-    corner, other = boxes[:, :2].astype(np.float64), boxes[:, 2:].astype(np.float64)
-    end = corner + other if mode else other
-    return np.concatenate([corner, np.where(end > corner, np.maximum(end - 1, corner), end - 1)], axis=1)
+def _instances(content: Mapping[Any, Any]) -> Iterator[Entry]:
+    for name, instances in content.items():
+        fields = instances.fields if isinstance(instances, _Instances) else instances
+        if fields.get("bboxes") is None:
+            raise InputError(f"image {_text(name)!r}: expected bboxes")
+        yield _entry(name, fields["bboxes"], fields.get("scores"), "xyxy")
+
+
+def _listed(arrays: list, options: Options) -> Iterator[Entry]:
+    if options.ids is None:
+        raise InputError(
+            "a list of mmdetection 2, which names no images: give their ids in order, as ids=FILE"
+            " (frcnn proposals convert --ids FILE), a text file of one per line or a COCO annotation file"
+        )
+    if len(options.ids) != len(arrays):
+        raise InputError(f"it has {len(arrays)} images, and there are {len(options.ids)} ids")
+    for (image_id, file_name), array in zip(options.ids, arrays, strict=True):
+        try:
+            yield Entry(image_id, split_scores(_numbers(array), "xyxy"), file_name)
+        except InputError as error:
+            raise InputError(f"image {image_id!r}: {error}") from None
+
+
+def _entry(image_id: Any, boxes: Any, scores: Any, box_format: str) -> Entry:
+    image_id = _text(image_id)
+    try:
+        boxes = _numbers(boxes)
+        if boxes.ndim != 2 or boxes.shape[1] != 4:
+            raise InputError(f"expected (N, 4) boxes, got {boxes.shape}")
+        boxes = to_inclusive(boxes, box_format)
+        if scores is not None:
+            scores = _numbers(scores)
+            boxes = best_first(boxes, scores if scores.size else np.zeros(0))
+    except InputError as error:
+        raise InputError(f"image {image_id!r}: {error}") from None
+    return Entry(image_id, boxes)
+
+
+def _text(image_id: Any) -> str:
+    if isinstance(image_id, _Array):
+        image_id = image_id.array.item()
+    if not isinstance(image_id, str | int | np.integer):
+        raise InputError(f"expected an image id, a text or a number, got a {type(image_id).__name__}")
+    return str(image_id)
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """Return an array, or a list of numbers or short rows, as an array; `(0, 4)` if it holds nothing."""
+    if isinstance(values, _Array):
+        array = values.array
+    elif isinstance(values, list | tuple):
+        rows = [row.array.tolist() if isinstance(row, _Array) and row.array.size <= 5 else row for row in values]
+        flat = [n for row in rows for n in (row if isinstance(row, list | tuple) and len(row) <= 5 else [row])]
+        if not all(isinstance(n, int | float) for n in flat):  # nested deeper, it could be exponentially large
+            raise InputError("expected rows of numbers")
+        array = np.asarray(rows)
+    else:
+        raise InputError(f"expected an array, got a {type(values).__name__}")
+    return array if array.size else np.zeros((0, 4))

@@ -34,16 +34,13 @@ def write_proposals(path: str | Path, proposals: Mapping[str, np.ndarray]) -> No
     path = Path(path)
     if path.suffix != ".proposals":
         raise InputError(f"{path}: proposals are written to .proposals files")
-    boxes = [np.rint(check_boxes(own, f"{path}: boxes of image {name!r}")) for name, own in proposals.items()]
-    for image_id, array in zip(proposals, boxes, strict=True):
-        if not ((array >= 0) & (array < LARGEST_SIDE)).all():
-            raise InputError(f"{path}: boxes of image {image_id!r} are not within 0 to {LARGEST_SIDE - 1}")
+    boxes = [_as_stored(own, f"{path}: boxes of image {name!r}") for name, own in proposals.items()]
     header = json.dumps({"format": _FORMAT, "version": _VERSION, "images": list(proposals)}).encode()
     header = header.ljust(-(-len(header) // 64) * 64)  # aligns the arrays that follow
     parts: list[np.ndarray] = [
         np.frombuffer(header, np.uint8),
         np.cumsum([0, *map(len, boxes)], dtype=np.int64),
-        np.concatenate([np.zeros((0, 4)), *boxes]).astype(np.uint16),
+        np.concatenate([np.zeros((0, 4), np.uint16), *boxes]),
     ]
 
     def write(file: BinaryIO) -> None:
@@ -51,6 +48,13 @@ def write_proposals(path: str | Path, proposals: Mapping[str, np.ndarray]) -> No
             np.save(file, part, allow_pickle=False)
 
     write_atomic(path, write)
+
+
+def _as_stored(boxes: np.ndarray, where: str) -> np.ndarray:
+    rounded = np.rint(check_boxes(boxes, where))
+    if not ((rounded >= 0) & (rounded < LARGEST_SIDE)).all():
+        raise InputError(f"{where} are not within 0 to {LARGEST_SIDE - 1}")
+    return rounded.astype(np.uint16)
 
 
 def _read_array(file: BinaryIO) -> np.ndarray:

@@ -9,7 +9,7 @@ from frcnn_jax.data.problems import problem_handler
 from frcnn_jax.data.records import Dataset
 from frcnn_jax.errors import InputError
 from frcnn_jax.proposals.load import load_proposals
-from frcnn_jax.proposals.search import selective_search
+from frcnn_jax.proposals.search import SelectiveSearch, selective_search
 
 BOXES = np.array([[0, 0, 29, 19], [1, 2, 40, 9], [1, 2, 9, 9]])
 
@@ -48,7 +48,7 @@ def test_no_image_left(tmp_path):
     with pytest.raises(InputError, match=r"none of the 0 images can be used$"):
         load_proposals(Dataset(("cat",), []), **options)
     dataset = Dataset(("cat",), [replace(record, load=broken) for record in make_dataset().records])
-    for source in (tmp_path / "p.npz", ""):
+    for source in (tmp_path / "p.npz", "fast"):
         with pytest.raises(InputError, match=r"none of the 2 images can be used; first problem: im\.jpg: broken"):
             load_proposals(dataset, **{**options, "source": source})
 
@@ -71,12 +71,53 @@ def test_searched_proposals(tmp_path):
     kept, proposals = load_proposals(dataset, **options, on_problem=ignore)
     assert kept.records == [first]
     np.testing.assert_array_equal(proposals["im0"], selective_search(first.load(), max_boxes=9))
-    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 1
+    assert len(list((tmp_path / "cache").rglob("*.boxes"))) == 1
 
 
 def test_options_of_the_search_are_handed_on(tmp_path, monkeypatch):
     search = mock.Mock(return_value={"im0": BOXES})
     monkeypatch.setattr("frcnn_jax.proposals.load.search_images", search)
-    options = {"cache_dir": tmp_path, "mode": "quality", "max_boxes": 7, "workers": 3, "executor": object()}
-    load_proposals(make_dataset(), **options)
+    options = {"cache_dir": tmp_path, "workers": 3, "executor": object()}
+    load_proposals(make_dataset(), source="quality", size=99, max_boxes=7, **options)
+    assert search.call_args.args == (mock.ANY, SelectiveSearch("quality", 99, 7))
     assert search.call_args.kwargs == {**options, "on_problem": mock.ANY}
+
+
+def test_a_function_proposes(tmp_path):
+    """Its boxes are clipped, checked and cut; `supervision.Detections` have continuous boxes."""
+
+    class Found:
+        xyxy = np.array([[0, 0, 10, 10], [2, 2, 5, 5]])
+
+    options = {"cache_dir": tmp_path, "max_boxes": 2}
+    for found in (Found(), [[0, 0, 9, 9], [2, 2, 4, 4], [3, 3, 4, 4]]):
+        _, proposals = load_proposals(make_dataset(), source=lambda image, found=found: found, **options)
+        for name in ("im0", "im1"):
+            assert proposals[name].tolist() == [[0, 0, 9, 9], [2, 2, 4, 4]]
+    with pytest.raises(InputError, match=r"image 'im0': box 1 is \(1, 2, 40, 9\)"):
+        load_proposals(make_dataset(), source=lambda _: BOXES, **options)
+    with pytest.raises(InputError, match=r"image 'im0': .*must be \(N, 4\), got \(3, 3\)"):
+        load_proposals(make_dataset(), source=lambda _: BOXES[:, :3], **options)
+
+
+def test_the_union_of_a_search_and_a_file(tmp_path):
+    """The first of both, the second of both and so on, each once, at most max_boxes of them."""
+    np.savez(tmp_path / "p.npz", im0=BOXES[[0, 2]], im1=BOXES[:1])
+    options = {"cache_dir": tmp_path / "cache", "workers": 1}
+    dataset = make_dataset()
+    searched = {record.image_id: selective_search(record.load()) for record in dataset.records}
+    for max_boxes in (2000, 3):
+        options["max_boxes"] = max_boxes
+        kept, proposals = load_proposals(dataset, source=f"standard+{tmp_path}/p.npz", **options)
+        assert [record.image_id for record in kept.records] == list(proposals) == ["im0", "im1"]
+        for name, own in (("im0", BOXES[[0, 2]]), ("im1", BOXES[:1])):
+            parts = (searched[name], own)
+            rounds = [boxes[i] for i in range(max(map(len, parts))) for boxes in parts if i < len(boxes)]
+            expected = list(dict.fromkeys(tuple(box.tolist()) for box in rounds))
+            assert list(map(tuple, proposals[name].tolist())) == expected[:max_boxes]
+
+
+def test_no_such_source(tmp_path):
+    for source in ("slow", "standard+missing.npz"):
+        with pytest.raises(InputError, match=rf"'{source[-11:]}' is no proposal file or folder, and no search"):
+            load_proposals(make_dataset(), source=source, cache_dir=tmp_path)

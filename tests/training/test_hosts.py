@@ -128,7 +128,7 @@ def test_what_is_wrong_in_one_process_ends_both(tmp_path):
 @pytest.mark.nightly
 def test_a_signal_to_one_process_ends_the_other_with_a_line(tmp_path):
     running = start([["--workdir", tmp_path / "w", *SMALL]] * 2)
-    while running[1].poll() is None and not list(tmp_path.rglob("*.npy")):
+    while running[1].poll() is None and not list(tmp_path.rglob("*.boxes")):
         time.sleep(0.1)
     running[1].send_signal(signal.SIGTERM)
     (lost, *_, error), (left, *_, interrupted) = ((code, *errors) for code, errors in ends(running))
