@@ -22,7 +22,7 @@ from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.metrics import ClassDetections
 from frcnn_jax.evaluation.scores import score
 from frcnn_jax.ops import boxes as box_ops
-from frcnn_jax.proposals.search import search_images
+from frcnn_jax.proposals.cache import search_images
 from frcnn_jax.training.sampling import assign
 
 
