@@ -57,7 +57,7 @@ from frcnn_jax.data.batches import Batch, Sizes, prepare_test
 from frcnn_jax.errors import InputError, run_main
 from frcnn_jax.evaluation.predict import decode_and_suppress, make_predict_step, select_detections
 from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables
-from frcnn_jax.models.networks import Network, get_network
+from frcnn_jax.models.networks import LAYER_NETWORKS, Network
 from frcnn_jax.models.pixels import PixelNorm
 
 PARTS = ("detect", "svd", "step", "rcnn", "compile")
@@ -233,12 +233,12 @@ def bench_cpu(network: Network, image: np.ndarray, rois: np.ndarray, wanted: set
 def main(argv: Sequence[str]) -> None:
     parser = command_parser(__doc__)
     parser.add_argument("--platform", choices=("cpu", "gpu"), default="cpu", help="default %(default)s")
-    parser.add_argument("--network", default="vgg16", help="a row of models.NETWORKS; default %(default)s")
+    parser.add_argument("--network", default="vgg16", choices=LAYER_NETWORKS, help="default %(default)s")
     parser.add_argument("--image", type=Path, help="a photograph; default: an enlarged synthetic scene")
     parser.add_argument("--only", help=f"on a CPU, some of {','.join(PARTS)}; default: all")
     parser.add_argument("--repeat", type=int, default=5)
     args = parser.parse_args(argv)
-    wanted, network = set(args.only.split(",") if args.only else PARTS), get_network(args.network)
+    wanted, network = set(args.only.split(",") if args.only else PARTS), LAYER_NETWORKS[args.network]
     if unknown := sorted(wanted - set(PARTS)):
         raise InputError(f"--only must be some of {','.join(PARTS)}, got {unknown[0]!r}")
     if args.platform == "gpu" and args.only:

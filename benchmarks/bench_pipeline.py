@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from bench_inputs import cpu_name
 
-from frcnn_jax.build import build_network, image_sizes, read_split_of
+from frcnn_jax.build import build_model, image_sizes, read_split_of
 from frcnn_jax.cli import check_at_least, command_parser
 from frcnn_jax.config import add_config_argument, load_config
 from frcnn_jax.data.batches import prefetch
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
         proposals,
         {"mean": np.zeros(shape, np.float32), "std": np.ones(shape, np.float32)},
         image_sizes(config),
-        build_network(config).pixels,
+        build_model(config, 1).pixels,
         args.batches + 1,
         images_per_batch=config["images_per_batch"],
         rois_per_image=config["rois_per_batch"] // config["images_per_batch"],

@@ -57,7 +57,7 @@ def compare(network: str, images: int, repeat: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         records = write_images(Path(folder), images, height, width)
         boxes = {record.image_id: random_boxes(ROIS, height, width, i) for i, record in enumerate(records)}
-        test = TestBatches(records, boxes, sizes, model.pixels, model.spatial_scale)
+        test = TestBatches(records, boxes, sizes, model.pixels, model.rounding_scale)
         regions = RegionBatches(list(boxes), list(boxes.values()), sizes, model.pixels)
         predict, step = make_predict_step(model), embed_step(model)
         runs: dict[str, Run] = {

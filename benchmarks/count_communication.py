@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from frcnn_jax.cli import command_parser
 from frcnn_jax.errors import run_main
 from frcnn_jax.models.fast_rcnn import variable_shapes
-from frcnn_jax.models.networks import get_network
+from frcnn_jax.models.networks import LAYER_NETWORKS
 from frcnn_jax.training.solver import caffe_sgd, step_schedule
 from frcnn_jax.training.step import AXIS, create_state, train_step
 
@@ -35,7 +35,7 @@ def all_reduced(program: str) -> list[int]:
 
 def compiled_step(network: str) -> str:
     """Return the text of a training step compiled for DEVICES."""
-    row, optimizer = get_network(network), caffe_sgd(step_schedule(0.001, ()))
+    row, optimizer = LAYER_NETWORKS[network], caffe_sgd(step_schedule(0.001, ()))
     model = row.build(CLASSES)
     shape = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     state = jax.eval_shape(partial(create_state, optimizer=optimizer, frozen=row.frozen), variable_shapes(model))
@@ -56,7 +56,7 @@ def compiled_step(network: str) -> str:
 
 def main(argv: Sequence[str]) -> None:
     parser = command_parser(__doc__)
-    parser.add_argument("--network", default="vgg16", help="a row of models.NETWORKS; default %(default)s")
+    parser.add_argument("--network", default="vgg16", choices=LAYER_NETWORKS, help="default %(default)s")
     network = parser.parse_args(argv).network
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES)

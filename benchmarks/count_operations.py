@@ -14,7 +14,7 @@ from frcnn_jax.cli import command_parser
 from frcnn_jax.data.batches import Sizes
 from frcnn_jax.errors import run_main
 from frcnn_jax.models.layers import Conv, output_size
-from frcnn_jax.models.networks import Network, get_network
+from frcnn_jax.models.networks import LAYER_NETWORKS, Network
 
 CLASSES = 20
 ELEMENT = {"bfloat16": 2, "tf32": 4, "float32": 4}  # bytes per activation
@@ -76,7 +76,7 @@ def count(network: Network, canvas: tuple[int, int], images: int, rois: int, *, 
 
 def main(argv: Sequence[str]) -> None:
     parser = command_parser(__doc__)
-    parser.add_argument("--network", default="vgg16", help="a row of models.NETWORKS; default %(default)s")
+    parser.add_argument("--network", default="vgg16", choices=LAYER_NETWORKS, help="default %(default)s")
     parser.add_argument(
         "--tflops",
         type=float,
@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
         help="shares of the two that are reached; default %(default)s",
     )
     args = parser.parse_args(argv)
-    network, canvas = get_network(args.network), Sizes().canvas(600, 1000)
+    network, canvas = LAYER_NETWORKS[args.network], Sizes().canvas(600, 1000)
     for name, images, rois, train in (("detection", 1, 2048, False), ("step", 2, 64, True)):
         needed = count(network, canvas, images, rois, train=train)
         print(f"{name}: {needed.operations / 1e12:.2f} TFLOP, {needed.weight_bytes / 1e9:.2f} GB of weights", end="")

@@ -39,7 +39,7 @@ from frcnn_jax.data.voc import read_voc
 from frcnn_jax.errors import InputError, run_main
 from frcnn_jax.evaluation.predict import make_predict_step
 from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables
-from frcnn_jax.models.networks import Network, get_network
+from frcnn_jax.models.networks import LAYER_NETWORKS, Network
 from frcnn_jax.models.weight_files import read_weights
 from frcnn_jax.models.weights import Arrays, canonical_arrays, load_pretrained
 from frcnn_jax.proposals.search import selective_search
@@ -217,7 +217,7 @@ def compare(case: Case) -> list[str]:
 
 def main(argv: Sequence[str]) -> None:
     parser = command_parser(__doc__)
-    parser.add_argument("--network", default="alexnet", help="a row of models.NETWORKS; default %(default)s")
+    parser.add_argument("--network", default="alexnet", choices=LAYER_NETWORKS, help="default %(default)s")
     parser.add_argument("--voc", type=Path, help="a VOCdevkit; default: synthetic scenes")
     parser.add_argument("--weights", type=Path, help="a file of pretrained weights; default: random")
     parser.add_argument("--images", type=int, default=20, help="number of images; default %(default)s")
@@ -229,7 +229,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--type", choices=("float32", "float64"), default="float64", help="default %(default)s")
     args = parser.parse_args(argv)
     check_at_least(1, images=args.images, steps=args.steps, shorter=args.shorter)
-    network = get_network(args.network)
+    network = LAYER_NETWORKS[args.network]
     if not has_torch():
         raise InputError("torch and torchvision are not installed: pip install -e '.[peers]'")
     import torch

@@ -11,13 +11,15 @@ from .errors import InputError
 from .evaluation.evaluator import Evaluation, Evaluator
 from .evaluation.predict import DetectionOptions, Detections, make_predict_step
 from .evaluation.regions import RegionScores
-from .models.backbones import LayerBackbone
-from .models.fast_rcnn import FastRCNN, RoIPool, init_variables, variable_shapes
+from .models.backbones import FunctionBackbone, LayerBackbone
+from .models.fast_rcnn import FastRCNN, init_variables, variable_shapes
 from .models.heads import FullyConnectedHead
-from .models.networks import NETWORKS, Network, get_network
+from .models.networks import NETWORKS, FunctionNetwork, Network, get_network
 from .models.pixels import PixelNorm
+from .models.pools import RoIAlign, RoIPool
+from .models.resnet import FPN, ResNet, ResNetHead
 from .models.weight_files import read_weights, write_weights
-from .models.weights import load_pretrained
+from .models.weights import Weights, fit_weights, load_pretrained
 from .ops._nms import nms
 from .ops._roi_align import roi_align, roi_align_flat
 from .ops._roi_pool import roi_pool, roi_pool_flat, rois_from_cells, rois_from_torchvision
@@ -37,6 +39,7 @@ from .training.step import TrainState, create_state, make_train_step, replicate,
 __version__: str
 
 __all__ = [
+    "FPN",
     "NETWORKS",
     "VOC_CLASSES",
     "Dataset",
@@ -48,6 +51,8 @@ __all__ = [
     "Evaluator",
     "FastRCNN",
     "FullyConnectedHead",
+    "FunctionBackbone",
+    "FunctionNetwork",
     "ImageFile",
     "InputError",
     "LayerBackbone",
@@ -55,18 +60,23 @@ __all__ = [
     "PixelNorm",
     "Record",
     "RegionScores",
+    "ResNet",
+    "ResNetHead",
+    "RoIAlign",
     "RoIPool",
     "SelectiveSearch",
     "Sizes",
     "TestBatches",
     "TrainState",
     "TrainingBatches",
+    "Weights",
     "assign",
     "box_loss",
     "caffe_sgd",
     "create_state",
     "decode",
     "encode",
+    "fit_weights",
     "get_network",
     "init_variables",
     "iou",

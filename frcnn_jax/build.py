@@ -1,4 +1,4 @@
-"""Builders from a config: network, model, image sizes, detection options, splits and proposals.
+"""Builders from a config: model, frozen parameters, image sizes, detection options, splits and proposals.
 
 Only command lines and workdirs use them; all other modules take plain arguments.
 """
@@ -19,32 +19,45 @@ from frcnn_jax.data.problems import OnProblem, problem_handler
 from frcnn_jax.data.readers import read_split
 from frcnn_jax.data.records import Dataset
 from frcnn_jax.evaluation.predict import DetectionOptions
-from frcnn_jax.models.fast_rcnn import FastRCNN
-from frcnn_jax.models.networks import Network, get_network
+from frcnn_jax.models.fast_rcnn import FastRCNN, example_inputs
+from frcnn_jax.models.networks import get_network
+from frcnn_jax.models.parameters import paths_before
+from frcnn_jax.models.pools import with_pool
 from frcnn_jax.proposals.cache import search_images
 from frcnn_jax.proposals.load import load_proposals, make_search, split_source
 from frcnn_jax.training.hosts import fail_together
 
 
-def build_network(config: Config) -> Network:
-    """Return the network that the config names, with the layers before `train_from` frozen."""
-    network = get_network(config["network"])
-    return network.trained_from(config["train_from"]) if config["train_from"] else network
-
-
 def build_model(config: Config, num_classes: int) -> FastRCNN:
-    """Return the model for K classes."""
-    return build_network(config).build(
+    """Return the model for K classes.
+
+    Raises:
+        InputError: The network's function returns no such model, or the pool can't be changed.
+    """
+    model = get_network(config["network"]).build(
         num_classes,
         dtype=jnp.dtype(config["compute_type"]),
         fc_ranks=config["fc_ranks"],
         classifier=config["classifier"],
     )
+    return with_pool(model, config["pool"]) if config["pool"] else model
+
+
+def frozen_parameters(config: Config) -> tuple[str, ...]:
+    """Return the patterns (`models.parameters`) of the parameters that are not trained.
+
+    Raises:
+        InputError: `train_from` names no layer of the network.
+    """
+    if config["train_from"]:
+        return paths_before(build_model(config, 1), example_inputs(), config["train_from"])
+    return tuple(config["freeze"]) or get_network(config["network"]).frozen
 
 
 def image_sizes(config: Config) -> tuple[Sizes, ...]:
     """Return the sizes to which images are resized; several make an image pyramid."""
-    return tuple(Sizes(shorter, config["max_size"]) for shorter in config["scales"] or (config["min_size"],))
+    exact, scales = config["buckets"] == "exact", config["scales"] or (config["min_size"],)
+    return tuple(Sizes(shorter, config["max_size"], exact=exact) for shorter in scales)
 
 
 def detection_options(config: Config) -> DetectionOptions:

@@ -29,6 +29,11 @@ COMMANDS = {
 # options that several commands share
 OPTIONS: dict[str, dict[str, Any]] = {
     "--workdir": {"type": Path, "required": True, "help": "workdir of a training"},
+    "--network": {
+        "default": "",
+        "metavar": "MODULE:FUNCTION",
+        "help": "the function that makes the workdir's network, if it is your own",
+    },
     "--step": {"type": int, "help": "step of the checkpoint; default: the newest"},
     "--images": {"type": int, "metavar": "N", "help": "use only the first N images of the split; default: all"},
     "--json": {"type": Path, "help": "file to write the scores to"},

@@ -22,7 +22,7 @@ from frcnn_jax.workdir import derive_workdir, read_config
 
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
-    parser = command_parser(__doc__, "--workdir")
+    parser = command_parser(__doc__, "--workdir", "--network")
     parser.add_argument("--out", type=Path, help="new workdir; default: W-svd")
     parser.add_argument("--fc6", type=int, default=1024, help="rank of fc6, 0 for no change; default: %(default)s")
     parser.add_argument("--fc7", type=int, default=256, help="rank of fc7, 0 for no change; default: %(default)s")
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     check_at_least(0, images=args.images)
     out = args.out or args.workdir.with_name(args.workdir.name + "-svd")
-    if read_config(args.workdir)["fc_ranks"]:
+    if read_config(args.workdir, network=args.network)["fc_ranks"]:
         raise InputError(f"{args.workdir}: fc6 and fc7 are already factored")
 
     def compress(_: Config, __: FastRCNN, variables: Any) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"{out}: fc6 and fc7 have {after / 1e6:.1f} of {before / 1e6:.1f} million parameters")
         return params
 
-    derive_workdir(args.workdir, out, compress, images=args.images, fc_ranks=[args.fc6, args.fc7])
+    derive_workdir(args.workdir, out, compress, images=args.images, network=args.network, fc_ranks=[args.fc6, args.fc7])
 
 
 def _parameters(head: Mapping[str, Any]) -> int:

@@ -10,7 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,8 @@ from ml_collections import ConfigDict, config_flags
 from frcnn_jax.data.batches import ROI_MULTIPLE
 from frcnn_jax.data.readers import FORMATS
 from frcnn_jax.errors import InputError
-from frcnn_jax.models.networks import NETWORKS
+from frcnn_jax.models.networks import NETWORKS, is_custom
+from frcnn_jax.models.pools import POOLS
 from frcnn_jax.proposals.search import MODES
 from frcnn_jax.recipes import recipe_path
 
@@ -65,6 +66,26 @@ _NOT_NEGATIVE = Check(lambda value, _: value >= 0, "0 or more")
 _FRACTION = Check(lambda value, _: 0 <= value <= 1, "from 0 to 1")
 _TYPES = _one_of(("float32", "bfloat16"))
 _NAMES = Check(lambda value, _: all(isinstance(name, str) for name in value), "names")
+
+
+def _texts(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, str) and value for value in values)
+
+
+def parse_multipliers(texts: Sequence[str]) -> dict[str, float]:
+    """Return factors by pattern from texts PATTERN=NUMBER; ValueError if a number is none."""
+    pairs = (text.rpartition("=") for text in texts)
+    return {pattern: float(number) for pattern, _, number in pairs}
+
+
+def _are_multipliers(texts: Sequence[str]) -> bool:
+    try:
+        multipliers = parse_multipliers(texts)
+    except ValueError:
+        return False
+    return all(pattern and 0 <= number < inf for pattern, number in multipliers.items())
+
+
 _RATE = Check(lambda value, _: value > 0 and isfinite(value), "over 0 and finite")
 _STEPS = Check(lambda value, _: _integers(value, 0), "steps, integers of 0 or more")
 _SEED = Check(lambda value, _: 0 <= value < 2**32, "0 or more and below 2^32")
@@ -111,9 +132,24 @@ FIELDS: dict[str, Field] = {
     "proposal_cache": Field("", "Cache of selective search; proposals/ of the workdir if empty.", None, True, True),
     "workers": Field(0, "Number of processes for selective search; 0 for one per core.", _NOT_NEGATIVE, True, True),
     # Network
-    "network": Field("tiny", f"Network: {', '.join(NETWORKS)}.", _one_of(NETWORKS)),
+    "network": Field(
+        "tiny",
+        f"Network: {', '.join(NETWORKS)}; or a function that returns a FastRCNN, as module:function or "
+        "FILE.py:function.",
+        Check(lambda value, _: value in NETWORKS or is_custom(value), f"{', '.join(NETWORKS)} or module:function"),
+    ),
+    "pool": Field("", f"RoI pool: {', '.join(POOLS)}; the network's own if empty.", _one_of(("", *POOLS))),
     "weights": Field("", "Pretrained weights, a file or a workdir; random initialisation if empty."),
     "train_from": Field("", "First layer to train (section 4.5); the network's default if empty."),
+    "freeze": Field(
+        (),
+        'Patterns of parameters not to train, such as ("backbone/conv*", "layer1"); the network\'s default if empty.',
+        Check(lambda v, c: _texts(v) and not (v and c["train_from"]), "patterns, and empty where train_from is given"),
+    ),
+    "rate_multipliers": Field(
+        (), 'Factors of the learning rate by pattern, such as ("backbone=0.1",).',
+        Check(lambda v, _: _texts(v) and _are_multipliers(v), "texts PATTERN=NUMBER, each number 0 or more"),
+    ),
     "compute_type": Field("float32", "Type of activations; parameters are float32.", _TYPES, True),
     "fc_ranks": Field((), "Ranks of factored fc6 and fc7, 0 for a full layer; set by frcnn compress.", _RANKS),
     "classifier": Field("softmax", "softmax, or svm as set by frcnn train-svm.", _one_of(("softmax", "svm"))),
@@ -122,6 +158,12 @@ FIELDS: dict[str, Field] = {
         192,
         "Maximum longer side of a resized image, in pixels; at least min_size.",
         Check(lambda value, config: config["min_size"] <= value <= 10_000, "at least min_size and at most 10000"),
+        at_test=True,
+    ),
+    "buckets": Field(
+        "shared",
+        "Canvas of an image: shared, one of four sizes; exact, its own size, for backbones that padding disturbs.",
+        _one_of(("shared", "exact")),
         at_test=True,
     ),
     "scales": Field((), "Several min_size (section 5.2): one drawn per image; a pyramid at test.", _SCALES, True),

@@ -23,9 +23,9 @@ from frcnn_jax.files import write_json
 from frcnn_jax.models.fast_rcnn import variable_shapes
 from frcnn_jax.models.networks import get_network
 from frcnn_jax.models.weight_files import Arrays, read_weights, write_weights
-from frcnn_jax.models.weights import OUTPUTS, merge_weights
+from frcnn_jax.models.weights import canonical_names, fit_weights, merge_weights
 from frcnn_jax.training.checkpoint import save_model
-from frcnn_jax.workdir import workdir_arrays
+from frcnn_jax.workdir import workdir_weights
 
 
 def main(argv: Sequence[str]) -> None:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     class_names = VOC_CLASSES if args.classes is None else _names(args.classes)
     if args.out.exists():
         raise InputError(f"{args.out} already exists")
-    arrays = workdir_arrays(args.source) if args.source.is_dir() else read_weights(args.source)
+    arrays = workdir_weights(args.source) if args.source.is_dir() else read_weights(args.source)
     if args.detector:
         _make_detector(arrays, args.source, args.out, "vgg16" if args.network is None else args.network, class_names)
     else:
@@ -52,13 +52,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _make_detector(arrays: Arrays, source: Path, out: Path, network: str, class_names: Sequence[str]) -> None:
-    names = [f"{layer}.{kind}" for layer in ("fc6", "fc7", *OUTPUTS) for kind in ("weight", "bias")]
-    if missing := [name for name in names if name not in arrays]:
-        raise InputError(f"{source}: not a complete detector: {', '.join(missing)} missing")
     model = get_network(network).build(len(class_names))
     shapes = variable_shapes(model)
-    roi_size = model.pool.output_size  # type: ignore[attr-defined]
-    params = merge_weights(shapes["params"], arrays, roi_size=roi_size, source=str(source))
+    arrays = fit_weights(arrays, model, str(source))
+    if missing := [name for name in canonical_names(shapes["params"]) if name not in arrays]:
+        some = ", ".join(missing[:8]) + ("" if len(missing) <= 8 else f" and {len(missing) - 8} more")
+        raise InputError(f"{source}: not a complete detector: {some} missing")
+    params = merge_weights(shapes["params"], arrays, roi_size=model.roi_size, source=str(source))
     shape = (len(class_names) + 1, 4)
     stats = {"mean": np.zeros(shape, np.float32), "std": np.ones(shape, np.float32)}
     save_model(out, 0, jax.tree.map(np.asarray, {"params": params, "box_stats": stats}))

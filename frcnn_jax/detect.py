@@ -32,7 +32,7 @@ from frcnn_jax.files import check_folder, write_atomic, write_json
 
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
-    parser = command_parser(__doc__, "--workdir", "--step")
+    parser = command_parser(__doc__, "--workdir", "--network", "--step")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image file")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures and detections.json")
     parser.add_argument("--boxes", type=Path, metavar="FILE", help="boxes to classify")
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     check_folder(args.out)
     pictures = _picture_paths(args.images, args.out)
     regions = read_regions(args.boxes, args.images) if args.boxes else None
-    detector = Detector.from_workdir(args.workdir, step=args.step)
+    detector = Detector.from_workdir(args.workdir, step=args.step, network=args.network)
     for i, path in enumerate(args.images):  # fail on an unreadable image or a wrong box before anything is written
         height, width, _ = load_image(path).shape
         if regions is not None:

@@ -29,10 +29,10 @@ from frcnn_jax.evaluation.regions import (
 from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables
 from frcnn_jax.models.networks import get_network
 from frcnn_jax.models.weight_files import read_weights
-from frcnn_jax.models.weights import load_pretrained
+from frcnn_jax.models.weights import OUTPUTS, fit_weights, load_pretrained
 from frcnn_jax.proposals.load import make_search, propose, split_source
 from frcnn_jax.proposals.search import MODES
-from frcnn_jax.workdir import load_variables, read_config, workdir_arrays
+from frcnn_jax.workdir import load_variables, read_config, workdir_weights
 
 _AHEAD = 2 * (os.cpu_count() or 1)  # images searched ahead
 
@@ -79,13 +79,19 @@ class Detector:
         self._source = ""
 
     @classmethod
-    def from_workdir(cls, workdir: str | Path, *, step: int | None = None) -> "Detector":
+    def from_workdir(cls, workdir: str | Path, *, step: int | None = None, network: str = "") -> "Detector":
         """Load the detector from the newest checkpoint of a workdir, or from that of `step`.
 
+        Args:
+            workdir: The workdir.
+            step: Step of the checkpoint; the newest where None.
+            network: The function that makes its network, as "module:function", if it names one: a workdir alone does
+                not make code run.
+
         Raises:
-            InputError: The workdir has no such checkpoint.
+            InputError: The workdir has no such checkpoint, or its network is another function.
         """
-        config = read_config(Path(workdir))
+        config = read_config(Path(workdir), network=network)
         model, variables, _ = load_variables(Path(workdir), config, step)
         searches = [name for name in split_source(config["proposals"]) if make_search(name)]  # the others are files
         return cls(
@@ -112,17 +118,12 @@ class Detector:
             InputError: The file can't be read or does not fit, or there is no such network.
         """
         model, path = get_network(network).build(1), Path(weights)
-        arrays = workdir_arrays(path) if path.is_dir() else read_weights(path)
+        arrays = fit_weights(workdir_weights(path) if path.is_dir() else read_weights(path), model, str(weights))
         variables = init_variables(model, jax.random.key(0))
-        params = load_pretrained(
-            variables["params"],
-            arrays,
-            roi_size=model.pool.output_size,  # type: ignore[attr-defined]
-            source=str(weights),
-        )
+        params = load_pretrained(variables["params"], arrays, roi_size=model.roi_size, source=str(weights))
         detector = cls(model, {**variables, "params": params}, class_names=("object",), sizes=sizes)
-        layers = {name.split(".")[0].removesuffix("_reduce") for name in arrays}
-        detector._untrained = {"fc6", "fc7"} - layers | {"cls_score"}
+        layers = {name.split(".")[0] for name in arrays}
+        detector._untrained = variables["params"]["head"].keys() - layers | {"cls_score"}
         detector._source = str(weights)
         return detector
 
@@ -166,7 +167,7 @@ class Detector:
         if threshold not in self._predict:
             self._predict[threshold] = make_predict_step(self._model, options=replace(self._options, nms_iou=threshold))
         batch = prepare_test(
-            pixels, rois, sizes=self._sizes, pixels=self._model.pixels, spatial_scale=self._model.spatial_scale
+            pixels, rois, sizes=self._sizes, pixels=self._model.pixels, spatial_scale=self._model.rounding_scale
         )
         boxes, scores, valid = (p[0] for p in jax.device_get(self._predict[threshold](self._variables, batch)))
         return select_detections(boxes, scores, valid, score_threshold, max_detections)
@@ -283,7 +284,8 @@ class Detector:
     def _check_trained(self, layer: str) -> None:
         if layer in self._untrained:
             what = "a classifier" if layer == "cls_score" else layer
-            usable = ", ".join(name for name in ("pooled", "fc6", "fc7") if name not in self._untrained)
+            hidden = self._variables["params"]["head"].keys() - OUTPUTS - self._untrained
+            usable = ", ".join(["pooled", *sorted(hidden)])
             raise InputError(f"{self._source}: pretrained weights without {what}; embed gives {usable}")
 
     def _rows(self, step: RegionStep, images: Sequence[Any], boxes: Sequence[Any], invalid: str) -> Iterator[Any]:

@@ -39,7 +39,9 @@ def main(argv: Sequence[str]) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=Path, help="workdir of a training")
     source.add_argument("--weights", type=Path, help="pretrained weights; needs --network")
-    parser.add_argument("--network", choices=NETWORKS, help="network of --weights")
+    parser.add_argument(
+        "--network", default="", help="network of --weights; or the function that makes the workdir's, if it is yours"
+    )
     parser.add_argument("--boxes", type=Path, required=True, metavar="FILE", help="boxes of the images")
     parser.add_argument("--out", type=Path, required=True, metavar="F", help="file to write, .npz or .parquet")
     parser.add_argument("--layer", default="fc7", help="pooled, fc6 or fc7; default: %(default)s")
@@ -47,8 +49,8 @@ def main(argv: Sequence[str]) -> None:
         "--invalid", default="raise", choices=("raise", "nan"), help="boxes outside of an image; default: %(default)s"
     )
     args = parser.parse_args(argv)
-    if (args.weights is None) != (args.network is None):
-        raise InputError("--weights and --network belong together")
+    if args.weights and not args.network:
+        raise InputError(f"--weights needs --network: {', '.join(NETWORKS)}, or module:function")
     if args.weights and args.step is not None:
         raise InputError("--step belongs to --workdir")
     if args.out.suffix not in (".npz", ".parquet"):
@@ -63,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
     if args.weights:
         detector = Detector.from_weights(args.weights, network=args.network)
     else:
-        detector = Detector.from_workdir(args.workdir, step=args.step)
+        detector = Detector.from_workdir(args.workdir, step=args.step, network=args.network)
     with interrupt_on_signals("run the same command to resume"):
         _write(detector, args.images, boxes, args.out, layer=args.layer, invalid=args.invalid)
     print(f"{args.out}: features of {sum(map(len, boxes))} boxes in {len(boxes)} images")

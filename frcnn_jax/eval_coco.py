@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     """Run the command line."""
     args, fields = _parse(argv)
     if args.workdir:
-        config = override_config(read_config(args.workdir), fields, TEST_FIELDS)
+        config = override_config(read_config(args.workdir, network=args.network), fields, TEST_FIELDS)
         if args.results and config["dataset"] != "coco":
             raise InputError(f"--results needs a COCO data set, this one is {config['dataset']!r}")
         found = evaluate_workdir(args.workdir, config, step=args.step, images=args.images)
@@ -48,7 +48,7 @@ def _write_results(path: Path, found: Evaluation, annotations: Path) -> None:
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = command_parser(__doc__, "--step", "--images", "--json")
+    parser = command_parser(__doc__, "--network", "--step", "--images", "--json")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=Path, help="workdir of a training")
     source.add_argument("--detections", type=Path, help="COCO result file")

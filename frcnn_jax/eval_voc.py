@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
     args, fields = _parse(argv)
     scoring = {"metric": args.metric, "iou_threshold": args.iou_threshold}
     if args.workdir:
-        config = override_config(read_config(args.workdir), fields, TEST_FIELDS)
+        config = override_config(read_config(args.workdir, network=args.network), fields, TEST_FIELDS)
         if args.comp4:
             check_comp4(read_split_of(config, "val"), config["val_split"])
         found = evaluate_workdir(args.workdir, config, step=args.step, images=args.images, **scoring)
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = command_parser(__doc__, "--step", "--images", "--json")
+    parser = command_parser(__doc__, "--network", "--step", "--images", "--json")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=Path, help="workdir of a training")
     source.add_argument("--detections", type=Path, help="folder of comp4 result files")

@@ -89,7 +89,7 @@ def contract(exported: export.Exported) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
-    parser = command_parser("Export the detection step as StableHLO.", "--workdir", "--step")
+    parser = command_parser("Export the detection step as StableHLO.", "--workdir", "--network", "--step")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     parser.add_argument(
         "--canvas",
@@ -102,7 +102,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--platforms", help=f"comma-separated, of {', '.join(PLATFORMS)}; default: this machine's")
     args, fields = parser.parse_known_args(argv)
     check_file(args.out)
-    config = override_config(read_config(args.workdir), fields, TEST_FIELDS)
+    config = override_config(read_config(args.workdir, network=args.network), fields, TEST_FIELDS)
     check_config(config)
     if config["scales"]:
         raise InputError(

@@ -23,9 +23,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from frcnn_jax.build import build_model, build_network, detection_options, image_sizes, load_proposals_of, read_split_of
+from frcnn_jax.build import (
+    build_model,
+    detection_options,
+    frozen_parameters,
+    image_sizes,
+    load_proposals_of,
+    read_split_of,
+)
 from frcnn_jax.cli import check_at_least, command_parser, run
-from frcnn_jax.config import Config, add_config_argument, load_config
+from frcnn_jax.config import Config, add_config_argument, load_config, parse_multipliers
 from frcnn_jax.data.records import Dataset
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.evaluator import Evaluator, save_pictures
@@ -33,7 +40,7 @@ from frcnn_jax.evaluation.pictures import plot_losses
 from frcnn_jax.evaluation.scores import format_score, results_table
 from frcnn_jax.files import write_json
 from frcnn_jax.models.fast_rcnn import FastRCNN
-from frcnn_jax.models.networks import Network
+from frcnn_jax.models.parameters import layer_names
 from frcnn_jax.models.weight_files import WHERE
 from frcnn_jax.proposals.load import check_source
 from frcnn_jax.training import checkpoint, hosts, loop
@@ -67,14 +74,16 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
                 print(_finished(workdir, results))
                 return results
             # find mistakes before the long work begins and before anything is written
-            network = build_network(config)
-            _check(config, network)
+            frozen = frozen_parameters(config)
+            _check(config, frozen)
             train_set = read_split_of(config, "train")
             config = {**config, "class_names": list(train_set.class_names)}
             val_set = read_split_of(config, "val")
             model = build_model(config, len(train_set.class_names))
             key = jax.random.key(config["seed"])
-            variables = initial_variables(model, key, weights=config["weights"], frozen=network.frozen)
+            variables = initial_variables(
+                model, key, weights=config["weights"], frozen=frozen, network=config["network"]
+            )
             workdir.mkdir(parents=True, exist_ok=True)
             held.enter_context(lock_workdir(workdir))
         hosts.check_shared(workdir)
@@ -89,13 +98,13 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             )
         write_json(out / "config.json", config)
         variables = {**variables, "box_stats": dict(batches.box_stats)}
-        step, variables = _train(config, workdir, out, model, network.frozen, batches, evaluator, variables, key)
+        step, variables = _train(config, workdir, out, model, frozen, batches, evaluator, variables, key)
         results = _score(config, out, evaluator, variables, step)
         print(f"{_finished(workdir, results)}, {time.perf_counter() - began:.0f} s; see {workdir}/pictures")
     return results
 
 
-def _check(config: Config, network: Network) -> None:
+def _check(config: Config, frozen: Sequence[str]) -> None:
     """Raise InputError if the config does not fit the devices, or names files that do not exist."""
     name, images, devices = config["network"], config["images_per_batch"], jax.device_count()
     if images % (devices * config["accumulate"]):
@@ -111,9 +120,9 @@ def _check(config: Config, network: Network) -> None:
                 f"got {first} to {last}"
             )
     where = f" Available: {WHERE[name]}; see experiments/README.md" if name in WHERE else ""
-    if network.frozen and not config["weights"]:
-        frozen = ", ".join(network.frozen)
-        raise InputError(f"{name} does not train {frozen}: pass --config.weights=FILE with pretrained layers.{where}")
+    if frozen and not config["weights"]:
+        layers = ", ".join(layer_names(frozen))
+        raise InputError(f"{name} does not train {layers}: pass --config.weights=FILE with pretrained layers.{where}")
     if config["weights"] and not Path(config["weights"]).exists():
         raise InputError(f"--config.weights={config['weights']}: no such file.{where}")
     check_source(config["proposals"])
@@ -175,8 +184,13 @@ def _train(
     """Train, from the newest checkpoint if there is one; return the last step and its variables."""
     recipe = batch_recipe(config)
     learning_rate = step_schedule(recipe.learning_rate, recipe.drops, warmup_steps=recipe.warmup_steps)
-    decay = {"weight_decay": config["weight_decay"], "decay_biases": config["decay_biases"]}
-    optimizer = caffe_sgd(learning_rate, momentum=config["momentum"], **decay)
+    optimizer = caffe_sgd(
+        learning_rate,
+        momentum=config["momentum"],
+        weight_decay=config["weight_decay"],
+        decay_biases=config["decay_biases"],
+        multipliers=parse_multipliers(config["rate_multipliers"]),
+    )
     state = create_state(variables, optimizer, frozen=frozen)
     if checkpoint.saved_steps(workdir):
         restored, last = checkpoint.restore(workdir, model=state.variables, optimizer=state.opt_state)

@@ -21,7 +21,7 @@ from frcnn_jax.workdir import derive_workdir, read_config
 
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
-    parser = command_parser(__doc__, "--workdir")
+    parser = command_parser(__doc__, "--workdir", "--network")
     parser.add_argument("--out", type=Path, help="new workdir; default: W-svm")
     parser.add_argument("--negative-images", type=int, metavar="N", help="mine only the first N train images")
     parser.add_argument("--images", type=int, metavar="N", help="compare on the first N val images; 0 for none")
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     check_at_least(1, negative_images=args.negative_images)
     check_at_least(0, images=args.images)
     out = args.out or args.workdir.with_name(args.workdir.name + "-svm")
-    config = read_config(args.workdir)
+    config = read_config(args.workdir, network=args.network)
     if config["classifier"] == "svm":
         raise InputError(f"{args.workdir}: its classifier is already an SVM")
     if config["scales"]:
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
         )
 
     changes = {"classifier": "svm", "picture_threshold": 0.0}
-    derive_workdir(args.workdir, out, train, state=state, images=args.images, **changes)
+    derive_workdir(args.workdir, out, train, network=args.network, state=state, images=args.images, **changes)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from frcnn_jax.build import build_model, detection_options, image_sizes, load_proposals_of, read_split_of
 from frcnn_jax.config import HOUSEKEEPING, Config, check_config, parse_config
@@ -18,20 +17,38 @@ from frcnn_jax.evaluation.evaluator import Evaluation, Evaluator
 from frcnn_jax.evaluation.scores import format_score
 from frcnn_jax.files import check_folder, read_json, write_json
 from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables, variable_shapes
+from frcnn_jax.models.networks import is_custom
+from frcnn_jax.models.parameters import matches
 from frcnn_jax.models.weight_files import read_weights
-from frcnn_jax.models.weights import canonical_arrays, fold_box_stats, load_pretrained
+from frcnn_jax.models.weights import (
+    Weights,
+    canonical_arrays,
+    described,
+    fit_weights,
+    fold_box_stats,
+    load_pretrained,
+)
 from frcnn_jax.training.checkpoint import load_model, save_model
 
 
-def read_config(workdir: Path) -> dict[str, Any]:
+def read_config(workdir: Path, *, network: str = "") -> dict[str, Any]:
     """Read the config with which a workdir was trained.
 
+    A workdir may come from a stranger, so that it alone does not make code run.
+
+    Args:
+        workdir: The workdir.
+        network: The function of its network (`get_network`), if it may name one.
+
     Raises:
-        InputError: There is none, or this version can't use it.
+        InputError: There is none, this version can't use it, or it names another function.
     """
     path = Path(workdir) / "config.json"
     try:
-        return parse_config(path.read_bytes())
+        config = parse_config(path.read_bytes())
+        if is_custom(named := config["network"]) and named != network:
+            raise InputError(f"its network is code, {named}: if you trust it, pass --network={named}")
+        return config
     except FileNotFoundError:
         raise InputError(f"{workdir}: no config.json; train first: frcnn train --workdir {workdir}") from None
     except (OSError, InputError) as error:
@@ -50,7 +67,7 @@ def resume_config(config: Config, workdir: Path) -> dict[str, Any]:
     current: dict[str, Any] = json.loads(json.dumps(dict(config)))
     if not (workdir / "config.json").exists():
         return current
-    begun = read_config(workdir)
+    begun = read_config(workdir, network=current["network"])
     current["class_names"] = current["class_names"] or begun["class_names"]
     differ = [
         f"{name} was {begun[name]!r}, is now {current[name]!r}"
@@ -111,21 +128,29 @@ def load_variables(workdir: Path, config: Config, step: int | None = None) -> tu
     return model, *load_model(workdir, variable_shapes(model), step)
 
 
-def workdir_arrays(workdir: Path) -> dict[str, np.ndarray]:
-    """Load the newest checkpoint as canonical arrays, with the box statistics folded into the box layer."""
-    model, variables, _ = load_variables(workdir, read_config(workdir))
-    arrays = canonical_arrays(variables["params"], roi_size=model.pool.output_size)  # type: ignore[attr-defined]
-    return fold_box_stats(arrays, **variables["box_stats"])
+def workdir_weights(workdir: Path, *, network: str = "") -> Weights:
+    """Load the newest checkpoint as canonical arrays, with the box statistics folded into the box layer.
+
+    Args:
+        workdir: The workdir.
+        network: The function of its network, if it may name one; see `read_config`.
+    """
+    model, variables, _ = load_variables(workdir, read_config(workdir, network=network))
+    arrays = canonical_arrays(variables["params"], roi_size=model.roi_size)
+    return described(fold_box_stats(arrays, **variables["box_stats"]), model)
 
 
-def initial_variables(model: FastRCNN, key: jax.Array, *, weights: str = "", frozen: Sequence[str] = ()) -> Any:
+def initial_variables(
+    model: FastRCNN, key: jax.Array, *, weights: str = "", frozen: Sequence[str] = (), network: str = ""
+) -> Any:
     """Initialise variables, with pretrained layers from a weight file or workdir if one is named.
 
     Args:
         model: The network.
         key: Key of the random initialisation.
         weights: A file for `read_weights`, a workdir, or empty.
-        frozen: Layers that are not trained; cls_score is taken from `weights` only if it is one of them.
+        frozen: Patterns of parameters that are not trained; cls_score is taken from `weights` only if one matches it.
+        network: The function of the workdir's network, if it may name one.
 
     Raises:
         InputError: The weights can't be read or do not fit the network.
@@ -134,11 +159,12 @@ def initial_variables(model: FastRCNN, key: jax.Array, *, weights: str = "", fro
     if not weights:
         return variables
     path = Path(weights)
+    arrays = workdir_weights(path, network=network) if path.is_dir() else read_weights(path)
     params = load_pretrained(
         variables["params"],
-        workdir_arrays(path) if path.is_dir() else read_weights(path),
-        roi_size=model.pool.output_size,  # type: ignore[attr-defined]
-        keep_classifier="cls_score" in frozen,
+        fit_weights(arrays, model, weights),
+        roi_size=model.roi_size,
+        keep_classifier=matches("head/cls_score/kernel", frozen),
         source=weights,
     )
     return {**variables, "params": params}
@@ -185,6 +211,7 @@ def derive_workdir(
     *,
     images: int | None = None,
     state: Path | None = None,
+    network: str = "",
     **changes: Any,
 ) -> None:
     """Make a workdir from a trained one unless it exists, and compare the two on the val split.
@@ -195,17 +222,18 @@ def derive_workdir(
         make: Returns the new parameters, given the config, the model and its variables.
         images: Number of images to compare on, 0 for none; all where None, which also writes the new results.json.
         state: A file in `out` from which an interrupted `make` resumes; deleted when it is no longer needed.
+        network: The function of the workdir's network, if it may name one; see `read_config`.
         **changes: Config fields that differ in the new workdir.
 
     Raises:
         InputError: `out` exists and is not this workdir, or either one can't be used.
     """
     check_folder(out)
-    config = read_config(workdir)
+    config = read_config(workdir, network=network)
     cache = config["proposal_cache"] or str((workdir / "proposals").absolute())
     changed = {**config, "proposal_cache": cache, **changes}
     made = (out / "config.json").exists()
-    if read_config(out) != changed if made else out.exists() and not state:
+    if read_config(out, network=network) != changed if made else out.exists() and not state:
         raise InputError(f"{out} exists; name another folder with --out")
     if not made:
         model, variables, step = load_variables(workdir, config)
@@ -216,7 +244,7 @@ def derive_workdir(
     if images == 0:
         return
     for folder in (workdir, out):
-        results = evaluate_workdir(folder, read_config(folder), images=images).results
+        results = evaluate_workdir(folder, read_config(folder, network=network), images=images).results
         seconds = results["seconds_per_image"] or 0
         score = format_score(results["map"])
         print(f"{folder}: mAP {score} on {results['images']} images, {seconds:.3f} s per image")

@@ -13,7 +13,7 @@ from frcnn_jax.cli import COMMANDS
 PACKAGE = ROOT / "frcnn_jax"
 # what each part of the package may import: the parts before it
 ORDER = (
-    *("errors", "files", "recipes"),
+    *("errors", "files", "pickles", "recipes"),
     *("ops", "models", "data", "proposals", "training", "evaluation"),
     *("config", "build", "workdir", "detector"),
     "cli",

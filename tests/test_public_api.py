@@ -652,7 +652,7 @@ ROWS = {
         )
     ),
     "create_state": Row(
-        errors=(((VARIABLES, SGD), {"frozen": ["conv9"]}, "no layers conv9 to freeze; the layers are conv1, fc6"),)
+        errors=(((VARIABLES, SGD), {"frozen": ["conv9"]}, "no parameters match 'conv9'; the layers are conv1, fc6"),)
     ),
     "train_step": Row(
         errors=tuple(

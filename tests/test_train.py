@@ -15,7 +15,7 @@ from examples import ROOT, free_port, make_batch, read_events, run_command
 from filelock import FileLock
 from tensorboardX.proto.event_pb2 import SessionLog
 
-from frcnn_jax.build import build_model, build_network
+from frcnn_jax.build import build_model, frozen_parameters
 from frcnn_jax.config import get_config
 from frcnn_jax.data import readers
 from frcnn_jax.data.synthetic import read_synthetic
@@ -64,7 +64,7 @@ def test_the_statistics_of_a_large_set_are_those_of_spaced_images(monkeypatch):
 def test_the_box_head_alone_is_trained(workdir):
     """Stage-wise training: all else, taken from a trained detector, stays as it is."""
     config = read_config(workdir)
-    frozen = build_network({**config, "train_from": "bbox_pred"}).frozen
+    frozen = frozen_parameters({**config, "train_from": "bbox_pred"})
     model = build_model(config, len(config["class_names"]))
     variables = initial_variables(model, jax.random.key(0), weights=str(workdir), frozen=frozen)
     _, trained, _ = load_variables(workdir, config)

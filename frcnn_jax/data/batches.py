@@ -33,6 +33,8 @@ class Sizes:
     Attributes:
         shorter: Pixels of the shorter side.
         longer: Limit of the longer side in pixels.
+        exact: Whether the canvas is as large as the resized image, so that no feature sees padding, at the price of a
+            compilation for each size; else one of four larger ones.
 
     Raises:
         InputError: `shorter` is not positive, or exceeds `longer`.
@@ -40,6 +42,7 @@ class Sizes:
 
     shorter: int = 600
     longer: int = 1000
+    exact: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.shorter <= self.longer < math.inf:
@@ -57,7 +60,9 @@ class Sizes:
         multiples of 16.
         """
         scale = self.scale(height, width)
-        rows, columns = round(scale * height), round(scale * width)
+        rows, columns = (max(round(scale * side), 1) for side in (height, width))  # as cv2.resize rounds
+        if self.exact:
+            return rows, columns
         short, middle, long = (
             math.ceil(side / _CANVAS_MULTIPLE) * _CANVAS_MULTIPLE
             for side in (self.shorter, min(self.shorter * 4 / 3, self.longer), self.longer)

@@ -52,7 +52,7 @@ class Evaluator:
         if len(dataset.class_names) != model.num_classes:
             raise InputError(f"the dataset has {len(dataset.class_names)} classes, the network {model.num_classes}")
         self._dataset, self._predict = dataset, make_predict_step(model, options=options)
-        self._batches = TestBatches(dataset.records, proposals, sizes, model.pixels, model.spatial_scale)
+        self._batches = TestBatches(dataset.records, proposals, sizes, model.pixels, model.rounding_scale)
 
     def __call__(
         self,

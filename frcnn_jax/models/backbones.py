@@ -6,13 +6,16 @@ canvas beyond each layer's own output size keeps the padding from changing any r
 Shape letters: B images, H rows, W columns, C channels.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from frcnn_jax.errors import InputError
 from frcnn_jax.models.layers import Conv, Norm, Pool, convolve, local_response_norm, max_pool, output_size
+from frcnn_jax.models.parameters import flatten, unflatten
 
 Layer = Conv | Pool | Norm
 
@@ -38,28 +41,100 @@ class LayerBackbone(nn.Module):
             if isinstance(layer, Norm):  # squares and powers need float32
                 x = local_response_norm(x.astype(jnp.float32), layer).astype(self.dtype)
                 continue
-            x = _Convolution(layer, name=layer.name)(x) if isinstance(layer, Conv) else max_pool(x, layer)
+            x = Convolution(layer, name=layer.name)(x) if isinstance(layer, Conv) else max_pool(x, layer)
             size = output_size(layer, size)
-            x = jnp.where(_inside(size, x.shape[1:3]), x, 0)
+            x = masked(x, size)
         return x
 
 
-class _Convolution(nn.Module):
-    """A convolution, its bias and its ReLU."""
+class Convolution(nn.Module):
+    """A convolution, its bias and its ReLU, if it has one.
+
+    Attributes:
+        layer: Its sizes.
+        scale: Variance of the initial kernel by He's rule, which is 2.
+    """
 
     layer: Conv
+    scale: float = 2.0
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `(B, H, W, C)` to `(B, H', W', features)`."""
         layer = self.layer
         shape = (layer.kernel, layer.kernel, x.shape[-1] // layer.groups, layer.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        kernel = self.param("kernel", nn.initializers.variance_scaling(self.scale, "fan_in", "truncated_normal"), shape)
         bias = self.param("bias", nn.initializers.zeros, (layer.features,))
-        return nn.relu(convolve(x, kernel.astype(x.dtype), layer) + bias.astype(x.dtype))
+        x = convolve(x, kernel.astype(x.dtype), layer) + bias.astype(x.dtype)
+        return nn.relu(x) if layer.relu else x
 
 
-def _inside(size, canvas):
-    """Return the `(B, H, W, 1)` mask of the canvas cells within each image's `(B, 2)` size."""
-    rows = jnp.arange(canvas[0]) < size[:, :1]
-    columns = jnp.arange(canvas[1]) < size[:, 1:]
-    return (rows[:, :, None] & columns[:, None, :])[..., None]
+class FunctionBackbone(nn.Module):
+    """A feature extractor of another library as a backbone: a pure function and its parameters.
+
+    The function does not know each image's size, so that the canvas beyond an image, zero at first, takes part in its
+    features near the right and lower border; train and test with `Sizes(..., exact=True)` to avoid that. Map cells
+    beyond an image are zeroed at the end.
+
+    Attributes:
+        function: `(params, images (B, H, W, 3)) -> (B, H', W', C)`; with statistics `(params, statistics, images)`.
+        params: Its initial parameters, a pytree of arrays, which are trained.
+        spatial_scale: Feature-map cells per pixel.
+        channels: C.
+        statistics: Arrays that it needs and that are not trained, such as those of batch normalisation, or None.
+
+    Raises:
+        InputError: When called, if the function returns another shape.
+    """
+
+    function: Callable[..., jax.Array]
+    params: Any
+    spatial_scale: float
+    channels: int
+    statistics: Any = None
+
+    def __post_init__(self) -> None:
+        for name in ("params", "statistics"):
+            if not isinstance(value := getattr(self, name), _Held | None):
+                object.__setattr__(self, name, _Held(value))
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, images: jax.Array, image_size: jax.Array) -> jax.Array:
+        """Map `(B, H, W, 3)` images of `(B, 2)` sizes to `(B, H', W', C)`, zero beyond each image's own map."""
+        names, leaves, structure = _named(self.params.tree)
+        first = unflatten(dict(zip(names, leaves, strict=True)))
+        params = flatten({name: self.param(name, lambda _, value=value: value) for name, value in first.items()})
+        inputs = [structure.unflatten([params[name] for name in names])]
+        if self.statistics is not None:
+            inputs.append(self.variable("statistics", "function", lambda: self.statistics.tree).value)
+        maps = self.function(*inputs, images)
+        if maps.ndim != 4 or maps.shape[3] != self.channels:
+            raise InputError(f"the function must return (B, H', W', {self.channels}), got {maps.shape}")
+        return masked(maps, jnp.ceil(image_size * self.spatial_scale).astype(jnp.int32))
+
+
+class _Held:
+    """A pytree as a module's attribute: equal to itself alone, so that it can be hashed."""
+
+    def __init__(self, tree: Any) -> None:
+        self.tree = jax.tree.map(jnp.asarray, tree)
+
+    def __repr__(self) -> str:
+        return f"<{len(jax.tree.leaves(self.tree))} arrays>"
+
+
+def _named(tree: Any) -> tuple[list[str], list[Any], Any]:
+    """Return the path of each leaf as a text, the leaves and the structure."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") or "value" for path, _ in leaves]
+    return names, [leaf for _, leaf in leaves], structure
+
+
+def masked(x: jax.Array, size: jax.Array | None) -> jax.Array:
+    """Zero `(B, H, W, C)` beyond each image's `(B, 2)` rows and columns, if these are given."""
+    if size is None:
+        return x
+    rows = jnp.arange(x.shape[1]) < size[:, :1]
+    columns = jnp.arange(x.shape[2]) < size[:, 1:]
+    return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], x, 0)

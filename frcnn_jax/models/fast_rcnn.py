@@ -5,7 +5,6 @@ Shape letters: B images, R RoIs, K foreground classes, C channels.
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -14,24 +13,6 @@ import jax.numpy as jnp
 
 from frcnn_jax.errors import InputError
 from frcnn_jax.models.pixels import PixelNorm
-from frcnn_jax.ops._roi_pool import roi_pool
-
-
-@dataclass(frozen=True)
-class RoIPool:
-    """RoI max pooling with fixed options, the pool of `FastRCNN`; see `roi_pool`.
-
-    Attributes:
-        output_size: Rows and columns of bins.
-        spatial_scale: Feature-map cells per pixel, the backbone's.
-    """
-
-    output_size: tuple[int, int] = (7, 7)
-    spatial_scale: float = 1 / 16
-
-    def __call__(self, features: jax.Array, rois: jax.Array) -> jax.Array:
-        """Pool `(B, H, W, C)` features in `(B, R, 4)` RoIs to `(B, R, rows, columns, C)`."""
-        return roi_pool(features, rois, output_size=self.output_size, spatial_scale=self.spatial_scale)
 
 
 class FastRCNN(nn.Module):
@@ -41,10 +22,12 @@ class FastRCNN(nn.Module):
     targets; the head's deltas are normalised by them.
 
     Attributes:
-        backbone: `(images (B, H, W, 3), image_size (B, 2)) -> (B, H', W', C)`, with a `spatial_scale`.
+        backbone: `(images (B, H, W, 3), image_size (B, 2)) -> (B, H', W', C)`, with a `spatial_scale`; or several
+            maps, whatever the pool takes.
         head: `(pooled) -> (logits (B, R, K + 1), deltas (B, R, K + 1, 4))`, with a `num_classes`; in
             training also given `True` and, if it takes one, `image_index`.
-        pool: `(features (B, H', W', C), rois (B, R, 4)) -> (B, R, rows, columns, C)`, RoIs in canvas pixels.
+        pool: `(features, rois (B, R, 4)) -> (B, R, rows, columns, C)`, features as the backbone returns them, RoIs in
+            canvas pixels.
         pixels: How images are normalised before they enter the backbone.
         classifier: "softmax", or "svm" if the logits are the margins of one SVM per class (section 5.4).
 
@@ -69,9 +52,19 @@ class FastRCNN(nn.Module):
         return self.head.num_classes  # type: ignore[attr-defined]
 
     @property
-    def spatial_scale(self) -> float:
-        """Feature-map cells per pixel."""
+    def spatial_scale(self) -> Any:
+        """Feature-map cells per pixel; of a pyramid one number per level."""
         return self.backbone.spatial_scale  # type: ignore[attr-defined]
+
+    @property
+    def rounding_scale(self) -> float | None:
+        """Feature-map cells per pixel if the pool rounds RoIs to whole cells, so that near ones are one; or None."""
+        return self.spatial_scale if getattr(self.pool, "rounds", False) else None
+
+    @property
+    def roi_size(self) -> tuple[int, ...]:
+        """Rows and columns of the pooled features; () if the pool has no `output_size`."""
+        return getattr(self.pool, "output_size", ())
 
     def setup(self) -> None:
         """Declare the box statistics."""
@@ -106,7 +99,7 @@ class FastRCNN(nn.Module):
         return self.pool(self.features(images, image_size), rois)
 
     def features(self, images: jax.Array, image_size: jax.Array) -> jax.Array:
-        """Return the feature maps `(B, H', W', C)`; arguments as in `__call__`."""
+        """Return the feature maps, `(B, H', W', C)` or several; arguments as in `__call__`."""
         return self.backbone(images, image_size)
 
     def pooled_from(self, maps: Sequence[jax.Array], rois: jax.Array, level: jax.Array) -> jax.Array:
@@ -150,17 +143,55 @@ class FastRCNN(nn.Module):
         return scores, deltas * self.box_std.value + self.box_mean.value
 
 
-def _example_inputs() -> tuple[jax.ShapeDtypeStruct, ...]:
-    shapes = ((1, 64, 64, 3), jnp.float32), ((1, 2), jnp.int32), ((1, 1, 4), jnp.float32)
+def example_inputs(rows: int = 64, columns: int = 64) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Return the shapes and dtypes of images `(1, rows, columns, 3)`, their size and one RoI."""
+    shapes = ((1, rows, columns, 3), jnp.float32), ((1, 2), jnp.int32), ((1, 1, 4), jnp.float32)
     return tuple(jax.ShapeDtypeStruct(*shape) for shape in shapes)
 
 
 def init_variables(model: FastRCNN, key: jax.Array) -> Any:
-    """Return freshly initialised variables: the collections "params" and "box_stats"."""
-    images, sizes, rois = (jnp.zeros(x.shape, x.dtype) for x in _example_inputs())
+    """Return freshly initialised variables: the collections "params" and "box_stats", and any of the backbone's own."""
+    images, sizes, rois = (jnp.zeros(x.shape, x.dtype) for x in example_inputs())
     return jax.jit(model.init)(key, images, sizes + images.shape[1], rois)
 
 
 def variable_shapes(model: FastRCNN) -> Any:
     """Return the shapes and dtypes of the variables, without computing them."""
-    return jax.eval_shape(model.init, jax.random.key(0), *_example_inputs())
+    return jax.eval_shape(model.init, jax.random.key(0), *example_inputs())
+
+
+def check_model(model: Any, num_classes: int, name: str) -> None:
+    """Raise InputError unless a model is a `FastRCNN` for K classes whose parts fit together. It is traced, not run.
+
+    Args:
+        model: The model.
+        num_classes: K.
+        name: Of the network, for messages.
+    """
+    if not isinstance(model, FastRCNN):
+        raise InputError(f"{name} must return a FastRCNN, got {type(model).__name__}")
+    rows, columns = 192, 256
+    inputs = example_inputs(rows, columns)
+
+    def trace(*inputs: jax.Array) -> Any:
+        variables = model.init(jax.random.key(0), *inputs)
+        maps = model.apply(variables, *inputs[:2], method=FastRCNN.features)
+        return maps, model.apply(variables, *inputs)
+
+    maps, outputs = jax.eval_shape(trace, *inputs)
+    if hasattr(maps, "shape"):
+        scale = model.backbone.spatial_scale  # type: ignore[attr-defined]
+        expected = f"(B, H', W', C), with H' and W' near {scale:g} times the image's"
+        if len(maps.shape) != 4:
+            raise InputError(f"{name}: the backbone must return {expected}, got {len(maps.shape)} axes {maps.shape}")
+        sides = ((rows, maps.shape[1]), (columns, maps.shape[2]))
+        if any(abs(side * scale - cells) > 2 for side, cells in sides):
+            raise InputError(
+                f"{name}: the backbone must return {expected}, got {maps.shape} of images of {rows} x {columns} pixels"
+            )
+    shapes = [getattr(output, "shape", None) for output in outputs] if isinstance(outputs, tuple) else outputs
+    if shapes != [(1, 1, num_classes + 1), (1, 1, num_classes + 1, 4)]:
+        raise InputError(
+            f"{name}: for {num_classes} classes the head must return logits (B, R, {num_classes + 1}) and deltas "
+            f"(B, R, {num_classes + 1}, 4), got {shapes} for one RoI"
+        )

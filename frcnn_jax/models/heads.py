@@ -26,6 +26,9 @@ class FullyConnectedHead(nn.Module):
         std: Standard deviation of the initial fc6 and fc7 kernels; None for He initialisation. Biases start at 0.1.
         dropout: Fraction of activations dropped after each layer in training.
         dtype: Type of the computation; parameters stay float32.
+        reduce: Channels to which a 1x1 convolution and ReLU reduce the pooled features first; 0 for none. Fewer new
+            weights learn from fewer images.
+        class_agnostic: Whether one box is regressed for all classes.
 
     Raises:
         InputError: `num_classes` is below 1, `dropout` is outside [0, 1), or `ranks` and `features` differ in length.
@@ -37,6 +40,8 @@ class FullyConnectedHead(nn.Module):
     std: float | None = 0.005
     dropout: float = 0.5
     dtype: Any = jnp.float32
+    reduce: int = 0
+    class_agnostic: bool = False
 
     def __post_init__(self) -> None:
         if self.num_classes < 1:
@@ -63,6 +68,8 @@ class FullyConnectedHead(nn.Module):
             Logits `(B, R, K + 1)` and normalised deltas `(B, R, K + 1, 4)`, float32.
         """
         keys = _image_keys(self, len(pooled), image_index) if train and self.dropout else None
+        if self.reduce:
+            pooled = nn.relu(self._dense(self.reduce, None, 0.0, "reduce")(pooled))
         x = pooled.reshape(*pooled.shape[:2], math.prod(pooled.shape[2:]))
         layers = {}
         for i, (features, rank) in enumerate(zip(self.features, self.ranks, strict=True)):
@@ -74,20 +81,42 @@ class FullyConnectedHead(nn.Module):
                 x = _drop(x, jax.vmap(jax.random.fold_in, (0, None))(keys, i), self.dropout)
         if not self.is_initializing():
             self.sow("embeddings", "layers", layers)
-        outputs = self.num_classes + 1
-        logits = self._dense(outputs, 0.01, 0.0, "cls_score")(x)
-        deltas = self._dense(4 * outputs, 0.001, 0.0, "bbox_pred")(x)
-        deltas = deltas.reshape(*deltas.shape[:2], outputs, 4)
-        return logits.astype(jnp.float32), deltas.astype(jnp.float32)
+        return twin_outputs(x, self.num_classes, class_agnostic=self.class_agnostic, dtype=self.dtype)
 
     def _dense(self, features, std, bias, name):
-        return nn.Dense(
-            features,
-            kernel_init=nn.initializers.he_normal() if std is None else nn.initializers.normal(std),
-            bias_init=nn.initializers.constant(bias),
-            dtype=self.dtype,
-            name=name,
-        )
+        return _dense(features, std, bias, self.dtype, name)
+
+
+def twin_outputs(
+    x: jax.Array, num_classes: int, *, class_agnostic: bool = False, dtype: Any = jnp.float32
+) -> tuple[jax.Array, jax.Array]:
+    """Apply the twin output layers cls_score and bbox_pred, as layers of the calling module (section 2.1).
+
+    Args:
+        x: `(B, R, D)`.
+        num_classes: K.
+        class_agnostic: Whether one box is regressed for all classes.
+        dtype: Type of the computation.
+
+    Returns:
+        Logits `(B, R, K + 1)` and normalised deltas `(B, R, K + 1, 4)`, float32.
+    """
+    outputs = num_classes + 1
+    logits = _dense(outputs, 0.01, 0.0, dtype, "cls_score")(x)
+    deltas = _dense(4 if class_agnostic else 4 * outputs, 0.001, 0.0, dtype, "bbox_pred")(x)
+    deltas = deltas.reshape(*deltas.shape[:2], -1, 4)
+    shape = (*deltas.shape[:2], outputs, 4)
+    return logits.astype(jnp.float32), jnp.broadcast_to(deltas.astype(jnp.float32), shape)
+
+
+def _dense(features: int, std: float | None, bias: float, dtype: Any, name: str) -> nn.Dense:
+    return nn.Dense(
+        features,
+        kernel_init=nn.initializers.he_normal() if std is None else nn.initializers.normal(std),
+        bias_init=nn.initializers.constant(bias),
+        dtype=dtype,
+        name=name,
+    )
 
 
 def _image_keys(module: nn.Module, images: int, image_index: jax.Array | None) -> jax.Array:

@@ -14,7 +14,7 @@ from jax import lax
 
 
 class Conv(NamedTuple):
-    """A convolution and its ReLU."""
+    """A convolution and, unless `relu` is false, its ReLU."""
 
     name: str
     features: int
@@ -22,14 +22,17 @@ class Conv(NamedTuple):
     stride: int = 1
     padding: int = 0
     groups: int = 1
+    relu: bool = True
 
 
 class Pool(NamedTuple):
-    """Max pooling whose output size is rounded up, as in Caffe; the stride is at most the kernel."""
+    """Max pooling whose output size is rounded up, as in Caffe, or down, as in PyTorch; the stride is at most the
+    kernel."""
 
     kernel: int
     stride: int
     padding: int = 0
+    round_up: bool = True
 
 
 class Norm(NamedTuple):
@@ -42,11 +45,11 @@ class Norm(NamedTuple):
 
 
 def output_size(layer: Conv | Pool | Norm, size: Any) -> Any:
-    """Return the rows or columns after a layer, for an int or an int32 array, with Caffe's rounding."""
+    """Return the rows or columns after a layer, for an int or an int32 array, rounded as the layer does."""
     if isinstance(layer, Norm):
         return size
     reach = size + 2 * layer.padding - layer.kernel
-    if isinstance(layer, Conv):
+    if isinstance(layer, Conv) or not layer.round_up:
         return reach // layer.stride + 1
     rounded_up = -(-reach // layer.stride) + 1
     # a last window that would start beyond the input is dropped

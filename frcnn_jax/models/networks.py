@@ -1,20 +1,31 @@
-"""The table of networks: S, M and L of the paper, S in AlexNet's order, and a tiny one.
+"""The table of networks: S, M and L of the paper, S in AlexNet's order, a tiny one, residual ones; and users' own.
 
 To add a network, add a row to `NETWORKS`; tests/models/test_fast_rcnn.py then checks that padding changes none of its
-results. Another kind of backbone or head needs no row: `FastRCNN` takes any.
+results. Another kind of backbone or head needs no row: `FastRCNN` takes any, and `get_network` any function that
+returns one.
 """
 
-from collections.abc import Sequence
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from frcnn_jax.errors import InputError
 from frcnn_jax.models.backbones import Layer, LayerBackbone
-from frcnn_jax.models.fast_rcnn import FastRCNN, RoIPool
+from frcnn_jax.models.fast_rcnn import FastRCNN, check_model
 from frcnn_jax.models.heads import FullyConnectedHead
 from frcnn_jax.models.layers import Conv, Norm, Pool
-from frcnn_jax.models.pixels import CAFFE_MEANS, PixelNorm
+from frcnn_jax.models.pixels import CAFFE_MEANS, CAFFE_RESNET, TORCHVISION, PixelNorm
+from frcnn_jax.models.pools import RoIAlign, RoIPool
+from frcnn_jax.models.resnet import BLOCKS, FPN, ResNet, ResNetHead
 
 
 class Network(NamedTuple):
@@ -59,28 +70,61 @@ class Network(NamedTuple):
         Raises:
             InputError: `num_classes` is below 1, `fc_ranks` are not two, or the classifier is unknown.
         """
-        return FastRCNN(
+        model = FastRCNN(
             LayerBackbone(self.layers, self.spatial_scale, dtype),
-            FullyConnectedHead(num_classes, self.fc, tuple(fc_ranks) or (0, 0), self.fc_std, self.dropout, dtype),
+            FullyConnectedHead(num_classes, self.fc, std=self.fc_std, dropout=self.dropout, dtype=dtype),
             RoIPool(self.roi_size, self.spatial_scale),
             self.pixels,
-            classifier,
         )
+        return _with_options(model, fc_ranks, classifier)
 
-    def trained_from(self, name: str) -> "Network":
-        """Return this network with exactly the layers before `name` frozen.
 
-        "fc6" freezes all convolutions (section 4.5), "bbox_pred" all but the box layer (stage-wise training, section
-        5.1).
+class FunctionNetwork(NamedTuple):
+    """A network that a function makes.
+
+    Attributes:
+        make: Returns the network for K classes; given `dtype`, the type of the computation, if it takes one.
+        frozen: Patterns (`models.parameters`) of the parameters that training does not change.
+        name: Of a user's function, whose result is then checked.
+    """
+
+    make: Callable[..., FastRCNN]
+    frozen: tuple[str, ...] = ()
+    name: str = ""
+
+    def build(
+        self,
+        num_classes: int,
+        *,
+        dtype: Any = jnp.float32,
+        fc_ranks: Sequence[int] = (),
+        classifier: str = "softmax",
+    ) -> FastRCNN:
+        """Return the network for K classes; see `Network.build`.
 
         Raises:
-            InputError: There is no such layer.
+            InputError: As there, or the function returns something else than a network that fits together.
         """
-        convolutions = (layer.name for layer in self.layers if isinstance(layer, Conv))
-        names = (*convolutions, "fc6", "fc7", "cls_score", "bbox_pred")
-        if name not in names:
-            raise InputError(f"train_from must be one of {', '.join(names)}, got {name!r}")
-        return self._replace(frozen=names[: names.index(name)])
+        if num_classes < 1:
+            raise InputError(f"num_classes must be at least 1, got {num_classes}")
+        takes_type = "dtype" in inspect.signature(self.make).parameters
+        if not takes_type and dtype != jnp.float32:
+            raise InputError(f"{self.name} computes in float32; for {dtype} its function must take dtype")
+        model = self.make(num_classes, **({"dtype": dtype} if takes_type else {}))
+        if self.name:
+            check_model(model, num_classes, self.name)
+        return _with_options(model, fc_ranks, classifier)
+
+
+AnyNetwork = Network | FunctionNetwork
+
+
+def _with_options(model: FastRCNN, fc_ranks: Sequence[int], classifier: str) -> FastRCNN:
+    if fc_ranks:
+        if not isinstance(model.head, FullyConnectedHead):
+            raise InputError("fc_ranks are of a FullyConnectedHead; this network has another head")
+        model = model.clone(head=model.head.clone(ranks=tuple(fc_ranks)))
+    return model.clone(classifier=classifier)
 
 
 def _blocks(*blocks: tuple[int, int]) -> tuple[Layer, ...]:
@@ -106,7 +150,46 @@ def _alexnet(*, pool_first: bool) -> tuple[Layer, ...]:
     )
 
 
-NETWORKS = {
+def _resnet(num_classes: int, dtype: Any, *, depth: int, caffe: bool, fc: bool) -> FastRCNN:
+    backbone = ResNet(depth, stride_in_1x1=caffe, dtype=dtype)
+    if fc:
+        head: Any = FullyConnectedHead(num_classes, (1024, 1024), std=None, dropout=0.0, dtype=dtype, reduce=256)
+    else:
+        head = ResNetHead(num_classes, depth, caffe, dtype)
+    pool = RoIAlign((7, 7) if fc else (14, 14), backbone.spatial_scale)
+    return FastRCNN(backbone, head, pool, CAFFE_RESNET if caffe else TORCHVISION)
+
+
+def _resnet_fpn(num_classes: int, dtype: Any, *, depth: int, caffe: bool) -> FastRCNN:
+    backbone = FPN(depth, stride_in_1x1=caffe, dtype=dtype)
+    head = FullyConnectedHead(num_classes, (1024, 1024), std=None, dropout=0.0, dtype=dtype)
+    pool = RoIAlign((7, 7), backbone.spatial_scale, sampling_ratio=0)
+    return FastRCNN(backbone, head, pool, CAFFE_RESNET if caffe else TORCHVISION)
+
+
+def _residual_networks() -> dict[str, FunctionNetwork]:
+    """Return ResNets on C4 with stage 4 as head, or `_fc` with two small fully connected layers, and on FPN.
+
+    Names that end in `_caffe` are for weights of Caffe's kind, as Detectron2's MSRA models: BGR pixels, stride in the
+    first 1x1 convolution. The others are for torchvision's and timm's.
+    """
+    frozen, rows = ("conv1", "layer1"), {}
+    for depth in BLOCKS:
+        for caffe in (False, True) if depth >= 50 else (False,):
+            ending = "_caffe" if caffe else ""
+            makers: dict[str, Callable[..., FastRCNN]] = {
+                "": partial(_resnet, fc=False),
+                "_fc": partial(_resnet, fc=True),
+            }
+            if depth >= 50:
+                makers["_fpn"] = _resnet_fpn
+            for kind, make in makers.items():
+                maker = partial(make, depth=depth, caffe=caffe)
+                rows[f"resnet{depth}{kind}{ending}"] = FunctionNetwork(maker, frozen)
+    return rows
+
+
+LAYER_NETWORKS = {
     # S: CaffeNet
     "caffenet": Network(_alexnet(pool_first=True), ("conv1",), (6, 6), (4096, 4096)),
     # S in AlexNet's order: normalise, then pool
@@ -145,14 +228,67 @@ NETWORKS = {
         dropout=0.0,
     ),
 }
+NETWORKS: dict[str, AnyNetwork] = {**LAYER_NETWORKS, **_residual_networks()}
 
 
-def get_network(name: str) -> Network:
-    """Return the row `name` of `NETWORKS`.
+def get_network(name: str) -> AnyNetwork:
+    """Return the row `name` of `NETWORKS`, or the network of a function, "module:function" or "FILE.py:function".
+
+    The function takes the number of classes K and, if it likes, `dtype`. The annotation of what it returns must be
+    `FastRCNN`: nothing else is called. Modules are found as by `import`, and in the current folder.
 
     Raises:
-        InputError: There is no such row; the message lists the choices.
+        InputError: There is no such row, module or function; the message lists the choices.
     """
+    if is_custom(name):
+        return FunctionNetwork(_named_function(name), name=name)
     if name not in NETWORKS:
-        raise InputError(f"network must be one of {', '.join(NETWORKS)}, got {name!r}")
+        raise InputError(
+            f"network must be one of {', '.join(NETWORKS)}, or a function as module:function, got {name!r}"
+        )
     return NETWORKS[name]
+
+
+def is_custom(name: str) -> bool:
+    """Whether a name is that of a function, and so of code to import, and not a row of `NETWORKS`."""
+    return ":" in name
+
+
+def _named_function(name: str) -> Callable[..., FastRCNN]:
+    module_name, _, function_name = name.rpartition(":")
+    function = getattr(_module(module_name, name), function_name, None)
+    if not callable(function):
+        raise InputError(f"network {name}: {module_name} has no function {function_name!r}")
+    try:
+        returned = typing.get_type_hints(function).get("return")
+    except (NameError, TypeError):
+        returned = None
+    if returned is not FastRCNN:
+        raise InputError(
+            f"network {name}: the function must be annotated as returning FastRCNN: "
+            f"def {function_name}(num_classes: int) -> FastRCNN"
+        )
+    return function
+
+
+def _module(module_name: str, name: str) -> Any:
+    if module_name.endswith(".py"):
+        path = Path(module_name)
+        if not path.is_file():
+            raise InputError(f"network {name}: no such file {path}")
+        spec = importlib.util.spec_from_file_location(f"frcnn_jax_network_{path.stem}", path)
+        assert spec
+        assert spec.loader
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and module_name.startswith(error.name):
+            raise InputError(f"network {name}: no module named {error.name!r}") from None
+        raise
+    except (TypeError, ValueError):
+        raise InputError(f"network must be module:function or FILE.py:function, got {name!r}") from None

@@ -42,3 +42,8 @@ class PixelNorm:
         table: np.ndarray = (values - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)  # (256, 3)
         image = np.ascontiguousarray(image)
         return cv2.LUT(image if self.order == "RGB" else cv2.cvtColor(image, cv2.COLOR_RGB2BGR), table[None])
+
+
+TORCHVISION = PixelNorm("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))  # 0.485 * 255, 0.229 * 255, ...
+CAFFE_RESNET = PixelNorm("BGR", (103.53, 116.28, 123.675))  # Detectron2's, for the weights of MSRA
+KERAS = PixelNorm("BGR", (103.939, 116.779, 123.68))  # mode "caffe" of Keras's preprocessing

@@ -1,17 +1,20 @@
 """Weight files of this and other programs, read safely as canonical arrays (see `weights`).
 
-`read_weights` picks a reader by the file's suffix; the reader renames tensors and changes layouts. First layers are
-adapted to BGR pixels in [0, 255] minus `CAFFE_MEANS`. Layers are named as in Caffe: conv1 or conv1_1 and so on, fc6,
-fc7, cls_score and bbox_pred, whose rows are ordered by class, then coordinate.
+`read_weights` picks a reader by the file's suffix; `foreign_names` then converts the names of other programs. Layers
+are named as in Caffe: conv1 or conv1_1 and so on, fc6, fc7, cls_score and bbox_pred, whose rows are ordered by class,
+then coordinate.
 
-Nothing in a file is executed: .npz is read without pickle, .pth by an unpickler that knows tensors only.
+Nothing in a file is executed: .npz is read without pickle, .pth by an unpickler that knows tensors only, .pkl by one
+that knows arrays only.
 """
 
 import io
+import json
 import pickle
 import zipfile
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,8 +23,10 @@ import numpy as np
 
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import read_npz, write_atomic
-from frcnn_jax.models.pixels import CAFFE_MEANS
-from frcnn_jax.models.weights import Arrays, to_canonical
+from frcnn_jax.models.foreign_names import from_foreign, from_keras_vgg
+from frcnn_jax.models.pixels import PixelNorm
+from frcnn_jax.models.weights import Arrays, Weights, to_canonical
+from frcnn_jax.pickles import NumberArray, load_numbers
 
 _TORCH_VGG16 = "import torch, torchvision as t; torch.save(t.models.vgg16(weights='DEFAULT').state_dict(), 'vgg16.pth')"
 WHERE = {  # sources of ImageNet weights by network
@@ -33,15 +38,15 @@ WHERE = {  # sources of ImageNet weights by network
 }
 
 
-def read_weights(path: str | Path) -> Arrays:
-    """Read a .npz, .safetensors, .caffemodel, .pth or .h5 file.
+def read_weights(path: str | Path) -> Weights:
+    """Read a .npz, .safetensors, .caffemodel, .pth, .pkl or .h5 file.
 
-    .npz and .safetensors files hold canonical arrays or torchvision's VGG16, .pth files torchvision's and .h5 files
-    Keras's VGG16. The adapted first layer of these is exact except at the image border: padding stands for the mean
-    colour, and theirs differs from this library's by less than 1 of 255 grey levels. ImageNet's classifier is dropped.
+    Files hold canonical arrays, or the networks of other programs that `foreign_names` lists. The adapted first layer
+    of another pixel normalisation is exact except at the image border: padding stands for the mean colour, and theirs
+    differs from this library's by less than 1 of 255 grey levels. ImageNet's classifier is dropped.
 
     Returns:
-        Canonical arrays.
+        Canonical arrays, with what is known of their pixels and strides.
 
     Raises:
         InputError: The file is missing, damaged, of an unknown kind or would run code, or its reader is not installed.
@@ -52,8 +57,7 @@ def read_weights(path: str | Path) -> Arrays:
     if not path.is_file():
         raise InputError(f"{path}: no such weights file")
     try:
-        arrays = _READERS[path.suffix](path)
-        return _from_torchvision(arrays) if "features.0.weight" in arrays else arrays
+        return from_foreign(_READERS[path.suffix](path))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except Exception as error:  # damaged files raise errors of many kinds
@@ -68,10 +72,13 @@ def write_weights(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
         InputError: The suffix is unknown, or the package safetensors is not installed.
     """
     path = Path(path)
+    text = _description(arrays) if isinstance(arrays, Weights) else ""
     if path.suffix == ".npz":
-        write_atomic(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
+        entries = {**arrays, _DESCRIPTION: np.array(text)} if text else arrays
+        write_atomic(path, lambda file: np.savez(file, allow_pickle=False, **entries))
     elif path.suffix == ".safetensors":
-        content = _package("safetensors.numpy").save({name: np.ascontiguousarray(a) for name, a in arrays.items()})
+        tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        content = _package("safetensors.numpy").save(tensors, {_DESCRIPTION: text} if text else None)
         write_atomic(path, lambda file: file.write(content))
     else:
         raise InputError(f"{path}: weights are written to .npz or .safetensors files")
@@ -85,8 +92,36 @@ def _package(name: str) -> Any:
         raise InputError(f"this file needs the package {package}: pip install 'frcnn_jax[weights]'") from None
 
 
+def _read_npz(path: Path) -> Arrays:
+    arrays = read_npz(path)
+    text = arrays.pop(_DESCRIPTION, None)
+    return arrays if text is None else _described(arrays, str(text))
+
+
 def _read_safetensors(path: Path) -> Arrays:
-    return dict(_package("safetensors.numpy").load_file(path))
+    with _package("safetensors").safe_open(path, "np") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        text = (file.metadata() or {}).get(_DESCRIPTION)
+    return arrays if text is None else _described(arrays, text)
+
+
+_DESCRIPTION = "frcnn_jax"  # the entry that says what network the arrays are of
+
+
+def _description(weights: Weights) -> str:
+    pixels = weights.pixels and asdict(weights.pixels)
+    return json.dumps({"pixels": pixels, "stride_in_1x1": weights.stride_in_1x1})
+
+
+def _described(arrays: Arrays, text: str) -> Weights:
+    """Return arrays with the description that `write_weights` wrote."""
+    try:
+        found = json.loads(text)
+        pixels, stride_in_1x1 = found["pixels"], found["stride_in_1x1"]
+        norm = pixels and PixelNorm(pixels["order"], tuple(pixels["mean"]), tuple(pixels["std"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise InputError("its description is not one that frcnn convert-weights wrote") from None
+    return Weights(arrays, norm, stride_in_1x1)
 
 
 # ---- Caffe
@@ -153,15 +188,7 @@ def _read_caffemodel(path: Path) -> Arrays:
     return arrays
 
 
-# ---- VGG16 of torchvision and Keras
-
-_VGG_CONVOLUTIONS = [f"conv{i}_{j}" for i, depth in enumerate((2, 2, 3, 3, 3), 1) for j in range(1, depth + 1)]
-_TORCHVISION = dict(
-    zip((f"features.{i}" for i in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)), _VGG_CONVOLUTIONS, strict=True)
-) | {"classifier.0": "fc6", "classifier.3": "fc7", "classifier.6": None}  # None: the ImageNet classifier
-_KERAS = {f"block{name[4]}_conv{name[6]}": name for name in _VGG_CONVOLUTIONS} | {
-    "fc1": "fc6", "fc2": "fc7", "predictions": None,
-}  # fmt: skip
+# ---- PyTorch
 
 _STORAGES = {
     "FloatStorage": np.float32,
@@ -209,55 +236,49 @@ def _read_pth(path: Path) -> Arrays:
         state = _TensorUnpickler(
             io.BytesIO(archive.read(pickled)), lambda key: archive.read(f"{folder}data/{key}")
         ).load()
+    for name in ("state_dict", "model"):
+        state = state[name] if isinstance(state, dict) and isinstance(state.get(name), dict) else state
     if not isinstance(state, dict) or not all(isinstance(array, np.ndarray) for array in state.values()):
         raise InputError("expected a state dict of tensors")
     return dict(state)
 
 
-def _from_torchvision(arrays: Arrays) -> Arrays:
-    """Convert from torchvision: RGB in [0, 1], minus (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225)."""
-    mean, std, rgb = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225]), CAFFE_MEANS[::-1]
-    factor, shift = 1 / (255 * std), (rgb / 255 - mean) / std
-    return _adapt_pixels(_rename(arrays, _TORCHVISION), order=[2, 1, 0], factor=factor[::-1], shift=shift[::-1])
-
-
 def _read_h5(path: Path) -> Arrays:
-    """Read Keras's VGG16, for BGR pixels in [0, 255] minus (103.939, 116.779, 123.68), in Flax's layouts."""
+    """Read a network of Keras, in Flax's layouts."""
     arrays: Arrays = {}
 
     def collect(name: str, item: Any) -> None:
         if hasattr(item, "shape"):
-            arrays[f"{name.split('/')[0]}.{'bias' if item.ndim == 1 else 'weight'}"] = item[()]
+            layer, kind = name.split("/")[0], name.split("/")[-1].partition(":")[0]
+            kind = {"kernel": "weight", "w": "weight"}.get(kind, kind)
+            arrays[f"{layer}.{'bias' if item.ndim == 1 and kind not in _KERAS_NORM else kind}"] = item[()]
 
     with _package("h5py").File(path, "r") as file:
         file.get("model_weights", file).visititems(collect)
-    pooled = {"fc6.weight": (7, 7, 512)}
-    arrays = {name: to_canonical(array, pooled.get(name)) for name, array in _rename(arrays, _KERAS).items()}
-    return _adapt_pixels(arrays, order=[0, 1, 2], factor=np.ones(3), shift=CAFFE_MEANS - [103.939, 116.779, 123.68])
+    pooled = {"fc1.weight": (7, 7, 512)}
+    arrays = {name: to_canonical(array, pooled.get(name)) for name, array in arrays.items()}
+    return arrays if "conv1_conv.weight" in arrays else from_keras_vgg(arrays)
 
 
-def _rename(arrays: Arrays, layers: Mapping[str, str | None]) -> Arrays:
-    """Rename tensors `<layer>.<kind>`; layers renamed to None are dropped."""
-    names = {name: name.rpartition(".")[::2] for name in arrays}
-    if unknown := sorted(name for name, (layer, _) in names.items() if layer not in layers):
-        raise InputError(f"these tensors are not VGG16's: {', '.join(unknown)}")
-    return {f"{layers[layer]}.{kind}": arrays[name] for name, (layer, kind) in names.items() if layers[layer]}
+_KERAS_NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 
 
-def _adapt_pixels(arrays: Arrays, *, order: list[int], factor: np.ndarray, shift: np.ndarray) -> Arrays:
-    """Adapt conv1_1 to BGR pixels x: its input channels, taken in `order`, expect x * factor + shift."""
-    if not {"conv1_1.weight", "conv1_1.bias"} <= set(arrays):
-        return arrays  # `merge_weights` reports missing ones
-    weight = arrays["conv1_1.weight"][:, order].astype(np.float64)
-    bias = arrays["conv1_1.bias"] + (weight.sum(axis=(2, 3)) * shift).sum(axis=1)
-    weight = weight * factor[:, None, None]
-    return arrays | {"conv1_1.weight": weight.astype(np.float32), "conv1_1.bias": bias.astype(np.float32)}
+def _read_pkl(path: Path) -> Arrays:
+    """Read a checkpoint of Detectron2: a dict of arrays, in "model" or "blobs" of another."""
+    content = load_numbers(path.read_bytes())
+    for name in ("model", "blobs"):
+        content = content[name] if isinstance(content, dict) and isinstance(content.get(name), dict) else content
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise InputError("expected a dict of arrays by name")
+    return {name: array.array for name, array in content.items() if isinstance(array, NumberArray)}
 
 
 _READERS: dict[str, Callable[[Path], Arrays]] = {
-    ".npz": read_npz,
+    ".npz": _read_npz,
     ".safetensors": _read_safetensors,
     ".caffemodel": _read_caffemodel,
     ".pth": _read_pth,
+    ".pt": _read_pth,
+    ".pkl": _read_pkl,
     ".h5": _read_h5,
 }

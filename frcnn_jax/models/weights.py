@@ -7,20 +7,45 @@ Canonical arrays have Caffe's names and layouts: `<layer>.weight`, OIHW for conv
 layers, the inputs of fc6 in C, H, W order; `<layer>.bias`. Flax has HWIO, (inputs, outputs) and H, W, C order.
 """
 
+import difflib
+import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
-import flax.traverse_util
 import jax
 import numpy as np
 
 from frcnn_jax.errors import InputError
+from frcnn_jax.models.fast_rcnn import FastRCNN, variable_shapes
+from frcnn_jax.models.parameters import flatten, unflatten
+from frcnn_jax.models.pixels import PixelNorm
+from frcnn_jax.models.resnet import BLOCKS
 
 Arrays = dict[str, np.ndarray]
-Key = tuple[str, str, str]  # ("backbone" or "head", layer, "kernel" or "bias")
 
-HIDDEN = ("fc6_reduce", "fc6", "fc7_reduce", "fc7")
 OUTPUTS = ("cls_score", "bbox_pred")
+_FIRST = ("conv1", "conv1_1", "conv_stem")  # the layer that sees the pixels
+
+
+class Weights(dict[str, np.ndarray]):
+    """Canonical arrays by name, with what their file says of the network that they are from.
+
+    Attributes:
+        pixels: How its images are normalised; None for this library's network of the same layers.
+        stride_in_1x1: Of a ResNet, see `ResNet`; None if the weights are not of one.
+    """
+
+    def __init__(
+        self, arrays: Mapping[str, np.ndarray], pixels: PixelNorm | None = None, stride_in_1x1: bool | None = None
+    ) -> None:
+        super().__init__(arrays)
+        self.pixels, self.stride_in_1x1 = pixels, stride_in_1x1
+
+
+def described(arrays: Mapping[str, np.ndarray], model: FastRCNN) -> Weights:
+    """Return canonical arrays with the description of the model that they are from."""
+    return Weights(arrays, model.pixels, getattr(model.backbone, "stride_in_1x1", None))
 
 
 def to_canonical(array: np.ndarray, pooled: tuple[int, int, int] | None = None) -> np.ndarray:
@@ -48,70 +73,168 @@ def from_canonical(array: np.ndarray, pooled: tuple[int, int, int] | None = None
     return array.T
 
 
-def _canonical_name(key: Key) -> str:
-    return f"{key[1]}.{'weight' if key[2] == 'kernel' else 'bias'}"
+def adapt_pixels(arrays: Mapping[str, np.ndarray], layer: str, source: PixelNorm, target: PixelNorm) -> Arrays:
+    """Adapt the first layer to images that are normalised in another way. It is exact where no padding is seen.
+
+    Args:
+        arrays: Canonical arrays.
+        layer: Name of the first layer, which must have a bias.
+        source: The normalisation that the layer expects.
+        target: The one that it is to expect.
+    """
+    names = f"{layer}.weight", f"{layer}.bias"
+    if source == target or not set(names) <= set(arrays):
+        return dict(arrays)  # `merge_weights` reports missing ones
+    turn = slice(None, None, 1 if source.order == target.order else -1)  # the source's channels in the target's order
+    mean, std = (np.asarray(values)[turn] for values in (source.mean, source.std))
+    weight = arrays[names[0]][:, turn].astype(np.float64)
+    bias = arrays[names[1]] + (weight.sum(axis=(2, 3)) * ((target.mean - mean) / std)).sum(axis=1)
+    weight = weight * (np.asarray(target.std) / std)[:, None, None]
+    return {**arrays, names[0]: weight.astype(np.float32), names[1]: bias.astype(np.float32)}
+
+
+def fit_weights(arrays: Mapping[str, np.ndarray], model: FastRCNN, source: str) -> Arrays:
+    """Return the arrays that a model takes, for its own pixels.
+
+    The stages of a longer ResNet than the model's are left out.
+
+    Args:
+        arrays: Canonical arrays; `Weights` say more.
+        model: The model.
+        source: Where the arrays come from, for messages.
+
+    Raises:
+        InputError: They are from a ResNet of another depth, or one whose stages stride in another convolution.
+    """
+    found: Arrays = dict(arrays)
+    if not isinstance(arrays, Weights):
+        return found
+    if arrays.pixels:
+        first = next((layer for layer in _FIRST if f"{layer}.weight" in arrays), "")
+        found = adapt_pixels(found, first, arrays.pixels, model.pixels)
+    depth = getattr(model.backbone, "depth", None)
+    if arrays.stride_in_1x1 is None or depth is None:
+        return found
+    theirs = _resnet_depth(found)
+    if theirs and theirs != depth:
+        raise InputError(f"{source}: weights of a ResNet-{theirs}, but the network is a ResNet-{depth}")
+    if depth >= 50 and arrays.stride_in_1x1 != model.backbone.stride_in_1x1:  # type: ignore[attr-defined]
+        where = "first 1x1" if arrays.stride_in_1x1 else "3x3"
+        other = "a network whose name ends in _caffe" if arrays.stride_in_1x1 else "a network without _caffe"
+        raise InputError(f"{source}: weights of a ResNet that strides in its {where} convolutions; use {other}")
+    layers = {path.split("/")[1] for path in flatten(variable_shapes(model)["params"])}
+    later = {f"layer{stage}" for stage in range(1, 5)} - layers
+    return {name: array for name, array in found.items() if name.split(".")[0] not in later}
+
+
+def _resnet_depth(arrays: Mapping[str, np.ndarray]) -> int | None:
+    """Return the depth of the ResNet whose blocks and convolutions these are; None if there is no such depth."""
+    names = [name.split(".") for name in arrays]
+    blocks = {tuple(parts[:2]) for parts in names if parts[0].startswith("layer")}
+    counts = [sum(stage == f"layer{i}" for stage, _ in blocks) for i in range(1, 4)]
+    deep = any(parts[2:3] == ["conv3"] for parts in names)
+    return next((depth for depth, own in BLOCKS.items() if list(own[:3]) == counts and (depth >= 50) == deep), None)
+
+
+def _canonical_name(path: str) -> str:
+    """Return the canonical name of a parameter's path: backbone/layer1/0/conv1/kernel is layer1.0.conv1.weight."""
+    *layers, kind = path.split("/")[1:]
+    return ".".join([*layers, "weight" if kind == "kernel" else kind])
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _canonical_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
 
 
-def _pooled_inputs(params: Mapping[str, Any], roi_size: tuple[int, int]) -> dict[Key, tuple[int, int, int]]:
-    """Return the kernel that takes the pooled features, and their shape, with the channels of the last convolution."""
-    *_, channels = (layer["bias"].shape[0] for _, layer in sorted(params["backbone"].items()))
-    first = "fc6_reduce" if "fc6_reduce" in params["head"] else "fc6"
-    return {("head", first, "kernel"): (*roi_size, channels)}
+def _pooled_inputs(leaves: Mapping[str, Any], roi_size: tuple[int, ...]) -> dict[str, tuple[int, int, int]]:
+    """Return the kernel that takes the pooled features, and their rows, columns and channels."""
+    first = next((path for path in ("head/fc6_reduce/kernel", "head/fc6/kernel") if path in leaves), None)
+    if not first or not roi_size or leaves[first].shape[0] % math.prod(roi_size):
+        return {}
+    return {first: (*roi_size, leaves[first].shape[0] // math.prod(roi_size))}
 
 
 def merge_weights(
-    params: Mapping[str, Any], arrays: Mapping[str, np.ndarray], *, roi_size: tuple[int, int], source: str
+    params: Mapping[str, Any], arrays: Mapping[str, np.ndarray], *, roi_size: tuple[int, ...], source: str
 ) -> dict[str, Any]:
     """Replace parameters of `FastRCNN` with pretrained ones.
 
-    All convolutions are required; fc6 and fc7 may be missing together, and so may cls_score and bbox_pred.
+    All layers of the backbone are required, but for those of a feature pyramid. The hidden layers of the head may be
+    missing together, and so may the pyramid's, and cls_score and bbox_pred.
 
     Args:
         params: Initialised parameters of a `FastRCNN`, or their shapes.
         arrays: Canonical arrays.
-        roi_size: Rows and columns of the network's pooled features.
+        roi_size: Rows and columns of the network's pooled features; () if its pool has none.
         source: Where the arrays come from, for messages.
 
     Returns:
         The parameters; layers without an array are those in `params`.
 
     Raises:
-        InputError: Tensors are missing, unknown, of the wrong shape or not finite; the message lists each.
+        InputError: Tensors are missing, unknown, of the wrong shape or not finite; the message groups many.
     """
-    flat: dict[Key, Any] = flax.traverse_util.flatten_dict(params)
-    layers = {name.rpartition(".")[0] for name in arrays}
-    absent = {layer for group in (HIDDEN, OUTPUTS) if layers.isdisjoint(group) for layer in group}
-    wanted = {_canonical_name(key): key for key in flat if key[1] not in absent}
-    problems = [f"missing {name}" for name in sorted(wanted.keys() - arrays.keys())]
-    problems += [f"extra {name}" for name in sorted(arrays.keys() - wanted.keys())]
+    leaves = flatten(params)
+    names = {path: _canonical_name(path) for path in leaves}
+    given = {_layer(name) for name in arrays}
+    heads = {_layer(name) for path, name in names.items() if path.startswith("head/")}
+    pyramid = {_layer(name) for name in names.values() if name.startswith("fpn_")}
+    groups = (heads.difference(OUTPUTS), set(OUTPUTS), pyramid)
+    absent = {layer for group in groups if given.isdisjoint(group) for layer in group}
+    wanted = {name: path for path, name in names.items() if _layer(name) not in absent}
+    problems = _differing_names(sorted(wanted.keys() - arrays.keys()), sorted(arrays.keys() - wanted.keys()))
     for name in sorted(wanted.keys() & arrays.keys()):
-        expected = _canonical_shape(flat[wanted[name]].shape)
-        if arrays[name].shape != expected:
-            problems.append(f"{name} is {arrays[name].shape}, not {expected}")
+        expected, shape = _canonical_shape(leaves[wanted[name]].shape), arrays[name].shape
+        if shape != expected:
+            turned = " (transposed?)" if sorted(shape) == sorted(expected) else ""
+            problems.append(f"{name} is {shape}, not {expected}{turned}")
         elif not np.isfinite(arrays[name]).all():
             problems.append(f"{name} has values that are not finite")
+    if len(problems) > _SHOWN:
+        problems = [*problems[:_SHOWN], f"and {len(problems) - _SHOWN} more"]
     if problems:
         raise InputError(f"{source}: does not fit the network: {'; '.join(problems)}")
-    pooled = _pooled_inputs(params, roi_size)
-    for name, key in wanted.items():
-        flat[key] = jax.numpy.asarray(from_canonical(arrays[name], pooled.get(key)), flat[key].dtype)
-    return flax.traverse_util.unflatten_dict(flat)
+    pooled = _pooled_inputs(leaves, roi_size)
+    for name, path in wanted.items():
+        leaves[path] = jax.numpy.asarray(from_canonical(arrays[name], pooled.get(path)), leaves[path].dtype)
+    return unflatten(leaves)
 
 
-def canonical_arrays(params: Mapping[str, Any], *, roi_size: tuple[int, int]) -> Arrays:
+_SHOWN = 8  # problems that a message lists
+
+
+def _differing_names(missing: list[str], extra: list[str]) -> list[str]:
+    """Describe names, those of many tensors by their first part and with the name nearest to one that is missing."""
+    if len(missing) + len(extra) <= _SHOWN:
+        return [f"missing {name}" for name in missing] + [f"extra {name}" for name in extra]
+    problems = []
+    for word, names in (("missing", missing), ("extra", extra)):
+        for first, group in itertools.groupby(names, key=lambda name: name.split(".")[0]):
+            own = list(group)
+            problems.append(f"{word} {len(own)} of {first} ({own[0]}{', ...' if len(own) > 1 else ''})")
+    near = difflib.get_close_matches(missing[0], extra, 1) if missing else []
+    return problems[: _SHOWN - 1] + [f"nearest to {missing[0]} is {near[0]}" for _ in near]
+
+
+def canonical_names(params: Mapping[str, Any]) -> list[str]:
+    """Return the canonical names of all parameters."""
+    return [_canonical_name(path) for path in flatten(params)]
+
+
+def canonical_arrays(params: Mapping[str, Any], *, roi_size: tuple[int, ...]) -> Arrays:
     """Return all parameters as canonical arrays: the exact inverse of `merge_weights`.
 
     Args:
         params: Parameters of a `FastRCNN`.
-        roi_size: Rows and columns of the network's pooled features.
+        roi_size: Rows and columns of the network's pooled features; () if its pool has none.
     """
-    flat: dict[Key, Any] = flax.traverse_util.flatten_dict(params)
-    pooled = _pooled_inputs(params, roi_size)
-    return {_canonical_name(key): to_canonical(np.asarray(leaf), pooled.get(key)) for key, leaf in flat.items()}
+    leaves = flatten(params)
+    pooled = _pooled_inputs(leaves, roi_size)
+    return {_canonical_name(path): to_canonical(np.asarray(leaf), pooled.get(path)) for path, leaf in leaves.items()}
 
 
 def fold_box_stats(arrays: Mapping[str, np.ndarray], mean: np.ndarray, std: np.ndarray) -> Arrays:
@@ -126,8 +249,16 @@ def fold_box_stats(arrays: Mapping[str, np.ndarray], mean: np.ndarray, std: np.n
 
     Returns:
         The arrays, bbox_pred replaced.
+
+    Raises:
+        InputError: One box is regressed for all classes, but their statistics differ.
     """
-    mean, std = np.asarray(mean).reshape(-1), np.asarray(std).reshape(-1)
+    mean, std = np.asarray(mean), np.asarray(std)
+    if len(arrays["bbox_pred.bias"]) == 4:  # one box for all classes
+        if np.ptp(mean[1:], axis=0).any() or np.ptp(std[1:], axis=0).any():
+            raise InputError("the box statistics of the classes differ, but the network regresses one box for all")
+        mean, std = mean[-1], std[-1]
+    mean, std = mean.reshape(-1), std.reshape(-1)
     weight, bias = arrays["bbox_pred.weight"] * std[:, None], arrays["bbox_pred.bias"] * std + mean
     return {**arrays, "bbox_pred.weight": weight, "bbox_pred.bias": bias}
 
@@ -136,7 +267,7 @@ def load_pretrained(
     params: Mapping[str, Any],
     arrays: Mapping[str, np.ndarray],
     *,
-    roi_size: tuple[int, int],
+    roi_size: tuple[int, ...],
     keep_classifier: bool = False,
     source: str,
 ) -> dict[str, Any]:

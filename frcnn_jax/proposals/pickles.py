@@ -7,9 +7,6 @@
 | mmdetection 2's list of `(N, 4)` or `(N, 5)` arrays, which names no images | `xyxy` | fifth column |
 """
 
-import io
-import pickle
-import pickletools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,35 +14,8 @@ from typing import Any
 import numpy as np
 
 from frcnn_jax.errors import InputError
+from frcnn_jax.pickles import NumberArray, load_numbers
 from frcnn_jax.proposals.entries import Content, Entry, Options, best_first, split_scores, to_inclusive
-
-
-class _Dtype:
-    """A pickled numpy.dtype of numbers: a code such as "f4", then a state with the byte order."""
-
-    def __init__(self, code: str, *_: Any):
-        if code not in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"):
-            raise InputError(f"an array of type {code!r}, expected numbers")
-        self.dtype = np.dtype(code)
-
-    def __setstate__(self, state: tuple) -> None:
-        self.dtype = self.dtype.newbyteorder(state[1])
-
-
-class _Array:
-    """A pickled numpy.ndarray: created empty, then given its state."""
-
-    array: np.ndarray
-
-    def __init__(self, *_: Any):
-        pass
-
-    def __setstate__(self, state: tuple) -> None:
-        _, shape, kind, fortran, data = state
-        self.array = _buffer(data, kind, shape, "F" if fortran else "C").array
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self.array, dtype)
 
 
 class _Instances:
@@ -57,54 +27,17 @@ class _Instances:
         self.fields = dict(state)
 
 
-def _buffer(data: Any, kind: _Dtype, shape: tuple, order: str) -> _Array:
-    array = _Array()
-    data = data.encode("latin1") if isinstance(data, str) else data  # as pickled by Python 2
-    array.array = np.frombuffer(data, kind.dtype).reshape(shape, order="F" if order == "F" else "C")
-    return array
-
-
-def _scalar(kind: _Dtype, data: Any) -> Any:
-    return _buffer(data, kind, (), "C").array.item()
-
-
-def _bytes(text: str = "", _: str = "latin1") -> bytes:
-    return text.encode("latin1")
-
-
-_NUMPY = {
-    "ndarray": _Array,
-    "_reconstruct": _Array,
-    "_frombuffer": _buffer,
-    "dtype": _Dtype,
-    "scalar": _scalar,
+_KNOWN = {
+    ("detectron2.structures.boxes", "BoxMode"): int,
+    ("mmengine.structures.instance_data", "InstanceData"): _Instances,
+    ("mmengine.data.instance_data", "InstanceData"): _Instances,
 }
-
-
-class _NumbersUnpickler(pickle.Unpickler):
-    """Unpickler of containers, strings, numbers and numeric NumPy arrays, rebuilt here; refuses other globals."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] == "numpy" and name in _NUMPY:
-            return _NUMPY[name]
-        if (module, name) in (("_codecs", "encode"), ("__builtin__", "bytes")):  # how protocols 0 to 2 hold bytes
-            return _bytes
-        if (module, name) == ("detectron2.structures.boxes", "BoxMode"):
-            return int
-        if module in ("mmengine.structures.instance_data", "mmengine.data.instance_data") and name == "InstanceData":
-            return _Instances
-        if module in ("builtins", "__builtin__") and name == "set":  # names of the fields of InstanceData
-            return set
-        raise InputError(f"its pickle asks for {module}.{name}, which is not a number; nothing was executed")
 
 
 def read_pickle(path: Path, options: Options) -> Content:
     """Read a pickle of one of the kinds in this module; malformed files raise errors of many kinds."""
     data = path.read_bytes()
-    for opcode, argument, _ in pickletools.genops(data):  # raises if a length exceeds the file
-        if opcode.name.endswith("PUT") and (argument or 0) > len(data):
-            raise InputError("its pickle numbers more objects than it holds")  # would take unbounded memory
-    content = _NumbersUnpickler(io.BytesIO(data), encoding="latin1").load()
+    content = load_numbers(data, _KNOWN)
     if isinstance(content, list):
         return Content("mmdetection 2 list", _bounded(_listed(content, options), len(data)), ("ids",))
     if not isinstance(content, dict):
@@ -134,7 +67,7 @@ def _detectron(content: Mapping[Any, Any]) -> Iterator[Entry]:
         )
     if mode not in (0, 1):
         raise InputError(f"bbox_mode must be XYXY_ABS (0) or XYWH_ABS (1), got {mode!r}")
-    lists = [values.array if isinstance(values, _Array) else values for values in lists]
+    lists = [values.array if isinstance(values, NumberArray) else values for values in lists]
     for image_id, boxes, logits in zip(*lists, strict=True):
         yield _entry(image_id, boxes, logits, "xywh" if mode else "xyxy")
 
@@ -178,7 +111,7 @@ def _entry(image_id: Any, boxes: Any, scores: Any, box_format: str) -> Entry:
 
 
 def _text(image_id: Any) -> str:
-    if isinstance(image_id, _Array):
+    if isinstance(image_id, NumberArray):
         image_id = image_id.array.item()
     if not isinstance(image_id, str | int | np.integer):
         raise InputError(f"expected an image id, a text or a number, got a {type(image_id).__name__}")
@@ -187,10 +120,10 @@ def _text(image_id: Any) -> str:
 
 def _numbers(values: Any) -> np.ndarray:
     """Return an array, or a list of numbers or short rows, as an array; `(0, 4)` if it holds nothing."""
-    if isinstance(values, _Array):
+    if isinstance(values, NumberArray):
         array = values.array
     elif isinstance(values, list | tuple):
-        rows = [row.array.tolist() if isinstance(row, _Array) and row.array.size <= 5 else row for row in values]
+        rows = [row.array.tolist() if isinstance(row, NumberArray) and row.array.size <= 5 else row for row in values]
         flat = [n for row in rows for n in (row if isinstance(row, list | tuple) and len(row) <= 5 else [row])]
         if not all(isinstance(n, int | float) for n in flat):  # nested deeper, it could be exponentially large
             raise InputError("expected rows of numbers")

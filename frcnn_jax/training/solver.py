@@ -7,7 +7,7 @@ The rate is inside the momentum buffer: `optax.sgd`, which applies it outside, d
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from frcnn_jax.errors import InputError
+from frcnn_jax.models.parameters import flatten, matches, unflatten
 
 BIAS_RATE = 2.0  # the multiplier of biases
 
@@ -66,7 +67,12 @@ def _check_not_negative(**numbers: float) -> None:
 
 
 def caffe_sgd(
-    schedule: optax.Schedule, *, momentum: float = 0.9, weight_decay: float = 5e-4, decay_biases: bool = False
+    schedule: optax.Schedule,
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    decay_biases: bool = False,
+    multipliers: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
     """Return the update above, in which biases learn at twice the rate.
 
@@ -75,11 +81,14 @@ def caffe_sgd(
         momentum: As in the formula, in [0, 1].
         weight_decay: As in the formula, at least 0.
         decay_biases: Whether biases, the leaves named "bias", decay as well: yes in the paper, no in its code.
+        multipliers: Factors of the rate, at least 0, by pattern (`models.parameters`). A parameter takes that of the
+            first pattern that matches it.
 
     Raises:
-        InputError: `momentum` is outside [0, 1], or `weight_decay` negative.
+        InputError: `momentum` is outside [0, 1], or `weight_decay` or a multiplier is negative.
     """
-    _check_not_negative(momentum=momentum, weight_decay=weight_decay)
+    multipliers = dict(multipliers or {})
+    _check_not_negative(momentum=momentum, weight_decay=weight_decay, **multipliers)
     if momentum > 1:
         raise InputError(f"momentum must be at most 1, got {momentum}")
 
@@ -89,9 +98,17 @@ def caffe_sgd(
     def is_weight(params):
         return jax.tree.map(operator.not_, is_bias(params))
 
+    def multiplied(updates, _):
+        leaves = flatten(updates)
+        for path, leaf in leaves.items():
+            factor = next((factor for pattern, factor in multipliers.items() if matches(path, [pattern])), 1.0)
+            leaves[path] = leaf * factor if factor != 1 else leaf
+        return {part: {} for part in updates} | unflatten(leaves)
+
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=None if decay_biases else is_weight),
         optax.masked(optax.scale(BIAS_RATE), is_bias),
+        *([optax.stateless(multiplied)] if multipliers else []),
         optax.scale_by_learning_rate(schedule),
         optax.trace(decay=momentum),
     )

@@ -17,6 +17,7 @@ from jax import lax
 from frcnn_jax.data.batches import Batch
 from frcnn_jax.errors import InputError
 from frcnn_jax.models.fast_rcnn import FastRCNN
+from frcnn_jax.models.parameters import merge, split
 from frcnn_jax.training.losses import box_loss
 
 AXIS = "device"
@@ -24,22 +25,18 @@ FIELDS = ("image", "image_size", "rois", "roi_mask", "labels", "box_targets", "i
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """What a step updates, and the frozen layers and box statistics that it reads."""
+    """What a step updates, and the frozen parameters and other collections that it reads."""
 
     step: jax.Array  # () int32
-    params: Any  # the trained layers
-    frozen: Any  # the other layers
-    box_stats: Any  # "mean" and "std", (K + 1, 4)
+    params: Any  # the trained ones
+    frozen: Any  # the other parameters
+    constants: Any  # the other collections: "box_stats" and any of the backbone's own
     opt_state: optax.OptState
 
     @property
     def variables(self) -> dict[str, Any]:
         """The collections that `FastRCNN.apply` takes."""
-        return {"params": _join(self.params, self.frozen), "box_stats": self.box_stats}
-
-
-def _join(params: Mapping, frozen: Mapping) -> dict:
-    return {part: {**params[part], **frozen[part]} for part in params}
+        return {"params": merge(self.params, self.frozen), **self.constants}
 
 
 def create_state(
@@ -55,25 +52,17 @@ def create_state(
     Args:
         variables: Variables of a `FastRCNN`.
         optimizer: The optimizer whose state it holds.
-        frozen: Names of layers that get no gradient and no momentum.
+        frozen: Patterns of the parameters that get no gradient and no momentum; see `models.parameters`.
         step: Steps taken so far.
         opt_state: The optimizer's state; a fresh one if None.
 
     Raises:
-        InputError: A frozen layer is not among those of `variables`; the message lists these.
+        InputError: A pattern matches no parameter of `variables`; the message lists the layers.
     """
-    names = [name for layers in variables["params"].values() for name in layers]
-    if unknown := set(frozen).difference(names):
-        raise InputError(f"no layers {', '.join(sorted(unknown))} to freeze; the layers are {', '.join(names)}")
-    trained, fixed = (
-        {
-            part: {name: layer for name, layer in layers.items() if (name in frozen) == is_frozen}
-            for part, layers in variables["params"].items()
-        }
-        for is_frozen in (False, True)
-    )
+    constants = dict(variables)
+    trained, fixed = split(constants.pop("params"), frozen)
     opt_state = optimizer.init(trained) if opt_state is None else opt_state
-    return TrainState(jnp.int32(step), trained, fixed, variables["box_stats"], opt_state)
+    return TrainState(jnp.int32(step), trained, fixed, constants, opt_state)
 
 
 def train_step(
@@ -115,7 +104,7 @@ def train_step(
     rois = jnp.maximum(rois, 1 / 64)  # losses are 0 without any RoI
 
     def loss_fn(params, part):
-        variables = {"params": _join(params, state.frozen), "box_stats": state.box_stats}
+        variables = {"params": merge(params, state.frozen), **state.constants}
         inputs = (part["image"], part["image_size"], part["rois"])
         logits, deltas = model.apply(variables, *inputs, True, part["index"], rngs={"dropout": key})
         mask, labels = part["roi_mask"], part["labels"]

@@ -212,7 +212,7 @@ def train_svms(
 
     records = records[:negative_images]
     candidates = {record.image_id: np.concatenate([record.boxes, proposals[record.image_id]]) for record in records}
-    mined = features(records, candidates, "hard negatives", start, model.spatial_scale)
+    mined = features(records, candidates, "hard negatives", start, model.rounding_scale)
     for i, (boxes, found) in enumerate(mined, start):
         record = records[i]
         svms.mine(found * scale, class_overlaps(boxes, record.boxes, record.labels, num_classes))

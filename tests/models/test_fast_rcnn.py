@@ -9,10 +9,11 @@ import pytest
 
 from frcnn_jax.errors import InputError
 from frcnn_jax.models.backbones import LayerBackbone
-from frcnn_jax.models.fast_rcnn import FastRCNN, RoIPool, init_variables
+from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables
 from frcnn_jax.models.heads import FullyConnectedHead
 from frcnn_jax.models.layers import Conv, output_size
-from frcnn_jax.models.networks import NETWORKS, get_network
+from frcnn_jax.models.networks import LAYER_NETWORKS, get_network
+from frcnn_jax.models.pools import RoIPool
 from frcnn_jax.ops._roi_align import roi_align
 
 
@@ -51,7 +52,7 @@ def test_map_size_of_a_600x1000_image(name, expected):
     assert tuple(size) == expected
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", LAYER_NETWORKS)
 @pytest.mark.parametrize("size", [(97, 131), (113, 96)])
 def test_padding_changes_no_result(name, size, rng):
     """Features, probabilities and deltas of an image in a larger canvas, RoIs over its edges among them."""

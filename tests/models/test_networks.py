@@ -10,7 +10,7 @@ import pytest
 from frcnn_jax.models.fast_rcnn import init_variables
 from frcnn_jax.models.heads import FullyConnectedHead
 from frcnn_jax.models.layers import Conv, Norm, Pool
-from frcnn_jax.models.networks import NETWORKS
+from frcnn_jax.models.networks import LAYER_NETWORKS
 from frcnn_jax.models.pixels import PixelNorm
 
 
@@ -71,12 +71,12 @@ REST = {  # frozen layers, RoI size, fc6 and fc7, spatial scale, pixels, std of 
 
 
 def test_every_network_has_its_row():
-    assert set(NETWORKS) == set(LAYERS) == set(REST)
+    assert set(LAYER_NETWORKS) == set(LAYERS) == set(REST)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", LAYER_NETWORKS)
 def test_every_value_of_a_network(name):
-    layers, *rest = NETWORKS[name]
+    layers, *rest = LAYER_NETWORKS[name]
     assert list(layers) == LAYERS[name]
     kinds = {6: Conv, 3: Pool, 4: Norm}
     assert [type(layer) for layer in layers] == [kinds[len(layer)] for layer in LAYERS[name]]
@@ -85,21 +85,21 @@ def test_every_value_of_a_network(name):
     assert 1 / math.prod(strides) == REST[name][3]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", LAYER_NETWORKS)
 def test_a_model_is_built_of_all_of_a_row(name):
-    row = NETWORKS[name]._replace(dropout=0.25, fc_std=0.02, roi_size=(3, 5), spatial_scale=0.125)
+    row = LAYER_NETWORKS[name]._replace(dropout=0.25, fc_std=0.02, roi_size=(3, 5), spatial_scale=0.125)
     model = row.build(7, dtype=jnp.bfloat16, fc_ranks=(2, 3), classifier="svm")
     assert (model.backbone.layers, model.backbone.dtype) == (row.layers, jnp.bfloat16)
     assert model.backbone.spatial_scale == model.pool.spatial_scale == model.spatial_scale == 0.125
     assert (model.pool.output_size, model.pixels, model.classifier) == ((3, 5), row.pixels, "svm")
     assert model.head == FullyConnectedHead(7, row.fc, (2, 3), 0.02, 0.25, jnp.bfloat16)
-    assert NETWORKS[name].build(2).head.ranks == (0, 0)
+    assert LAYER_NETWORKS[name].build(2).head.ranks == (0, 0)
 
 
 @pytest.mark.parametrize(("fc_std", "std"), [(0.005, 0.005), (None, math.sqrt(2 / 576))])
 def test_initial_values_have_the_papers_deviations(fc_std, std):
     """Gaussians of 0.01 for the classes and 0.001 for the boxes; He's deviations for convolutions."""
-    network = NETWORKS["tiny"]._replace(fc=(576, 576), fc_std=fc_std, roi_size=(3, 3))
+    network = LAYER_NETWORKS["tiny"]._replace(fc=(576, 576), fc_std=fc_std, roi_size=(3, 3))
     variables = init_variables(network.build(99), jax.random.key(0))
     layers = {name: layer for part in variables["params"].values() for name, layer in part.items()}
     expected = {"fc6": std, "fc7": std, "cls_score": 0.01, "bbox_pred": 0.001}

@@ -11,6 +11,7 @@ from frcnn_jax.data.voc import read_voc
 from frcnn_jax.errors import InputError
 from frcnn_jax.models.layers import Conv
 from frcnn_jax.models.networks import get_network
+from frcnn_jax.models.parameters import merge
 from frcnn_jax.models.pixels import PixelNorm
 from frcnn_jax.training.batches import TrainingBatches
 from frcnn_jax.training.solver import caffe_sgd, step_schedule
@@ -43,8 +44,7 @@ def test_a_step_is_the_gradient_of_the_loss():
     batch, key = make_batch(), jax.random.key(7)
 
     def loss_fn(params):
-        joined = {part: {**params[part], **state.frozen[part]} for part in params}
-        variables = {"params": joined, "box_stats": state.box_stats}
+        variables = {"params": merge(params, state.frozen), **state.constants}
         inputs = (batch["image"], batch["image_size"], batch["rois"])
         logits, deltas = model.apply(variables, *inputs, True, batch["index"], rngs={"dropout": key})
         of_classes = of_boxes = 0.0
