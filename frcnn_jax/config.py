@@ -112,7 +112,7 @@ FIELDS: dict[str, Field] = {
     "workers": Field(0, "Number of processes for selective search; 0 for one per core.", _NOT_NEGATIVE, True, True),
     # Network
     "network": Field("tiny", f"Network: {', '.join(NETWORKS)}.", _one_of(NETWORKS)),
-    "weights": Field("", "Pretrained weights, a file or a workdir; random initialisation if empty."),
+    "weights": Field("", "Pretrained weights, a file, a workdir or lite0; random initialisation if empty."),
     "train_from": Field("", "First layer to train (section 4.5); the network's default if empty."),
     "compute_type": Field("float32", "Type of activations; parameters are float32.", _TYPES, True),
     "fc_ranks": Field((), "Ranks of factored fc6 and fc7, 0 for a full layer; set by frcnn compress.", _RANKS),

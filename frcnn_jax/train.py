@@ -34,7 +34,7 @@ from frcnn_jax.evaluation.scores import format_score, results_table
 from frcnn_jax.files import write_json
 from frcnn_jax.models.fast_rcnn import FastRCNN
 from frcnn_jax.models.networks import Network
-from frcnn_jax.models.weight_files import WHERE
+from frcnn_jax.models.weight_files import WHERE, find_weights
 from frcnn_jax.proposals.load import check_source
 from frcnn_jax.training import checkpoint, hosts, loop
 from frcnn_jax.training.batches import TrainingBatches
@@ -114,7 +114,7 @@ def _check(config: Config, network: Network) -> None:
     if network.frozen and not config["weights"]:
         frozen = ", ".join(network.frozen)
         raise InputError(f"{name} does not train {frozen}: pass --config.weights=FILE with pretrained layers.{where}")
-    if config["weights"] and not Path(config["weights"]).exists():
+    if config["weights"] and not find_weights(config["weights"]).exists():
         raise InputError(f"--config.weights={config['weights']}: no such file.{where}")
     check_source(config["proposals"])
 

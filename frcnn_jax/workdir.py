@@ -124,7 +124,7 @@ def initial_variables(model: FastRCNN, key: jax.Array, *, weights: str = "", fro
     Args:
         model: The network.
         key: Key of the random initialisation.
-        weights: A file for `read_weights`, a workdir, or empty.
+        weights: A file or name for `read_weights`, a workdir, or empty.
         frozen: Layers that are not trained; cls_score is taken from `weights` only if it is one of them.
 
     Raises:

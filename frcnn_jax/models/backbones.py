@@ -40,7 +40,7 @@ class LayerBackbone(nn.Module):
                 continue
             x = _Convolution(layer, name=layer.name)(x) if isinstance(layer, Conv) else max_pool(x, layer)
             size = output_size(layer, size)
-            x = jnp.where(_inside(size, x.shape[1:3]), x, 0)
+            x = jnp.where(inside(size, x.shape[1:3]), x, 0)
         return x
 
 
@@ -58,7 +58,7 @@ class _Convolution(nn.Module):
         return nn.relu(convolve(x, kernel.astype(x.dtype), layer) + bias.astype(x.dtype))
 
 
-def _inside(size, canvas):
+def inside(size, canvas):
     """Return the `(B, H, W, 1)` mask of the canvas cells within each image's `(B, 2)` size."""
     rows = jnp.arange(canvas[0]) < size[:, :1]
     columns = jnp.arange(canvas[1]) < size[:, 1:]

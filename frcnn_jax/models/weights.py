@@ -7,6 +7,7 @@ Canonical arrays have Caffe's names and layouts: `<layer>.weight`, OIHW for conv
 layers, the inputs of fc6 in C, H, W order; `<layer>.bias`. Flax has HWIO, (inputs, outputs) and H, W, C order.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,9 +58,9 @@ def _canonical_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _pooled_inputs(params: Mapping[str, Any], roi_size: tuple[int, int]) -> dict[Key, tuple[int, int, int]]:
-    """Return the kernel that takes the pooled features, and their shape, with the channels of the last convolution."""
-    *_, channels = (layer["bias"].shape[0] for _, layer in sorted(params["backbone"].items()))
+    """Return the kernel that takes the pooled features, and their shape."""
     first = "fc6_reduce" if "fc6_reduce" in params["head"] else "fc6"
+    channels = params["head"][first]["kernel"].shape[0] // math.prod(roi_size)
     return {("head", first, "kernel"): (*roi_size, channels)}
 
 
@@ -87,7 +88,9 @@ def merge_weights(
     absent = {layer for group in (HIDDEN, OUTPUTS) if layers.isdisjoint(group) for layer in group}
     wanted = {_canonical_name(key): key for key in flat if key[1] not in absent}
     problems = [f"missing {name}" for name in sorted(wanted.keys() - arrays.keys())]
-    problems += [f"extra {name}" for name in sorted(arrays.keys() - wanted.keys())]
+    # a backbone may end before the last of its pretrained stages
+    extra = (name for name in arrays.keys() - wanted.keys() if not name.startswith("blocks."))
+    problems += [f"extra {name}" for name in sorted(extra)]
     for name in sorted(wanted.keys() & arrays.keys()):
         expected = _canonical_shape(flat[wanted[name]].shape)
         if arrays[name].shape != expected:
