@@ -10,8 +10,10 @@ from test_weight_files import save_pth
 from frcnn_jax.errors import InputError
 from frcnn_jax.models import weight_files
 from frcnn_jax.models.efficientnet import PIXELS, EfficientNetLite
+from frcnn_jax.models.fast_rcnn import FastRCNN, RoIPool, init_variables
+from frcnn_jax.models.heads import FullyConnectedHead
 from frcnn_jax.models.weight_files import fold_batch_norm, read_weights, write_weights
-from frcnn_jax.models.weights import from_canonical
+from frcnn_jax.models.weights import canonical_arrays, from_canonical, load_pretrained, merge_weights
 
 STAGES = [  # repeats, kernel, stride, expansion, inputs and outputs, as in the package efficientnet_lite_pytorch
     (1, 3, 1, 1, 32, 16),
@@ -159,6 +161,17 @@ def test_every_layer_is_read_under_its_name(file, tmp_path):
     write_weights(tmp_path / "w.npz", arrays)
     again = read_weights(tmp_path / "w.npz")
     assert all(np.array_equal(again[name], array) for name, array in arrays.items())
+
+
+def test_a_detector_starts_from_the_stages_that_it_has(file):
+    head = FullyConnectedHead(2, (8, 8))
+    model = FastRCNN(EfficientNetLite(4), head, RoIPool((2, 3)), PIXELS)
+    fresh, arrays = init_variables(model, jax.random.key(0))["params"], read_weights(file)
+    params = load_pretrained(fresh, arrays, roi_size=(2, 3), source="lite0")
+    jax.tree.map(np.testing.assert_array_equal, params["backbone"], parameters(arrays, 4)["params"])
+    jax.tree.map(np.testing.assert_array_equal, params["head"], fresh["head"])
+    canonical = canonical_arrays(params, roi_size=(2, 3))
+    jax.tree.map(np.testing.assert_array_equal, merge_weights(fresh, canonical, roi_size=(2, 3), source="c"), params)
 
 
 def test_a_batch_norm_is_folded(rng):
