@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+Padding = tuple[tuple[int, int], tuple[int, int]]  # rows above and below, columns left and right
+
 
 class Conv(NamedTuple):
     """A convolution and its ReLU."""
@@ -111,9 +113,6 @@ def _convolve_3x3_backward(residuals, gradient):
 _convolve_3x3.defvjp(_convolve_3x3_forward, _convolve_3x3_backward)
 
 
-Padding = tuple[tuple[int, int], tuple[int, int]]
-
-
 def depthwise(x: jax.Array, kernel: jax.Array, *, stride: int, padding: Padding) -> jax.Array:
     """Convolve each channel of `(B, H, W, C)` with its own kernel.
 
@@ -121,7 +120,10 @@ def depthwise(x: jax.Array, kernel: jax.Array, *, stride: int, padding: Padding)
         x: `(B, H, W, C)`.
         kernel: `(k, k, 1, C)`.
         stride: Of rows and columns, at most k.
-        padding: Zeros (above, below) and (left, right).
+        padding: Numbers of zeros.
+
+    Returns:
+        `(B, H', W', C)`.
     """
     return _depthwise(x, kernel, stride, padding)
 
@@ -166,20 +168,19 @@ def _depthwise_backward(stride, padding, residuals, gradient):
 
 
 def _depthwise_x_gradient(kernel, gradient, shape, stride, padding):
-    """Sum taps of the gradient; padded cells with equal row and column modulo the stride get theirs from the same."""
-    k, ((top, _), (left, _)) = len(kernel), padding
+    """Sum taps of the gradient; as in `max_pool`, cells with equal row and column modulo the stride share theirs."""
+    k, (top, _), (left, _) = len(kernel), *padding
     extra = (k - 1) // stride
-    rows, columns = -(-(shape[1] + top) // stride), -(-(shape[2] + left) // stride)  # per row and column modulo
-    after = ((0, rows - gradient.shape[1]), (0, columns - gradient.shape[2]))
-    padded = jnp.pad(gradient, ((0, 0), *((extra, max(n, 0)) for _, n in after), (0, 0)))
+    rows, columns = -(-(shape[1] + top) // stride), -(-(shape[2] + left) // stride)
+    after = (max(cells - own, 0) for cells, own in zip((rows, columns), gradient.shape[1:3], strict=True))
+    padded = jnp.pad(gradient, ((0, 0), *((extra, n) for n in after), (0, 0)))
+
+    def tap(i, j):
+        above, before = extra - i // stride, extra - j // stride
+        return padded[:, above : above + rows, before : before + columns] * kernel[i, j, 0]
 
     def cells(row, column):
-        total = 0
-        for i, j in ((i, j) for i in range(row, k, stride) for j in range(column, k, stride)):
-            first_row, first_column = extra - i // stride, extra - j // stride
-            seen = padded[:, first_row : first_row + rows, first_column : first_column + columns]
-            total += seen * kernel[i, j, 0]
-        return total
+        return sum(tap(i, j) for i in range(row, k, stride) for j in range(column, k, stride))
 
     grid = [jnp.stack([cells(row, column) for column in range(stride)], axis=3) for row in range(stride)]
     flat = jnp.stack(grid, axis=2).reshape(len(gradient), stride * rows, stride * columns, shape[3])
@@ -187,20 +188,22 @@ def _depthwise_x_gradient(kernel, gradient, shape, stride, padding):
 
 
 def _depthwise_kernel_gradient(x, gradient, shape, stride, padding):
-    """Sum products per tap, one row of the output after another: what a row needs stays in the CPU's cache."""
+    """Sum products per tap, one row of the output after another: the inputs of a row stay in the CPU's cache."""
     k, (rows, columns) = shape[0], gradient.shape[1:3]
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    ones = jnp.ones((1, len(x) * columns), x.dtype)  # a product with it sums faster than a reduction
+    ones = jnp.ones((1, len(x) * columns), x.dtype)  # a product with it is faster than a sum
+    total_type = jnp.promote_types(x.dtype, jnp.float32)
 
     def add_row(total, row):
         own = lax.dynamic_slice_in_dim(gradient, row, 1, axis=1)
         seen = lax.dynamic_slice_in_dim(padded, row * stride, k, axis=1)
         width = (columns - 1) * stride + 1
         products = [seen[:, i : i + 1, j : j + width : stride] * own for i in range(k) for j in range(k)]
-        return total + jnp.concatenate([ones @ product.reshape(-1, shape[3]) for product in products]), None
+        sums = [jnp.matmul(ones, p.reshape(-1, shape[3]), preferred_element_type=total_type) for p in products]
+        return total + jnp.concatenate(sums), None
 
-    total, _ = lax.scan(add_row, jnp.zeros((k * k, shape[3]), x.dtype), jnp.arange(rows))
-    return total.reshape(shape)
+    total, _ = lax.scan(add_row, jnp.zeros((k * k, shape[3]), total_type), jnp.arange(rows))
+    return total.reshape(shape).astype(x.dtype)
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)

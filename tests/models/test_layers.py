@@ -160,6 +160,17 @@ def test_depthwise_and_gradients_equal_xla(k, stride, shape, padding):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
+def test_a_depthwise_convolution_in_bfloat16_sums_in_float32(rng):
+    x, kernel = (jnp.asarray(rng.uniform(0, 1, shape), jnp.bfloat16) for shape in ((1, 64, 64, 2), (3, 3, 1, 2)))
+
+    def gradient(x, kernel):
+        return jax.grad(lambda kernel: depthwise(x, kernel, stride=1, padding=((1, 1),) * 2).sum())(kernel)
+
+    got, expected = gradient(x, kernel), gradient(x.astype(jnp.float32), kernel.astype(jnp.float32))
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(got.astype(jnp.float32), expected, rtol=1e-2)
+
+
 @pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 0), ("cuda", 3), ("tpu", 3)])
 def test_a_depthwise_convolution_is_one_off_the_cpu(platform, convolutions):
     x, kernel = jnp.ones((2, 9, 8, 4)), jnp.ones((3, 3, 1, 4))
