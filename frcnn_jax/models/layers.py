@@ -120,7 +120,7 @@ def depthwise(x: jax.Array, kernel: jax.Array, *, stride: int, padding: Padding)
         x: `(B, H, W, C)`.
         kernel: `(k, k, 1, C)`.
         stride: Of rows and columns, at most k.
-        padding: Numbers of zeros.
+        padding: Rows and columns of zeros around x.
 
     Returns:
         `(B, H', W', C)`.
@@ -169,7 +169,7 @@ def _depthwise_backward(stride, padding, residuals, gradient):
 
 def _depthwise_x_gradient(kernel, gradient, shape, stride, padding):
     """Sum taps of the gradient; as in `max_pool`, cells with equal row and column modulo the stride share theirs."""
-    k, (top, _), (left, _) = len(kernel), *padding
+    k, ((top, _), (left, _)) = len(kernel), padding
     extra = (k - 1) // stride
     rows, columns = -(-(shape[1] + top) // stride), -(-(shape[2] + left) // stride)
     after = (max(cells - own, 0) for cells, own in zip((rows, columns), gradient.shape[1:3], strict=True))
