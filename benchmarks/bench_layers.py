@@ -2,12 +2,14 @@
 
     python benchmarks/bench_layers.py [--repeat 7]
 
-The shapes are those of network S for two images of 600x800 pixels.
+The shapes are those of network S for two images of 600x800 pixels, and of EfficientNet-Lite0's depthwise convolutions
+for two of 480x640; PyTorch's are timed as well if it is installed.
 """
 
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,17 @@ from jax import lax
 
 from frcnn_jax.cli import check_at_least, command_parser
 from frcnn_jax.errors import run_main
-from frcnn_jax.models.layers import Conv, Norm, Pool, convolve, local_response_norm, max_pool, output_size
+from frcnn_jax.models.layers import (
+    Conv,
+    Norm,
+    Padding,
+    Pool,
+    convolve,
+    depthwise,
+    local_response_norm,
+    max_pool,
+    output_size,
+)
 
 
 def xla_pool(x: jax.Array, layer: Pool) -> jax.Array:
@@ -43,6 +55,27 @@ def xla_convolution(x: jax.Array, kernel: jax.Array, layer: Conv) -> jax.Array:
     return jnp.concatenate(
         [lax.conv_general_dilated(p, k, strides, edges, dimension_numbers=numbers) for p, k in parts], -1
     )
+
+
+def xla_depthwise(x: jax.Array, kernel: jax.Array, *, stride: int, padding: Padding) -> jax.Array:
+    numbers, channels = ("NHWC", "HWIO", "NHWC"), x.shape[3]
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=numbers, feature_group_count=channels
+    )
+
+
+def torch_depthwise(x: jax.Array, kernel: jax.Array, *, stride: int) -> Callable[[], object]:
+    """Return a run of PyTorch's convolution and gradients, with channels last, its fastest layout."""
+    import torch
+
+    tensor = torch.from_numpy(np.array(x)).permute(0, 3, 1, 2).requires_grad_()
+    weight = torch.from_numpy(np.array(kernel)).permute(3, 2, 0, 1).contiguous().requires_grad_()
+
+    def run() -> object:
+        out = torch.nn.functional.conv2d(tensor, weight, stride=stride, padding=len(kernel) // 2, groups=len(weight))
+        return torch.autograd.grad(out, (tensor, weight), torch.ones_like(out))
+
+    return run
 
 
 def forward_and_backward(function: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, ...]]:
@@ -84,10 +117,27 @@ def main(argv: Sequence[str]) -> None:
             (array(2, 38, 51, 384), array(3, 3, 192, 384)),
         ),
     }
+    peers: dict[str, Callable[[], object]] = {}
+    for k, stride, shape in ((3, 1, (2, 120, 160, 144)), (5, 1, (2, 60, 80, 240)), (5, 2, (2, 120, 160, 144))):
+        name, inputs = f"depthwise {k}x{k}/{stride}", (array(*shape), array(k, k, 1, shape[3]))
+        padding = ((k // 2, k // 2),) * 2
+        cases[name] = (
+            partial(depthwise, stride=stride, padding=padding),
+            partial(xla_depthwise, stride=stride, padding=padding),
+            inputs,
+        )
+        if find_spec("torch"):
+            peers[name] = torch_depthwise(*inputs, stride=stride)
     for name, (ours, xla, args) in cases.items():
-        runs = {"ours": partial(forward_and_backward(ours), *args), "XLA": partial(forward_and_backward(xla), *args)}
+        runs: dict[str, Callable[[], object]] = {
+            program: partial(forward_and_backward(function), *args)
+            for program, function in (("ours", ours), ("XLA", xla))
+        }
+        if name in peers:
+            runs["PyTorch"] = peers[name]
         ms = single_call_medians(runs, repeat)
-        print(f"{name:10}  ours {ms['ours']:6.1f} ms   XLA {ms['XLA']:6.1f} ms   ratio {ms['ours'] / ms['XLA']:.2f}")
+        times = "   ".join(f"{program} {spent:6.1f} ms" for program, spent in ms.items())
+        print(f"{name:15}  {times}   ratio {ms['ours'] / ms['XLA']:.2f}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from .evaluation.evaluator import Evaluation, Evaluator
 from .evaluation.predict import DetectionOptions, Detections, make_predict_step
 from .evaluation.regions import RegionScores
 from .models.backbones import FunctionBackbone, LayerBackbone
+from .models.efficientnet import EfficientNetLite
 from .models.fast_rcnn import FastRCNN, init_variables, variable_shapes
 from .models.heads import FullyConnectedHead
 from .models.networks import NETWORKS, FunctionNetwork, Network, get_network
@@ -47,6 +48,7 @@ __all__ = [
     "Detections",
     "Detector",
     "EdgeBoxes",
+    "EfficientNetLite",
     "Evaluation",
     "Evaluator",
     "FastRCNN",

@@ -139,12 +139,17 @@ FIELDS: dict[str, Field] = {
         Check(lambda value, _: value in NETWORKS or is_custom(value), f"{', '.join(NETWORKS)} or module:function"),
     ),
     "pool": Field("", f"RoI pool: {', '.join(POOLS)}; the network's own if empty.", _one_of(("", *POOLS))),
-    "weights": Field("", "Pretrained weights, a file or a workdir; random initialisation if empty."),
+    "weights": Field("", "Pretrained weights, a file, a workdir or lite0; random initialisation if empty."),
     "train_from": Field("", "First layer to train (section 4.5); the network's default if empty."),
     "freeze": Field(
         (),
         'Patterns of parameters not to train, such as ("backbone/conv*", "layer1"); the network\'s default if empty.',
         Check(lambda v, c: _texts(v) and not (v and c["train_from"]), "patterns, and empty where train_from is given"),
+    ),
+    "feature_cache": Field(
+        "",
+        "Folder in which the feature maps of a frozen backbone are kept, so that it runs once per training image; none "
+        "if empty.",
     ),
     "rate_multipliers": Field(
         (), 'Factors of the learning rate by pattern, such as ("backbone=0.1",).',

@@ -39,12 +39,13 @@ from frcnn_jax.evaluation.evaluator import Evaluator, save_pictures
 from frcnn_jax.evaluation.pictures import plot_losses
 from frcnn_jax.evaluation.scores import format_score, results_table
 from frcnn_jax.files import write_json
-from frcnn_jax.models.fast_rcnn import FastRCNN
-from frcnn_jax.models.parameters import layer_names
-from frcnn_jax.models.weight_files import WHERE
+from frcnn_jax.models.fast_rcnn import FastRCNN, variable_shapes
+from frcnn_jax.models.parameters import flatten, layer_names, matches
+from frcnn_jax.models.weight_files import WHERE, find_weights
 from frcnn_jax.proposals.load import check_source
 from frcnn_jax.training import checkpoint, hosts, loop
 from frcnn_jax.training.batches import TrainingBatches
+from frcnn_jax.training.feature_maps import FeatureMaps, StoredMaps, store_maps
 from frcnn_jax.training.logs import RunLog, read_metrics
 from frcnn_jax.training.sampling import assign, target_statistics
 from frcnn_jax.training.signals import interrupt_on_signals
@@ -89,13 +90,15 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         hosts.check_shared(workdir)
         out = held.enter_context(_folder_to_write(workdir))
         with hosts.fail_together():
-            batches = _training_batches(config, model, *load_proposals_of(config, workdir, train_set))
+            train_set, proposals = load_proposals_of(config, workdir, train_set)
             evaluator = Evaluator(
                 model,
                 *load_proposals_of(config, workdir, val_set),
                 sizes=image_sizes(config),
                 options=detection_options(config),
             )
+            maps = _stored_maps(config, model, variables, train_set)
+            batches = _training_batches(config, model, train_set, proposals, maps)
         write_json(out / "config.json", config)
         variables = {**variables, "box_stats": dict(batches.box_stats)}
         step, variables = _train(config, workdir, out, model, frozen, batches, evaluator, variables, key)
@@ -123,7 +126,15 @@ def _check(config: Config, frozen: Sequence[str]) -> None:
     if frozen and not config["weights"]:
         layers = ", ".join(layer_names(frozen))
         raise InputError(f"{name} does not train {layers}: pass --config.weights=FILE with pretrained layers.{where}")
-    if config["weights"] and not Path(config["weights"]).exists():
+    if config["feature_cache"]:
+        own = [
+            path for path in flatten(variable_shapes(build_model(config, 1))["params"]) if path.startswith("backbone/")
+        ]
+        if not all(matches(path, frozen) for path in own):
+            raise InputError("feature_cache needs a frozen backbone: pass --config.freeze='(\"backbone\",)'")
+        if jax.process_count() > 1:
+            raise InputError("feature_cache works in a single process")
+    if config["weights"] and not find_weights(config["weights"]).exists():
         raise InputError(f"--config.weights={config['weights']}: no such file.{where}")
     check_source(config["proposals"])
 
@@ -144,8 +155,19 @@ def batch_recipe(config: Config) -> Recipe:
     return Recipe(*values).for_batch(config["images_per_batch"], config["reference_images"])
 
 
+def _stored_maps(config: Config, model: FastRCNN, variables: Any, dataset: Dataset) -> FeatureMaps | None:
+    if not config["feature_cache"]:
+        return None
+    options = {"sizes": image_sizes(config), "flip": config["flip"], "folder": Path(config["feature_cache"])}
+    return store_maps(model, variables, dataset.records, **options)
+
+
 def _training_batches(
-    config: Config, model: FastRCNN, dataset: Dataset, proposals: Mapping[str, np.ndarray]
+    config: Config,
+    model: FastRCNN,
+    dataset: Dataset,
+    proposals: Mapping[str, np.ndarray],
+    maps: FeatureMaps | None = None,
 ) -> TrainingBatches:
     spaced = dataset.records[:: math.ceil(len(dataset.records) / _STATISTICS_IMAGES)]
     targets = (assign(proposals[r.image_id], r.boxes, r.labels) for r in spaced)
@@ -167,6 +189,7 @@ def _training_batches(
         flip=config["flip"],
         seed=config["seed"],
         process=(jax.process_index(), jax.process_count()),
+        maps=maps,
     )
 
 
@@ -201,8 +224,9 @@ def _train(
         state = create_state(restored["model"], optimizer, frozen=frozen, step=last, opt_state=restored["optimizer"])
         print(f"{workdir}: resuming from step {last}")
     state, key = replicate((state, key))
+    trained = model.clone(backbone=StoredMaps(model.spatial_scale)) if batches.maps else model
     step_fn = make_train_step(
-        model, optimizer, box_loss_weight=config["box_loss_weight"], accumulate=config["accumulate"]
+        trained, optimizer, box_loss_weight=config["box_loss_weight"], accumulate=config["accumulate"]
     )
     schedule = loop.Schedule(
         config["log_every"], config["checkpoint_every"], config["eval_every"], tuple(config["profile_steps"])

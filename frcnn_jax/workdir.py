@@ -148,7 +148,7 @@ def initial_variables(
     Args:
         model: The network.
         key: Key of the random initialisation.
-        weights: A file for `read_weights`, a workdir, or empty.
+        weights: A file or name for `read_weights`, a workdir, or empty.
         frozen: Patterns of parameters that are not trained; cls_score is taken from `weights` only if one matches it.
         network: The function of the workdir's network, if it may name one.
 

@@ -9,7 +9,7 @@ import pytest
 from frcnn_jax import detector
 from frcnn_jax.data import batches, coco, readers, synthetic, voc
 from frcnn_jax.evaluation import evaluator, metrics, pictures, predict, regions, report, scores
-from frcnn_jax.models import backbones, fast_rcnn, heads, layers, networks, pixels, weights
+from frcnn_jax.models import backbones, efficientnet, fast_rcnn, heads, layers, networks, pixels, weights
 from frcnn_jax.ops import _box_ops, _roi_align, _roi_pool, boxes
 from frcnn_jax.proposals import cache, cluster, edge_boxes, entries, files, load, search
 from frcnn_jax.training import batches as training_batches
@@ -35,6 +35,7 @@ DEFAULTS = {
     boxes.unique_rois: {"level": 0},
     boxes.check_boxes: {"rank": 1},
     backbones.LayerBackbone: {"spatial_scale": 1 / 16},
+    efficientnet.EfficientNetLite: {"stage": 4},
     fast_rcnn.RoIPool: POOL,
     fast_rcnn.FastRCNN: {"pixels": pixels.PixelNorm(), "classifier": "softmax"},
     fast_rcnn.FastRCNN.__call__: {"train": False},

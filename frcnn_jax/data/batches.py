@@ -93,15 +93,24 @@ def prepare_image(image: np.ndarray, *, size: Sizes, pixels: PixelNorm) -> Batch
 
     image = check_image(image)
     height, width = image.shape[:2]
-    scale = size.scale(height, width)
+    placed = place_image(height, width, size)
+    scale, (rows, columns) = size.scale(height, width), placed["image_size"]
     fx, fy = max(scale, 1 / width), max(scale, 1 / height)  # at least one pixel
-    resized = cv2.resize(pixels(image), None, fx=fx, fy=fy, interpolation=cv2.INTER_LINEAR)
-    rows, columns = resized.shape[:2]
     canvas = np.zeros((*size.canvas(height, width), 3), np.float32)
-    canvas[:rows, :columns] = resized
+    canvas[:rows, :columns] = cv2.resize(pixels(image), None, fx=fx, fy=fy, interpolation=cv2.INTER_LINEAR)
+    return {"image": canvas, **placed}
+
+
+def place_image(height: int, width: int, size: Sizes) -> Batch:
+    """Return what `prepare_image` does, without the image.
+
+    Args:
+        height, width: The image's rows and columns.
+        size: How it is resized.
+    """
+    scale = size.scale(height, width)
     return {
-        "image": canvas,
-        "image_size": np.array([rows, columns], np.int32),
+        "image_size": np.array([max(round(scale * side), 1) for side in (height, width)], np.int32),  # as cv2.resize
         "scale": np.float32(scale),
         "original_size": np.array([height, width], np.int32),
     }

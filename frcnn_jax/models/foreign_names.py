@@ -9,6 +9,7 @@ convolution before it. ImageNet's classifier is dropped.
 | ResNet of torchvision, timm, Hugging Face | RGB, (x / 255 - mean) / std | in the 3x3 convolution |
 | ResNet of Keras, `mode="caffe"` | BGR, x - mean | in the first 1x1 convolution |
 | ResNet and Fast R-CNN with FPN of Detectron2, on MSRA's models | BGR, x - mean | in the first 1x1 convolution |
+| EfficientNet-Lite0 of efficientnet_lite_pytorch, without what follows the last block | RGB, (x - 127) / 128 | |
 """
 
 import re
@@ -17,7 +18,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from frcnn_jax.errors import InputError
-from frcnn_jax.models.pixels import CAFFE_RESNET, KERAS, TORCHVISION, PixelNorm
+from frcnn_jax.models.efficientnet import STAGES
+from frcnn_jax.models.pixels import CAFFE_RESNET, KERAS, LITE, TORCHVISION, PixelNorm
 from frcnn_jax.models.weights import Arrays, Weights, adapt_pixels
 
 _PREFIXES = ("module.", "model.", "state_dict.", "backbone.", "resnet.", "encoder.")
@@ -241,6 +243,33 @@ def _caffe2_resnet(arrays: Mapping[str, np.ndarray]) -> Weights:
     return Weights(found, CAFFE_RESNET, stride_in_1x1=True)
 
 
+def _lite0_layers() -> dict[str, tuple[str, str]]:
+    """Return the package's convolution and batch norm of each layer."""
+    layers = {"conv_stem": ("_conv_stem", "_bn0")}
+    blocks = [(f"blocks.{i}.{j}", stage.expansion) for i, stage in enumerate(STAGES) for j in range(stage.blocks)]
+    for number, (block, expansion) in enumerate(blocks):
+        names = ("conv_pw", "conv_dw", "conv_pwl") if expansion > 1 else ("", "conv_dw", "conv_pw")
+        for i, theirs in enumerate(("_expand_conv", "_depthwise_conv", "_project_conv")):
+            if names[i]:
+                layers[f"{block}.{names[i]}"] = f"_blocks.{number}.{theirs}", f"_blocks.{number}._bn{i}"
+    return layers
+
+
+def _lite0(arrays: Mapping[str, np.ndarray]) -> Weights:
+    """Convert from the package efficientnet_lite_pytorch, without what follows the last block."""
+    folded: Arrays = {}
+    for layer, (convolution, batch_norm) in _lite0_layers().items():
+        kinds = ("weight", "bias", "running_mean", "running_var")
+        names = [f"{convolution}.weight", *(f"{batch_norm}.{kind}" for kind in kinds)]
+        if missing := [name for name in names if name not in arrays]:
+            raise InputError(f"it lacks {', '.join(missing)} of EfficientNet-Lite0")
+        kernel, *norm = (arrays[name] for name in names)
+        folded[f"{layer}.weight"], folded[f"{layer}.bias"] = fold_batch_norm(
+            kernel, None, **dict(zip(("gamma", "beta", "mean", "variance"), norm, strict=True)), epsilon=1e-3
+        )
+    return Weights(folded, LITE)
+
+
 _FAMILIES: dict[str, Callable[[Mapping[str, np.ndarray]], Weights]] = {  # by a tensor that all of a family have
     "features.0.weight": _torchvision_vgg,
     "layer1.0.conv1.weight": _torchvision_resnet,
@@ -251,4 +280,5 @@ _FAMILIES: dict[str, Callable[[Mapping[str, np.ndarray]], Weights]] = {  # by a 
     "bottom_up.stem.conv1.weight": _detectron2,
     "stem.conv1.weight": _detectron2,
     "conv1_w": _caffe2_resnet,
+    "_conv_stem.weight": _lite0,
 }

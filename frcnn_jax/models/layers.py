@@ -1,4 +1,4 @@
-"""Caffe's convolution, max pooling and local response normalisation, with derivatives that are fast on CPU.
+"""Convolutions, Caffe's max pooling and local response normalisation, with derivatives that are fast on CPU.
 
 XLA's own derivatives are exact but slow there; `benchmarks/bench_layers.py` measures both. Reverse mode only.
 
@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+Padding = tuple[tuple[int, int], tuple[int, int]]  # rows above and below, columns left and right
 
 
 class Conv(NamedTuple):
@@ -112,6 +114,102 @@ def _convolve_3x3_backward(residuals, gradient):
 
 
 _convolve_3x3.defvjp(_convolve_3x3_forward, _convolve_3x3_backward)
+
+
+def depthwise(x: jax.Array, kernel: jax.Array, *, stride: int, padding: Padding) -> jax.Array:
+    """Convolve each channel of `(B, H, W, C)` with its own kernel.
+
+    Args:
+        x: `(B, H, W, C)`.
+        kernel: `(k, k, 1, C)`.
+        stride: Of rows and columns, at most k.
+        padding: Rows and columns of zeros around x.
+
+    Returns:
+        `(B, H', W', C)`.
+    """
+    return _depthwise(x, kernel, stride, padding)
+
+
+# On CPU a depthwise convolution is one multiply-add per tap, which XLA fuses into a single pass over the output.
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise(x, kernel, stride, padding):
+    options = {"stride": stride, "padding": padding}
+    by_taps, by_convolution = (partial(f, **options) for f in (_depthwise_by_taps, _depthwise_by_convolution))
+    return lax.platform_dependent(x, kernel, cpu=by_taps, default=by_convolution)
+
+
+def _depthwise_by_convolution(x, kernel, *, stride, padding):
+    numbers, channels = ("NHWC", "HWIO", "NHWC"), x.shape[3]
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=numbers, feature_group_count=channels
+    )
+
+
+def _depthwise_by_taps(x, kernel, *, stride, padding):
+    k = len(kernel)
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    rows, columns = ((side - k) // stride * stride + 1 for side in padded.shape[1:3])  # between first and last window
+    return sum(
+        padded[:, i : i + rows : stride, j : j + columns : stride] * kernel[i, j, 0] for i in range(k) for j in range(k)
+    )
+
+
+def _depthwise_forward(x, kernel, stride, padding):
+    return _depthwise(x, kernel, stride, padding), (x, kernel)
+
+
+def _depthwise_backward(stride, padding, residuals, gradient):
+    def by_taps(x, kernel, gradient):
+        x_gradient = _depthwise_x_gradient(kernel, gradient, x.shape, stride, padding)
+        return x_gradient, _depthwise_kernel_gradient(x, gradient, kernel.shape, stride, padding)
+
+    def by_convolution(x, kernel, gradient):
+        return jax.vjp(partial(_depthwise_by_convolution, stride=stride, padding=padding), x, kernel)[1](gradient)
+
+    return lax.platform_dependent(*residuals, gradient, cpu=by_taps, default=by_convolution)
+
+
+def _depthwise_x_gradient(kernel, gradient, shape, stride, padding):
+    """Sum taps of the gradient; as in `max_pool`, cells with equal row and column modulo the stride share theirs."""
+    k, ((top, _), (left, _)) = len(kernel), padding
+    extra = (k - 1) // stride
+    rows, columns = -(-(shape[1] + top) // stride), -(-(shape[2] + left) // stride)
+    after = (max(cells - own, 0) for cells, own in zip((rows, columns), gradient.shape[1:3], strict=True))
+    padded = jnp.pad(gradient, ((0, 0), *((extra, n) for n in after), (0, 0)))
+
+    def tap(i, j):
+        above, before = extra - i // stride, extra - j // stride
+        return padded[:, above : above + rows, before : before + columns] * kernel[i, j, 0]
+
+    def cells(row, column):
+        return sum(tap(i, j) for i in range(row, k, stride) for j in range(column, k, stride))
+
+    grid = [jnp.stack([cells(row, column) for column in range(stride)], axis=3) for row in range(stride)]
+    flat = jnp.stack(grid, axis=2).reshape(len(gradient), stride * rows, stride * columns, shape[3])
+    return flat[:, top : top + shape[1], left : left + shape[2]]
+
+
+def _depthwise_kernel_gradient(x, gradient, shape, stride, padding):
+    """Sum products per tap, one row of the output after another: the inputs of a row stay in the CPU's cache."""
+    k, (rows, columns) = shape[0], gradient.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    ones = jnp.ones((1, len(x) * columns), x.dtype)  # a product with it is faster than a sum
+    total_type = jnp.promote_types(x.dtype, jnp.float32)
+
+    def add_row(total, row):
+        own = lax.dynamic_slice_in_dim(gradient, row, 1, axis=1)
+        seen = lax.dynamic_slice_in_dim(padded, row * stride, k, axis=1)
+        width = (columns - 1) * stride + 1
+        products = [seen[:, i : i + 1, j : j + width : stride] * own for i in range(k) for j in range(k)]
+        sums = [jnp.matmul(ones, p.reshape(-1, shape[3]), preferred_element_type=total_type) for p in products]
+        return total + jnp.concatenate(sums), None
+
+    total, _ = lax.scan(add_row, jnp.zeros((k * k, shape[3]), total_type), jnp.arange(rows))
+    return total.reshape(shape).astype(x.dtype)
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def _pool_edges(layer, sizes):

@@ -20,10 +20,11 @@ import jax.numpy as jnp
 
 from frcnn_jax.errors import InputError
 from frcnn_jax.models.backbones import Layer, LayerBackbone
+from frcnn_jax.models.efficientnet import EfficientNetLite
 from frcnn_jax.models.fast_rcnn import FastRCNN, check_model
 from frcnn_jax.models.heads import FullyConnectedHead
 from frcnn_jax.models.layers import Conv, Norm, Pool
-from frcnn_jax.models.pixels import CAFFE_MEANS, CAFFE_RESNET, TORCHVISION, PixelNorm
+from frcnn_jax.models.pixels import CAFFE_MEANS, CAFFE_RESNET, LITE, TORCHVISION, PixelNorm
 from frcnn_jax.models.pools import RoIAlign, RoIPool
 from frcnn_jax.models.resnet import BLOCKS, FPN, ResNet, ResNetHead
 
@@ -167,6 +168,12 @@ def _resnet_fpn(num_classes: int, dtype: Any, *, depth: int, caffe: bool) -> Fas
     return FastRCNN(backbone, head, pool, CAFFE_RESNET if caffe else TORCHVISION)
 
 
+def _lite0(num_classes: int, dtype: Any) -> FastRCNN:
+    backbone = EfficientNetLite(dtype=dtype)
+    head = FullyConnectedHead(num_classes, (1024, 1024), std=None, dtype=dtype)
+    return FastRCNN(backbone, head, RoIAlign((7, 7), backbone.spatial_scale), LITE)
+
+
 def _residual_networks() -> dict[str, FunctionNetwork]:
     """Return ResNets on C4 with stage 4 as head, or `_fc` with two small fully connected layers, and on FPN.
 
@@ -228,7 +235,8 @@ LAYER_NETWORKS = {
         dropout=0.0,
     ),
 }
-NETWORKS: dict[str, AnyNetwork] = {**LAYER_NETWORKS, **_residual_networks()}
+_LITE0 = FunctionNetwork(_lite0, ("conv_stem", "blocks.0.*", "blocks.1.*"))
+NETWORKS: dict[str, AnyNetwork] = {**LAYER_NETWORKS, **_residual_networks(), "efficientnet_lite0": _LITE0}
 
 
 def get_network(name: str) -> AnyNetwork:

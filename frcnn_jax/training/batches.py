@@ -6,14 +6,14 @@ code pads to the larger of two random images instead. Arrays are NumPy.
 Shape letters: B images, R RoIs, K foreground classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
-from frcnn_jax.data.batches import Batch, Sizes, check_proposals, pad, prepare_image
+from frcnn_jax.data.batches import Batch, Sizes, check_proposals, pad, place_image, prepare_image
 from frcnn_jax.data.records import Record
 from frcnn_jax.errors import InputError
 from frcnn_jax.models.pixels import PixelNorm
@@ -47,6 +47,8 @@ class TrainingBatches:
         bg_iou: Range [low, high) of the IoU of background.
         flip: Whether to add mirrored images.
         seed: Seed of all random draws.
+        maps: Returns the feature map of a record, mirrored or not, at a size (`feature_maps.FeatureMaps`), which then
+            takes the place of the image; None for images.
         process: Index of this process and number of processes; each makes its share of every batch.
 
     Raises:
@@ -68,6 +70,7 @@ class TrainingBatches:
     flip: bool = True
     seed: int = 0
     process: tuple[int, int] = (0, 1)
+    maps: Callable[[Record, bool, Sizes], np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         check_proposals(self.records, self.proposals)
@@ -132,9 +135,8 @@ class TrainingBatches:
 
     def _image(self, entry: Entry, index: int) -> Batch:
         record = self.records[entry.record]
-        image, proposals, gt_boxes = record.load(), self.proposals[record.image_id], record.boxes
+        proposals, gt_boxes = self.proposals[record.image_id], record.boxes
         if entry.mirrored:
-            image = image[:, ::-1]
             proposals, gt_boxes = (box_ops.flip(b, record.width) for b in (proposals, gt_boxes))
         drawn = sample(
             assign(proposals, gt_boxes, record.labels),
@@ -144,7 +146,12 @@ class TrainingBatches:
             fg_iou=self.fg_iou,
             bg_iou=self.bg_iou,
         )
-        batch = prepare_image(image, size=entry.size, pixels=self.pixels)
+        if self.maps:
+            batch = place_image(record.height, record.width, entry.size)
+            batch["image"] = self.maps(record, entry.mirrored, entry.size)
+        else:
+            image = record.load()
+            batch = prepare_image(image[:, ::-1] if entry.mirrored else image, size=entry.size, pixels=self.pixels)
         foreground = drawn.labels[:, None] > 0
         normalised = (drawn.deltas - self.box_stats["mean"][drawn.labels]) / self.box_stats["std"][drawn.labels]
         batch["rois"] = pad(box_ops.scale(drawn.rois, batch["scale"]), self.rois_per_image)

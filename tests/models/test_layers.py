@@ -3,9 +3,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax import lax
 
-from frcnn_jax.models.layers import Conv, Norm, Pool, convolve, local_response_norm, max_pool, output_size
+from frcnn_jax.models.layers import Conv, Norm, Pool, convolve, depthwise, local_response_norm, max_pool, output_size
 
 
 def naive_pool(x, layer):
@@ -125,4 +127,57 @@ def test_the_weight_gradient_is_a_convolution_off_the_cpu(platform, convolutions
         return jax.vjp(lambda x, kernel: convolve(x, kernel, layer), x, kernel)[1](gradient)
 
     program = jax.export.export(jax.jit(gradients), platforms=[platform])(x, kernel, x).mlir_module()
+    assert program.count("stablehlo.convolution") == convolutions
+
+
+def xla_depthwise(x, kernel, *, stride, padding):
+    numbers, channels = ("NHWC", "HWIO", "NHWC"), x.shape[-1]
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=numbers, feature_group_count=channels
+    )
+
+
+edge = st.tuples(st.integers(0, 3), st.integers(0, 3))
+
+
+@settings(max_examples=12)
+@given(
+    k=st.sampled_from((1, 2, 3, 5)),
+    stride=st.integers(1, 3),
+    shape=st.tuples(*(st.integers(low, high) for low, high in ((1, 2), (5, 12), (5, 12), (1, 4)))),
+    padding=st.tuples(edge, edge),
+)
+def test_depthwise_and_gradients_equal_xla(k, stride, shape, padding):
+    stride, rng = min(stride, k), np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.normal(0, 1, size), jnp.float32) for size in (shape, (k, k, 1, shape[-1])))
+
+    def value_and_gradients(function, x, kernel):
+        out, pullback = jax.vjp(lambda x, kernel: function(x, kernel, stride=stride, padding=padding), x, kernel)
+        return out, *pullback(jnp.sin(out))
+
+    ours, expected = (jax.jit(value_and_gradients, static_argnums=0)(f, x, kernel) for f in (depthwise, xla_depthwise))
+    for got, want in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_depthwise_convolution_in_bfloat16_sums_in_float32(rng):
+    x, kernel = (jnp.asarray(rng.uniform(0, 1, shape), jnp.bfloat16) for shape in ((1, 64, 64, 2), (3, 3, 1, 2)))
+
+    def gradient(x, kernel):
+        return jax.grad(lambda kernel: depthwise(x, kernel, stride=1, padding=((1, 1),) * 2).sum())(kernel)
+
+    got, expected = gradient(x, kernel), gradient(x.astype(jnp.float32), kernel.astype(jnp.float32))
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(got.astype(jnp.float32), expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 0), ("cuda", 3), ("tpu", 3)])
+def test_a_depthwise_convolution_is_one_off_the_cpu(platform, convolutions):
+    x, kernel = jnp.ones((2, 9, 8, 4)), jnp.ones((3, 3, 1, 4))
+
+    def gradients(x, kernel):
+        out, pullback = jax.vjp(lambda x, kernel: depthwise(x, kernel, stride=1, padding=((1, 1),) * 2), x, kernel)
+        return out, pullback(out)
+
+    program = jax.export.export(jax.jit(gradients), platforms=[platform])(x, kernel).mlir_module()
     assert program.count("stablehlo.convolution") == convolutions

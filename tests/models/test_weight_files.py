@@ -95,7 +95,7 @@ def test_any_bytes_are_weights_or_one_line(tmp_path_factory, content):
         read_weights(path)
 
 
-# ---- torch: a state dict as torch 1.6 and later write it, without torch
+# ---- torch: a state dict as torch writes it, without torch
 
 CONVOLUTIONS = [(3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 256), (256, 512)] + [
     (512, 512)
@@ -103,7 +103,8 @@ CONVOLUTIONS = [(3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256)
 PLACES = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
 
 
-def save_pth(path, arrays, monkeypatch, extra=None):
+def save_pth(path, arrays, monkeypatch, extra=None, old=False):
+    """Write the zip file of torch 1.6 and later, or the old format: five pickles, then the storages."""
     torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
 
     def _rebuild_tensor_v2():
@@ -136,8 +137,9 @@ def save_pth(path, arrays, monkeypatch, extra=None):
     class Pickler(pickle.Pickler):
         def persistent_id(self, item):
             if isinstance(item, Storage):
-                files[item.key] = item.array.tobytes()
-                return "storage", kinds[item.array.dtype.str[1:]], item.key, "cpu", item.array.size
+                files[item.key] = item.array
+                identity = "storage", kinds[item.array.dtype.str[1:]], item.key, "cpu", item.array.size
+                return (*identity, None) if old else identity
             return None
 
     files = {}
@@ -145,10 +147,17 @@ def save_pth(path, arrays, monkeypatch, extra=None):
     state.update(extra or {})
     pickled = io.BytesIO()
     Pickler(pickled, protocol=2).dump(state)
+    if old:
+        header = (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True})
+        parts = [*(pickle.dumps(item, 2) for item in header), pickled.getvalue(), pickle.dumps(list(files), 2)]
+        for array in files.values():
+            parts += [struct.pack("<q", array.size), array.tobytes()]
+        path.write_bytes(b"".join(parts))
+        return
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("vgg/data.pkl", pickled.getvalue())
         for key, data in files.items():
-            archive.writestr(f"vgg/data/{key}", data)
+            archive.writestr(f"vgg/data/{key}", data.tobytes())
 
 
 def torchvision_arrays(rng, dense=False):
@@ -197,23 +206,41 @@ def test_torchvisions_vgg16(suffix, tmp_path, monkeypatch, rng):
     assert_takes_our_pixels(read, imagenet_rgb, arrays["features.0.weight"], arrays["features.0.bias"], rng)
 
 
+@pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, np.int64])
-def test_a_tensor_may_be_a_view_of_its_storage(dtype, tmp_path, monkeypatch):
+def test_a_tensor_may_be_a_view_of_its_storage(dtype, old, tmp_path, monkeypatch):
     """Rows 1 to 3 and every other column of a matrix, transposed."""
     matrix = np.arange(24, dtype=dtype).reshape(4, 6).copy()
-    save_pth(tmp_path / "w.pth", {"a": matrix[1:, 1::2].T}, monkeypatch)
+    save_pth(tmp_path / "w.pth", {"a": matrix[1:, 1::2].T}, monkeypatch, old=old)
     read = read_weights(tmp_path / "w.pth")["a"]
     assert read.dtype == dtype
     np.testing.assert_array_equal(read, [[7, 13, 19], [9, 15, 21], [11, 17, 23]])
 
 
-def test_a_pickle_that_would_run_code_is_refused(tmp_path, monkeypatch):
+def test_an_old_file_cut_anywhere_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "w.pth"
+    save_pth(path, {"a": np.arange(3, dtype=np.float32), "b": np.arange(2)}, monkeypatch, old=True)
+    whole = path.read_bytes()
+    assert set(read_weights(path)) == {"a", "b"}
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"w\.pth: (not a|truncated)") as error:
+            read_weights(path)
+        assert "\n" not in str(error.value)
+    keys = whole.index(pickle.dumps(["0", "1"], 2))
+    path.write_bytes(whole[:keys] + pickle.dumps(["0"], 2) + struct.pack("<q3f", 3, 0, 1, 2))
+    with pytest.raises(InputError, match=r"w\.pth: it lacks the values of some tensors"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_pickle_that_would_run_code_is_refused(old, tmp_path, monkeypatch):
     class Evil:
         def __reduce__(self):
             return exec, ("import pathlib; pathlib.Path('owned').write_text('')",)
 
     monkeypatch.chdir(tmp_path)
-    save_pth(tmp_path / "evil.pth", {}, monkeypatch, extra={"a": Evil()})
+    save_pth(tmp_path / "evil.pth", {}, monkeypatch, extra={"a": Evil()}, old=old)
     with pytest.raises(InputError, match=r"evil\.pth: its pickle asks for \w+\.exec, which is not a tensor"):
         read_weights(tmp_path / "evil.pth")
     assert not (tmp_path / "owned").exists()
@@ -236,7 +263,7 @@ def test_a_tensor_beyond_its_storage_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("top", [True, False])
 def test_keras_vgg16(top, tmp_path, rng):
     h5py = pytest.importorskip("h5py")
-    from frcnn_jax.models.weight_files import _VGG_CONVOLUTIONS
+    from frcnn_jax.models.foreign_names import _VGG_CONVOLUTIONS
 
     kernels = {}
     with h5py.File(tmp_path / "vgg16.h5", "w") as file:

@@ -1,0 +1,118 @@
+"""EfficientNet-Lite0 (Tan and Le 2019; the Lite variant has ReLU6 and no squeeze-and-excitation) as a backbone.
+
+Each convolution has the batch norm after it folded into its kernel and bias; see `foreign_names`.
+
+Shape letters: B images, H rows, W columns, C channels.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from frcnn_jax.errors import InputError
+from frcnn_jax.models.backbones import masked
+from frcnn_jax.models.layers import depthwise
+
+
+class Stage(NamedTuple):
+    """Inverted residual blocks of equal output; the stride is the first one's."""
+
+    blocks: int
+    kernel: int
+    stride: int
+    expansion: int
+    features: int
+
+
+STAGES = (
+    Stage(1, 3, 1, 1, 16),
+    Stage(2, 3, 2, 6, 24),
+    Stage(2, 5, 2, 6, 40),
+    Stage(3, 3, 2, 6, 80),
+    Stage(3, 5, 1, 6, 112),
+    Stage(4, 5, 2, 6, 192),
+    Stage(1, 3, 1, 6, 320),
+)
+
+
+class EfficientNetLite(nn.Module):
+    """EfficientNet-Lite0 from the stem to one of its stages.
+
+    Convolutions are padded as in the published network at its own size, 224x224, whatever the image's: with stride 2 by
+    one row and column less at the top left. A map has `size // stride` cells, and at stride 16 the receptive field of
+    the cell (i, j) is centred on the pixel (16 i + 15, 16 j + 15).
+
+    Attributes:
+        stage: The last stage, 0 to 6; stage 4 has 112 channels at stride 16, stage 6 has 320 at stride 32.
+        dtype: Type of the computation; parameters stay float32.
+
+    Raises:
+        InputError: There is no such stage.
+    """
+
+    stage: int = 4
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        if self.stage not in range(len(STAGES)):
+            raise InputError(f"stage must be from 0 to {len(STAGES) - 1}, got {self.stage}")
+        super().__post_init__()
+
+    @property
+    def spatial_scale(self) -> float:
+        """Feature-map cells per pixel."""
+        return 1 / (2 * math.prod(stage.stride for stage in STAGES[: self.stage + 1]))
+
+    @nn.compact
+    def __call__(self, images: jax.Array, image_size: jax.Array) -> jax.Array:
+        """Map `(B, H, W, 3)` images of `(B, 2)` sizes to `(B, H', W', C)`, zero beyond each image's own map."""
+        size = image_size
+
+        def convolve(x, name, features, kernel=1, stride=1, **options):
+            nonlocal size
+            size = size // stride
+            x = _Convolution(features, kernel, stride, **options, name=name)(x)
+            return masked(x, size)
+
+        x = convolve(images.astype(self.dtype), "conv_stem", 32, 3, 2)
+        for i, (blocks, kernel, stride, expansion, features) in enumerate(STAGES[: self.stage + 1]):
+            for j in range(blocks):
+                block, entering, wide = f"blocks.{i}.{j}", x, expansion * x.shape[3]
+                if expansion > 1:
+                    x = convolve(x, f"{block}.conv_pw", wide)
+                x = convolve(x, f"{block}.conv_dw", wide, kernel, 1 if j else stride, depthwise=True)
+                last = "conv_pwl" if expansion > 1 else "conv_pw"
+                x = convolve(x, f"{block}.{last}", features, relu=False)
+                if j:
+                    x += entering
+        return x
+
+
+class _Convolution(nn.Module):
+    """A convolution, its bias and, except at the end of a block, its ReLU6."""
+
+    features: int
+    kernel: int
+    stride: int
+    depthwise: bool = False
+    relu: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (self.kernel, self.kernel, 1 if self.depthwise else x.shape[3], self.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape).astype(x.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+        total = self.kernel - self.stride
+        padding = ((total // 2, total - total // 2),) * 2
+        if self.depthwise:
+            x = depthwise(x, kernel, stride=self.stride, padding=padding)
+        elif self.kernel == 1:
+            x = x @ kernel[0, 0]  # on CPU its gradients are faster than a convolution's
+        else:
+            numbers, strides = ("NHWC", "HWIO", "NHWC"), (self.stride, self.stride)
+            x = lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers)
+        return nn.relu6(x + bias) if self.relu else x + bias
