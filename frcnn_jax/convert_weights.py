@@ -2,27 +2,30 @@
 
     frcnn convert-weights SOURCE OUT.npz|OUT.safetensors
     frcnn convert-weights SOURCE OUT --detector --network vgg16 [--classes NAME,NAME,...]
+    frcnn convert-weights SOURCE OUT --detector --config RECIPE [--config.FIELD=VALUE ...]
 
-SOURCE is a .caffemodel, a .pth, .safetensors or .h5 of VGG16 (torchvision's or Keras's), an .npz, or a workdir. From a
-workdir the newest checkpoint is used, with the box statistics folded into the box layer. The first form writes a file
-for --config.weights. The second makes the workdir OUT from a complete detector trained elsewhere, whose box layer must
-predict unnormalised targets; --classes defaults to VOC's.
+SOURCE is a weight file for --config.weights (docs/backbones.md), or a workdir. From a workdir the newest checkpoint is
+used, with the box statistics folded into the box layer. The first form writes a file for --config.weights. The others
+make the workdir OUT from a complete detector trained elsewhere, whose box layer must predict unnormalised targets: with
+the paper's recipe and VOC's classes unless --classes names others, or with the recipe and classes of its data set.
 """
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
+from frcnn_jax.build import build_model, read_split_of
 from frcnn_jax.cli import command_parser, run
-from frcnn_jax.config import voc07_config
+from frcnn_jax.config import FIELDS, Config, add_config_argument, load_config, override_config, voc07_config
 from frcnn_jax.data.voc import VOC_CLASSES
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import write_json
 from frcnn_jax.models.fast_rcnn import variable_shapes
-from frcnn_jax.models.networks import get_network
-from frcnn_jax.models.weight_files import Arrays, read_weights, write_weights
+from frcnn_jax.models.weight_files import read_weights, write_weights
 from frcnn_jax.models.weights import canonical_names, fit_weights, merge_weights
 from frcnn_jax.training.checkpoint import save_model
 from frcnn_jax.workdir import workdir_weights
@@ -36,23 +39,36 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--detector", action="store_true", help="make a workdir from a complete detector")
     parser.add_argument("--network", help="network of the detector; default: vgg16")
     parser.add_argument("--classes", help="comma-separated class names; default: VOC's")
-    args = parser.parse_args(argv)
-    if not args.detector and (args.network, args.classes) != (None, None):
-        raise InputError("--network and --classes need --detector")
-    class_names = VOC_CLASSES if args.classes is None else _names(args.classes)
+    add_config_argument(parser)
+    args, fields = parser.parse_known_args(argv)
+    if not args.detector and (args.network, args.classes, args.config, fields) != (None, None, None, []):
+        raise InputError("--network, --classes and --config need --detector")
+    if args.config and (args.network or args.classes):
+        raise InputError("--config takes the place of --network and --classes")
     if args.out.exists():
         raise InputError(f"{args.out} already exists")
+    config = _config(args, fields) if args.detector else {}
     arrays = workdir_weights(args.source) if args.source.is_dir() else read_weights(args.source)
     if args.detector:
-        _make_detector(arrays, args.source, args.out, "vgg16" if args.network is None else args.network, class_names)
+        _make_detector(arrays, args.source, args.out, config)
     else:
         write_weights(args.out, arrays)
     count = sum(array.size for array in arrays.values())
     print(f"{args.out}: {len(arrays)} tensors, {count / 1e6:.1f} million parameters")
 
 
-def _make_detector(arrays: Arrays, source: Path, out: Path, network: str, class_names: Sequence[str]) -> None:
-    model = get_network(network).build(len(class_names))
+def _config(args: argparse.Namespace, fields: Sequence[str]) -> dict[str, Any]:
+    """Return the config of the workdir to make, with class names."""
+    if args.config:
+        config = load_config(args.config, fields)
+        return {**config, "class_names": config["class_names"] or list(read_split_of(config, "val").class_names)}
+    config = override_config(voc07_config("vgg16" if args.network is None else args.network), fields, FIELDS)
+    return {**config, "class_names": list(VOC_CLASSES if args.classes is None else _names(args.classes))}
+
+
+def _make_detector(arrays: Mapping[str, np.ndarray], source: Path, out: Path, config: Config) -> None:
+    class_names = config["class_names"]
+    model = build_model(config, len(class_names))
     shapes = variable_shapes(model)
     arrays = fit_weights(arrays, model, str(source))
     if missing := [name for name in canonical_names(shapes["params"]) if name not in arrays]:
@@ -62,7 +78,7 @@ def _make_detector(arrays: Arrays, source: Path, out: Path, network: str, class_
     shape = (len(class_names) + 1, 4)
     stats = {"mean": np.zeros(shape, np.float32), "std": np.ones(shape, np.float32)}
     save_model(out, 0, jax.tree.map(np.asarray, {"params": params, "box_stats": stats}))
-    write_json(out / "config.json", {**voc07_config(network).to_dict(), "class_names": list(class_names)})
+    write_json(out / "config.json", config)
 
 
 def _names(text: str) -> list[str]:
