@@ -49,9 +49,10 @@ def frozen_parameters(config: Config) -> tuple[str, ...]:
     Raises:
         InputError: `train_from` names no layer of the network.
     """
-    if config["train_from"]:
-        return paths_before(build_model(config, 1), example_inputs(), config["train_from"])
-    return tuple(config["freeze"]) or get_network(config["network"]).frozen
+    frozen, first = tuple(config["freeze"]), config["train_from"]
+    if first:
+        return paths_before(build_model(config, 1), example_inputs(), first) + frozen
+    return frozen or get_network(config["network"]).frozen
 
 
 def image_sizes(config: Config) -> tuple[Sizes, ...]:

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, config_flags
 from frcnn_jax.data.batches import ROI_MULTIPLE
 from frcnn_jax.data.readers import FORMATS
 from frcnn_jax.errors import InputError
-from frcnn_jax.models.networks import NETWORKS, is_custom
+from frcnn_jax.models.networks import CHOICES, NETWORKS, is_custom
 from frcnn_jax.models.pools import POOLS
 from frcnn_jax.proposals.search import MODES
 from frcnn_jax.recipes import recipe_path
@@ -134,17 +134,16 @@ FIELDS: dict[str, Field] = {
     # Network
     "network": Field(
         "tiny",
-        f"Network: {', '.join(NETWORKS)}; or a function that returns a FastRCNN, as module:function or "
-        "FILE.py:function.",
-        Check(lambda value, _: value in NETWORKS or is_custom(value), f"{', '.join(NETWORKS)} or module:function"),
+        f"Network: {CHOICES} or FILE.py:function, which returns a FastRCNN.",
+        Check(lambda value, _: value in NETWORKS or is_custom(value), CHOICES),
     ),
     "pool": Field("", f"RoI pool: {', '.join(POOLS)}; the network's own if empty.", _one_of(("", *POOLS))),
     "weights": Field("", "Pretrained weights, a file, a workdir or lite0; random initialisation if empty."),
     "train_from": Field("", "First layer to train (section 4.5); the network's default if empty."),
     "freeze": Field(
         (),
-        'Patterns of parameters not to train, such as ("backbone/conv*", "layer1"); the network\'s default if empty.',
-        Check(lambda v, c: _texts(v) and not (v and c["train_from"]), "patterns, and empty where train_from is given"),
+        'Patterns of parameters not to train, such as ("backbone/conv*",); with train_from, more of them.',
+        Check(lambda value, _: _texts(value), "patterns"),
     ),
     "feature_cache": Field(
         "",

@@ -26,7 +26,7 @@ from frcnn_jax.data.region_files import read_regions
 from frcnn_jax.detector import Detector
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import check_file, write_atomic
-from frcnn_jax.models.networks import NETWORKS
+from frcnn_jax.models.networks import CHOICES
 from frcnn_jax.training.signals import interrupt_on_signals
 
 ROWS = 1024  # rows of a group in a .parquet file
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     )
     args = parser.parse_args(argv)
     if args.weights and not args.network:
-        raise InputError(f"--weights needs --network: {', '.join(NETWORKS)}, or module:function")
+        raise InputError(f"--weights needs --network: {CHOICES}")
     if args.weights and args.step is not None:
         raise InputError("--step belongs to --workdir")
     if args.out.suffix not in (".npz", ".parquet"):

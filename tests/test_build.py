@@ -11,6 +11,7 @@ from examples import make_dataset
 
 from frcnn_jax.build import image_sizes, load_proposals_of, read_split_of
 from frcnn_jax.config import FIELDS, get_config
+from frcnn_jax.models.pools import RoIAlign
 from frcnn_jax.proposals.search import SelectiveSearch
 from frcnn_jax.train import train_and_evaluate
 from frcnn_jax.training.sampling import target_statistics
@@ -50,9 +51,15 @@ def given(function, name):
     return lambda s: getattr(s, function).call_args.kwargs[name]
 
 
+def multipliers(s):
+    return given("caffe_sgd", "multipliers")(s)
+
+
 def first_trained(s):
-    frozen = same(*(given(function, "frozen")(s) for function in ("initial_variables", "create_state")))
-    return {("conv1_1", "conv1_2"): "conv2_1"}.get(frozen)
+    *frozen, pattern = same(*(given(function, "frozen")(s) for function in ("initial_variables", "create_state")))
+    layers = ("conv1_1", "conv1_2")
+    assert sorted(frozen) == [f"backbone/{layer}/{kind}" for layer in layers for kind in ("bias", "kernel")]
+    return ("conv2_1", (pattern,))
 
 
 # by field: another value than its default, and where `seen` shows it. 1000 steps of 4 images are 500 of 8.
@@ -75,7 +82,12 @@ PLACES = {
     "workers": (3, proposals("workers")),
     "network": ("vgg16", lambda s: s.model.pool.output_size == (7, 7) and "vgg16"),
     "weights": ("w.npz", given("initial_variables", "weights")),
-    "train_from": ("conv2_1", first_trained),
+    "train_from": ("conv2_1", lambda s: first_trained(s)[0]),
+    "freeze": (("backbone",), lambda s: first_trained(s)[1]),
+    "pool": ("align", lambda s: type(s.model.pool) is RoIAlign and "align"),
+    "buckets": ("exact", lambda s: same(*(size.exact for size in s.sizes)) and "exact"),
+    "feature_cache": ("maps", lambda s: str(given("store_maps", "folder")(s))),
+    "rate_multipliers": (("a=0.5", "b=2"), lambda s: tuple(f"{p}={n:g}" for p, n in multipliers(s).items())),
     "compute_type": ("bfloat16", lambda s: str(same(s.model.backbone.dtype, s.model.head.dtype))),
     "fc_ranks": ((64, 32), lambda s: s.model.head.ranks),
     "classifier": ("svm", lambda s: s.model.classifier),
@@ -116,7 +128,7 @@ PLACES = {
 }
 IN_TRAIN = (
     "initial_variables", "create_state", "step_schedule", "caffe_sgd", "make_train_step", "replicate", "Evaluator",
-    "save_pictures", "plot_losses",
+    "save_pictures", "plot_losses", "store_maps",
 )  # fmt: skip
 
 
@@ -162,7 +174,7 @@ def seen(tmp_path_factory):
         **mocks,
         config=config,
         batches=mocks["train"].call_args.args[2],
-        model=mocks["make_train_step"].call_args.args[0],
+        model=mocks["Evaluator"].call_args.args[0],
         sizes=same(mocks["train"].call_args.args[2].sizes, mocks["Evaluator"].call_args.kwargs["sizes"]),
         initial_key=mocks["initial_variables"].call_args.args[1],
     )

@@ -141,10 +141,11 @@ def test_fields_that_may_change_at_test():
     config = override_config(trained, arguments, TEST_FIELDS)
     changed = {"test_box_regression": False, "min_size": 480, "max_size": 500, "nms_iou": 1.0, "scales": (100, 200)}
     assert {**trained, **changed, "voc_dir": "x=y"} == {**config, "learning_rate_drops": [1700], **{
-        name: [] for name in ("class_names", "fc_ranks", "profile_steps")
+        name: [] for name in ("class_names", "fc_ranks", "freeze", "profile_steps", "rate_multipliers")
     }}  # fmt: skip
     with pytest.raises(
-        InputError, match=r"--config\.steps: can't be changed after training; evaluation takes candidates_per_class, "
+        InputError,
+        match=r"--config\.steps: can't be changed after training; evaluation takes buckets, candidates_per_class, ",
     ):
         override_config(trained, ["--config.steps=3"], TEST_FIELDS)
     for argument, text in (("--config.nms_iou=x", "nms_iou=x"), ("--imges=3", "unknown argument '--imges'")):
@@ -161,7 +162,11 @@ BOUNDS = {  # by field, values that are accepted and values that are not; all ot
     "class_names": ([("cat",)], [(1,)]),
     "proposals": (["quality", "a.npz+b"], [""]),
     "proposal_size": NOT_NEGATIVE,
-    "network": (["vgg16"], ["vgg"]),
+    "network": (["vgg16", "resnet50_fpn_caffe", "module:function"], ["vgg"]),
+    "pool": (["", "align"], ["mean"]),
+    "freeze": ([("backbone", "conv*")], [(1,), ("",)]),
+    "rate_multipliers": ([("a=0.5", "b=c=0")], [(1,), ("a",), ("=1",), ("a=-1",), ("a=x",), ("a=nan",), ("a=inf",)]),
+    "buckets": (["exact"], ["none"]),
     "compute_type": (["bfloat16"], ["float16"]),
     "fc_ranks": ([(0, 3)], [(1,), (1, -1), (1, 2.0), (1, 2, 3)]),
     "classifier": (["svm"], ["sigmoid"]),
@@ -211,7 +216,7 @@ def test_what_may_change_after_training_and_what_on_resuming():
         "proposal_size",
         "max_proposals",
     }
-    sizes = {"min_size", "max_size", "scales", "compute_type"}
+    sizes = {"min_size", "max_size", "scales", "buckets", "compute_type"}
     boxes = {"nms_iou", "test_box_regression", "candidates_per_class"}
     assert data | sizes | boxes | {"proposal_cache", "workers"} == TEST_FIELDS
     logs = {

@@ -9,7 +9,7 @@ import pytest
 from frcnn_jax import detector
 from frcnn_jax.data import batches, coco, readers, synthetic, voc
 from frcnn_jax.evaluation import evaluator, metrics, pictures, predict, regions, report, scores
-from frcnn_jax.models import backbones, efficientnet, fast_rcnn, heads, layers, networks, pixels, weights
+from frcnn_jax.models import backbones, efficientnet, fast_rcnn, heads, layers, networks, pixels, pools, resnet, weights
 from frcnn_jax.ops import _box_ops, _roi_align, _roi_pool, boxes
 from frcnn_jax.proposals import cache, cluster, edge_boxes, entries, files, load, search
 from frcnn_jax.training import batches as training_batches
@@ -36,18 +36,29 @@ DEFAULTS = {
     boxes.check_boxes: {"rank": 1},
     backbones.LayerBackbone: {"spatial_scale": 1 / 16},
     efficientnet.EfficientNetLite: {"stage": 4},
-    fast_rcnn.RoIPool: POOL,
+    fast_rcnn.example_inputs: {"rows": 64, "columns": 64},
+    pools.RoIPool: POOL,
+    pools.RoIAlign: {**POOL, "sampling_ratio": 2},
+    resnet.ResNet: {"depth": 50, "stages": 3, "pyramid": False, "stride_in_1x1": False},
+    resnet.Stage: {"stride_in_1x1": False},
+    resnet.FPN: {"depth": 50, "features": 256, "stride_in_1x1": False},
+    resnet.ResNetHead: {"depth": 50, "stride_in_1x1": False},
+    resnet.ResNetHead.__call__: {"train": False},
+    backbones.Convolution: {"scale": 2.0},
+    networks.FunctionNetwork: {"frozen": (), "name": ""},
+    heads.twin_outputs: {"class_agnostic": False},
     fast_rcnn.FastRCNN: {"pixels": pixels.PixelNorm(), "classifier": "softmax"},
     fast_rcnn.FastRCNN.__call__: {"train": False},
-    heads.FullyConnectedHead: {"features": (4096, 4096), "ranks": (0, 0), "std": 0.005, "dropout": 0.5},
+    heads.FullyConnectedHead: {"features": (4096, 4096), "ranks": (0, 0), "std": 0.005, "dropout": 0.5}
+    | {"reduce": 0, "class_agnostic": False},
     heads.FullyConnectedHead.__call__: {"train": False},
-    layers.Conv: {"stride": 1, "padding": 0, "groups": 1},
-    layers.Pool: {"padding": 0},
+    layers.Conv: {"stride": 1, "padding": 0, "groups": 1, "relu": True},
+    layers.Pool: {"padding": 0, "round_up": True},
     layers.Norm: {"size": 5, "beta": 0.75},
     networks.Network: {"spatial_scale": 1 / 16, "pixels": pixels.PixelNorm(), "fc_std": 0.005, "dropout": 0.5},
     pixels.PixelNorm: {"order": "BGR", "mean": (102.9801, 115.9465, 122.7717), "std": (1.0, 1.0, 1.0)},
     weights.load_pretrained: {"keep_classifier": False},
-    batches.Sizes: {"shorter": 600, "longer": 1000},
+    batches.Sizes: {"shorter": 600, "longer": 1000, "exact": False},
     batches.prefetch: {"start": 0, "stride": 1, "threads": 2, "workers": 0},
     coco.read_coco: {"class_names": ()},
     readers.Format: {"needs": ""},

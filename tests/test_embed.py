@@ -170,7 +170,7 @@ def test_parquet(workdir, given, tmp_path, monkeypatch):
         ({"--layer": "fc8"}, "layer must be one of pooled, fc6, fc7, got 'fc8'"),
         ({"--workdir": "missing"}, "missing: no config.json"),
         ({"--out": "missing/f.npz"}, "missing/f.npz: the folder does not exist"),
-        ({"--network": "tiny"}, "--weights and --network belong together"),
+        ({"--workdir": "W", "--network": "m:f"}, "W: no config.json"),
     ],
 )
 def test_mistakes(workdir, given, tmp_path, monkeypatch, changes, text):

@@ -20,7 +20,20 @@ import optax
 import pytest
 
 import frcnn_jax
-from frcnn_jax import Dataset, DetectionOptions, Detector, Evaluator, PixelNorm, Record, RoIPool, Sizes, ops
+from frcnn_jax import (
+    NETWORKS,
+    Dataset,
+    DetectionOptions,
+    Detector,
+    Evaluator,
+    FunctionNetwork,
+    PixelNorm,
+    Record,
+    RoIPool,
+    Sizes,
+    Weights,
+    ops,
+)
 from frcnn_jax.training.sampling import RoITargets
 
 # Passed by position: arrays, numbers that may be arrays, and trees of arrays.
@@ -56,7 +69,7 @@ SUBJECTS |= {"model", "name", "num_classes", "optimizer", "path", "rng", "schedu
 SUBJECTS |= {"search", "workdir"}
 # Classes that check nothing by themselves.
 PLAIN = {"Dataset", "Detections", "Evaluation", "InputError", "LayerBackbone", "Network", "RegionScores", "RoIPool"}
-PLAIN |= {"ImageFile", "TrainState"}
+PLAIN |= {"FPN", "FunctionBackbone", "FunctionNetwork", "ImageFile", "ResNetHead", "RoIAlign", "TrainState", "Weights"}
 NARROW = [np.uint8, np.int8, np.uint16, np.int32, np.int64, np.uint64, np.float16, ml_dtypes.bfloat16]
 
 
@@ -209,7 +222,7 @@ KEY = jax.random.key(0)
 BATCH = {"image": z(2, 32, 32, 3), "image_size": z(2, 2, dtype=int), "rois": z(2, 5, 4)}
 BATCH |= {"roi_mask": z(2, 5, dtype=bool), "labels": z(2, 5, dtype=int), "box_targets": z(2, 5, 4)}
 BATCH |= {"index": z(2, dtype=int)}
-VARIABLES = {"params": {"backbone": {"conv1": {}}, "head": {"fc6": {}}}, "box_stats": STATS}
+VARIABLES = {"params": {"backbone": {"conv1": {"bias": 0}}, "head": {"fc6": {"bias": 0}}}, "box_stats": STATS}
 DETECTOR = Detector(MODEL, {}, class_names=DATASET.class_names)
 EVALUATOR = Evaluator(MODEL, Dataset(("cat", "dog"), []), {}, sizes=[Sizes()])
 LOSS = r"expected deltas \(\.\.\., K \+ 1, 4\), targets \(\.\.\., 4\) and labels \(\.\.\.,\), got"
@@ -482,7 +495,29 @@ ROWS = {
             ((TINY, 2), {"classifier": "tree"}, "classifier must be softmax or svm, got 'tree'"),
         )
     ),
-    "Network.trained_from": Row(errors=(((TINY, "fc8"), {}, "train_from must be one of conv1_1, .*got 'fc8'"),)),
+    "FunctionNetwork.build": Row(
+        errors=(
+            ((NETWORKS["resnet18"], 0), {}, "num_classes must be at least 1, got 0"),
+            ((NETWORKS["resnet18"], 2), {"fc_ranks": (5, 5)}, "fc_ranks are of a FullyConnectedHead"),
+            ((NETWORKS["resnet18"], 2), {"classifier": "tree"}, "classifier must be softmax or svm, got 'tree'"),
+            ((FunctionNetwork(lambda _: 3, name="m:f"), 2), {}, "m:f must return a FastRCNN, got int"),
+        )
+    ),
+    "ResNet": Row(
+        errors=(
+            ((51,), {}, "depth must be one of 18, 34, 50, 101, got 51"),
+            ((50, 5), {}, "stages must be 1 to 4, got 5"),
+        )
+    ),
+    "fit_weights": Row(
+        errors=(
+            (
+                (Weights({"layer1.0.conv3.weight": z(1, 1, 1, 1)}, None, True), NETWORKS["resnet50"].build(2), "f"),
+                {},
+                "f: weights of a ResNet that strides in its first 1x1 convolutions",
+            ),
+        )
+    ),
     "FullyConnectedHead": Row(
         errors=(
             ((0,), {}, "num_classes must be at least 1, got 0"),

@@ -13,11 +13,14 @@ from PIL import Image
 from frcnn_jax.config import get_config, load_config, voc07_config
 from frcnn_jax.data.voc import VOC_CLASSES
 from frcnn_jax.errors import InputError
-from frcnn_jax.models.fast_rcnn import init_variables
+from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables
+from frcnn_jax.models.heads import FullyConnectedHead
 from frcnn_jax.models.layers import Conv
-from frcnn_jax.models.networks import NETWORKS
+from frcnn_jax.models.networks import LAYER_NETWORKS, NETWORKS, FunctionNetwork
+from frcnn_jax.models.pools import RoIAlign
+from frcnn_jax.models.resnet import FPN
 from frcnn_jax.models.weight_files import read_weights, write_weights
-from frcnn_jax.models.weights import canonical_arrays
+from frcnn_jax.models.weights import canonical_arrays, described
 from frcnn_jax.training.logs import read_metrics
 from frcnn_jax.workdir import load_variables, read_config
 
@@ -27,8 +30,9 @@ DEFAULTS = {
     "on_error": "stop", "train_images": 600, "val_images": 200, "train_difficult": True, "class_names": (),
     "proposals": "standard", "proposal_size": 0, "max_proposals": 2000, "proposal_cache": "", "workers": 0,
     # network
-    "network": "tiny", "weights": "", "train_from": "", "compute_type": "float32", "fc_ranks": (),
-    "classifier": "softmax", "min_size": 144, "max_size": 192, "scales": (),
+    "network": "tiny", "pool": "", "weights": "", "train_from": "", "freeze": (), "feature_cache": "",
+    "rate_multipliers": (), "compute_type": "float32", "fc_ranks": (), "classifier": "softmax", "min_size": 144,
+    "max_size": 192, "buckets": "shared", "scales": (),
     # mini-batch
     "data_workers": 0, "images_per_batch": 2, "accumulate": 1, "rois_per_batch": 128, "fg_fraction": 0.25,
     "fg_iou": 0.5, "bg_iou_low": 0.0, "bg_iou_high": 0.5, "flip": True, "box_loss_weight": 1.0,
@@ -88,7 +92,15 @@ RECIPES = {
         "checkpoint_every": 500,
         "candidates_per_class": 300,
     },
-}
+    "coco_r50_fpn": {name: DEFAULTS[name] for name in PAPER}
+    | {
+        "dataset": "coco", "train_split": "train2017", "val_split": "val2017", "network": "resnet50_fpn_caffe",
+        "min_size": 800, "max_size": 1333, "images_per_batch": 16, "rois_per_batch": 8192, "reference_images": 16,
+        "steps": 90_000, "learning_rate": 0.02, "learning_rate_drops": (60_000, 80_000), "warmup_steps": 1000,
+        "weight_decay": 0.0001, "checkpoint_every": 5000, "max_proposals": 1000, "nms_iou": 0.5,
+        "candidates_per_class": 300,
+    },
+}  # fmt: skip
 
 
 def test_every_default():
@@ -136,10 +148,10 @@ def write_voc(folder):
 
 
 def write_coco(folder):
-    """Write COCO's two splits with one such image and VOC's classes, so that no other program is compiled."""
+    """Write COCO's splits with one such image and VOC's classes, so that no other program is compiled."""
     (folder / "annotations").mkdir()
     x1, y1, x2, y2 = BOX
-    for i, split in enumerate(("train2014", "val2014")):
+    for i, split in enumerate(("train2014", "val2014", "train2017", "val2017")):
         (folder / split).mkdir()
         Image.new("RGB", (96, 64), "teal").save(folder / split / "a.jpg")
         entry = {"id": 1, "image_id": i, "category_id": 2, "bbox": [x1, y1, x2 - x1 + 1, y2 - y1 + 1]}
@@ -167,8 +179,15 @@ def data(common):
 
 
 def small(name):
-    """A network of the paper with a narrow fc6 and fc7."""
-    return NETWORKS[name]._replace(fc=(24, 16))
+    """A network with a narrow fc6 and fc7."""
+    if name not in LAYER_NETWORKS:
+        return FunctionNetwork(small_pyramid, NETWORKS[name].frozen)
+    return LAYER_NETWORKS[name]._replace(fc=(24, 16))
+
+
+def small_pyramid(num_classes):
+    backbone, head = FPN(18, 16), FullyConnectedHead(num_classes, (24, 16))
+    return FastRCNN(backbone, head, RoIAlign((7, 7), backbone.spatial_scale))
 
 
 @pytest.fixture(scope="session")
@@ -179,8 +198,9 @@ def weights(data):
         path = data / f"{name}.npz"
         with FileLock(data / f"{name}.lock"):
             if not path.exists():
-                variables = jax.device_get(init_variables(small(name).build(20), jax.random.key(5)))
-                write_weights(path, canonical_arrays(variables["params"], roi_size=NETWORKS[name].roi_size))
+                model = small(name).build(20)
+                variables = jax.device_get(init_variables(model, jax.random.key(5)))
+                write_weights(path, described(canonical_arrays(variables["params"], roi_size=model.roi_size), model))
         return path
 
     return write
@@ -197,6 +217,7 @@ def test_two_steps(name, data, weights, tmp_path, monkeypatch):
     changes = {"weights": str(file), "proposals": str(data / "proposals.npz"), "steps": 2, "log_every": 1}
     changes |= {"voc_dir" if recipe["dataset"] == "voc" else "data_dir": str(data), "pictures": 0}
     changes |= {"min_size": 64, "max_size": 96, "scales": (64, 80) if recipe["scales"] else ()}
+    changes |= {"images_per_batch": 2, "rois_per_batch": 128, "reference_images": 2}
     fields = [f"--config.{field}={value}" for field, value in changes.items()]
     done = run_command("train", "--workdir", tmp_path / "w", "--config", name, *fields)
     assert done.returncode == 0, done.stderr
@@ -204,17 +225,21 @@ def test_two_steps(name, data, weights, tmp_path, monkeypatch):
     assert config == json.loads(json.dumps({**recipe, **changes, "class_names": VOC_CLASSES}))
     rows = read_metrics(tmp_path / "w")
     assert [row["step"] for row in rows] == [1, 2]
-    assert all(0 < row["loss"] < np.inf and row["learning_rate"] == np.float32(0.001) for row in rows)
+    assert all(0 < row["loss"] < np.inf and row["learning_rate"] > 0 for row in rows)
+    assert recipe["warmup_steps"] or {row["learning_rate"] for row in rows} == {np.float32(0.001)}
     assert all(row["loss_box"] > 0 for row in rows)
 
-    _, variables, step = load_variables(tmp_path / "w", config)
+    model, variables, step = load_variables(tmp_path / "w", config)
     assert step == 2
     before = read_weights(file)
-    after = canonical_arrays(variables["params"], roi_size=NETWORKS[network].roi_size)
-    layers = [layer.name for layer in NETWORKS[network].layers if isinstance(layer, Conv)]
-    layers += ["fc6", "fc7", "cls_score", "bbox_pred"]
-    first = recipe["train_from"] or ("conv3_1" if network == "vgg16" else "conv2")
-    trained = {f"{layer}.{kind}" for layer in layers[layers.index(first) :] for kind in ("weight", "bias")}
+    after = canonical_arrays(variables["params"], roi_size=model.roi_size)
+    if network in LAYER_NETWORKS:
+        layers = [layer.name for layer in LAYER_NETWORKS[network].layers if isinstance(layer, Conv)]
+        layers += ["fc6", "fc7", "cls_score", "bbox_pred"]
+        first = recipe["train_from"] or ("conv3_1" if network == "vgg16" else "conv2")
+        trained = {f"{layer}.{kind}" for layer in layers[layers.index(first) :] for kind in ("weight", "bias")}
+    else:
+        trained = {name for name in after if name.split(".")[0] not in ("conv1", "layer1")}
     if not recipe["box_loss_weight"]:
         trained.remove("bbox_pred.bias")  # it has no gradient and no decay
     assert {name for name, array in after.items() if not np.array_equal(array, before[name])} == trained

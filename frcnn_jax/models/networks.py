@@ -239,6 +239,12 @@ _LITE0 = FunctionNetwork(_lite0, ("conv_stem", "blocks.0.*", "blocks.1.*"))
 NETWORKS: dict[str, AnyNetwork] = {**LAYER_NETWORKS, **_residual_networks(), "efficientnet_lite0": _LITE0}
 
 
+CHOICES = (
+    f"one of {', '.join(LAYER_NETWORKS)}, efficientnet_lite0, resnet18, 34, 50, 101 (_fc, _fpn, _caffe) or "
+    "module:function"
+)
+
+
 def get_network(name: str) -> AnyNetwork:
     """Return the row `name` of `NETWORKS`, or the network of a function, "module:function" or "FILE.py:function".
 
@@ -251,9 +257,7 @@ def get_network(name: str) -> AnyNetwork:
     if is_custom(name):
         return FunctionNetwork(_named_function(name), name=name)
     if name not in NETWORKS:
-        raise InputError(
-            f"network must be one of {', '.join(NETWORKS)}, or a function as module:function, got {name!r}"
-        )
+        raise InputError(f"network must be {CHOICES}, got {name!r}")
     return NETWORKS[name]
 
 

@@ -79,7 +79,7 @@ def test_defaults_are_the_papers():
     assert Sizes() == Sizes(600, 1000)
     defaults = {field.name: field.default for field in fields(TrainingBatches) if field.default is not MISSING}
     expected = {"images_per_batch": 2, "rois_per_image": 64, "fg_fraction": 0.25, "fg_iou": 0.5, "bg_iou": (0.1, 0.5)}
-    assert defaults == {**expected, "flip": True, "seed": 0, "process": (0, 1)}
+    assert defaults == {**expected, "flip": True, "seed": 0, "process": (0, 1), "maps": None}
 
 
 def test_any_image_fits_its_canvas(rng):
