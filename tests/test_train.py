@@ -32,7 +32,7 @@ from frcnn_jax.workdir import (
     load_variables,
     lock_workdir,
     read_config,
-    workdir_arrays,
+    workdir_weights,
 )
 
 
@@ -84,7 +84,7 @@ def test_the_box_head_alone_is_trained(workdir):
 
 def test_the_box_head_needs_a_trained_detector(workdir, tmp_path):
     config = read_config(workdir)
-    arrays = {name: array for name, array in workdir_arrays(workdir).items() if name.startswith(("conv", "fc"))}
+    arrays = {name: array for name, array in workdir_weights(workdir).items() if name.startswith(("conv", "fc"))}
     np.savez(tmp_path / "w.npz", **arrays)
     model, key, frozen = build_model(config, 6), jax.random.key(0), ("conv1_1", "cls_score")
     with pytest.raises(InputError, match="no cls_score in it"):
@@ -419,7 +419,7 @@ def test_a_long_profile_is_refused(tmp_path):
 
 def test_bad_weights_leave_nothing(workdir, tmp_path):
     """Of another network, cut short, with code in it, with a value that is no number."""
-    arrays = {name: array for name, array in workdir_arrays(workdir).items() if name.startswith("conv")}
+    arrays = {name: array for name, array in workdir_weights(workdir).items() if name.startswith("conv")}
     np.savez(tmp_path / "good.npz", **arrays)
     (tmp_path / "cut.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:-999])
     np.savez(tmp_path / "other.npz", **{name.replace("conv1_1", "conv9"): array for name, array in arrays.items()})
