@@ -57,7 +57,7 @@ from frcnn_jax.data.batches import Batch, Sizes, prepare_test
 from frcnn_jax.errors import InputError, run_main
 from frcnn_jax.evaluation.predict import decode_and_suppress, make_predict_step, select_detections
 from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables
-from frcnn_jax.models.networks import LAYER_NETWORKS, Network
+from frcnn_jax.models.networks import LAYER_NETWORKS, NETWORKS, AnyNetwork, Network
 from frcnn_jax.models.pixels import PixelNorm
 
 PARTS = ("detect", "svd", "step", "rcnn", "compile")
@@ -130,7 +130,7 @@ def count_compilations() -> dict[str, list[float]]:
     return seconds
 
 
-def compile_epoch(network: Network, cache: str) -> tuple[int, float]:
+def compile_epoch(network: AnyNetwork, cache: str) -> tuple[int, float]:
     """Return the number of programs and the seconds of compiling a step for each of four canvases."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_compilation_cache_dir", cache)
@@ -163,9 +163,9 @@ def largest_difference(ours: Mapping[str, Part], theirs: Mapping[str, Part]) -> 
     return float(np.abs(logits[0] - probabilities).max())
 
 
-def bench_cpu(network: Network, image: np.ndarray, rois: np.ndarray, wanted: set[str], repeat: int) -> None:
-    batch = prepare_test(image, rois, sizes=[Sizes(ROWS, COLUMNS)], pixels=network.pixels, spatial_scale=None)
+def bench_cpu(network: AnyNetwork, image: np.ndarray, rois: np.ndarray, wanted: set[str], repeat: int) -> None:
     model = network.build(CLASSES)
+    batch = prepare_test(image, rois, sizes=[Sizes(ROWS, COLUMNS)], pixels=model.pixels, spatial_scale=None)
     variables = init_variables(model, jax.random.key(0))
 
     compiled, predict = count_compilations(), make_predict_step(model)
@@ -180,9 +180,14 @@ def bench_cpu(network: Network, image: np.ndarray, rois: np.ndarray, wanted: set
         seconds = medians({**runs, "product": matrix_product(PROBE)}, repeat)
         rate = 2 * PROBE**3 / seconds.pop("product")
         shares = (f"{name} {operations / spent / rate:.0%}" for name, spent in seconds.items() if name != "svd")
-        print(f"a matrix product reaches {rate / 1e9:.0f} GFLOP/s; shares at {operations / 1e12:.3g} TFLOP: ", end="")
-        print(", ".join(shares))
+        print(f"a matrix product reaches {rate / 1e9:.0f} GFLOP/s", end="")
+        print(f"; shares at {operations / 1e12:.3g} TFLOP: {', '.join(shares)}" if operations else "")
         return seconds
+
+    def operations(images: int, rois: int, *, train: bool) -> int:
+        """Count those of a network of layers; 0 for others."""
+        layers = isinstance(network, Network)
+        return count(network, canvas, images, rois, train=train).operations if layers else 0
 
     if has_torch():
         from torch_program import TorchProgram
@@ -203,7 +208,7 @@ def bench_cpu(network: Network, image: np.ndarray, rois: np.ndarray, wanted: set
         runs["svd"] = lambda: jax.device_get(predict_small(small, batch))
     canvas = batch["image"].shape[1:3]
     if wanted - {"step", "compile"}:
-        seconds = timed(runs, count(network, canvas, 1, ROIS, train=False).operations)
+        seconds = timed(runs, operations(1, ROIS, train=False))
     if "detect" in wanted:
         print_times("detection", seconds["ours"], seconds.get("PyTorch"))
         by_part = part_medians(ours, repeat), part_medians(theirs, repeat)
@@ -220,7 +225,7 @@ def bench_cpu(network: Network, image: np.ndarray, rois: np.ndarray, wanted: set
         training, step = training_batch(batch), Step(model, variables, network.frozen)
         steps: dict[str, Run] = {"ours": lambda: step(training).block_until_ready()}
         steps |= {"PyTorch": peer.step(training)} if peer else {}
-        seconds = timed(steps, count(network, canvas, 2, 64, train=True).operations)
+        seconds = timed(steps, operations(2, 64, train=True))
         print_times("training step", seconds["ours"], seconds.get("PyTorch"))
     if "compile" in wanted:
         with tempfile.TemporaryDirectory() as cache:
@@ -233,18 +238,27 @@ def bench_cpu(network: Network, image: np.ndarray, rois: np.ndarray, wanted: set
 def main(argv: Sequence[str]) -> None:
     parser = command_parser(__doc__)
     parser.add_argument("--platform", choices=("cpu", "gpu"), default="cpu", help="default %(default)s")
-    parser.add_argument("--network", default="vgg16", choices=LAYER_NETWORKS, help="default %(default)s")
+    parser.add_argument(
+        "--network",
+        default="vgg16",
+        choices=[name for name in NETWORKS if "fpn" not in name],
+        help="default %(default)s",
+    )
     parser.add_argument("--image", type=Path, help="a photograph; default: an enlarged synthetic scene")
     parser.add_argument("--only", help=f"on a CPU, some of {','.join(PARTS)}; default: all")
     parser.add_argument("--repeat", type=int, default=5)
     args = parser.parse_args(argv)
-    wanted, network = set(args.only.split(",") if args.only else PARTS), LAYER_NETWORKS[args.network]
-    if unknown := sorted(wanted - set(PARTS)):
-        raise InputError(f"--only must be some of {','.join(PARTS)}, got {unknown[0]!r}")
+    network = NETWORKS[args.network]
+    parts = PARTS if isinstance(network, Network) else tuple(part for part in PARTS if part != "svd")
+    wanted = set(args.only.split(",") if args.only else parts)
+    if unknown := sorted(wanted - set(parts)):
+        raise InputError(f"--only must be some of {','.join(parts)}, got {unknown[0]!r}")
     if args.platform == "gpu" and args.only:
         raise InputError("--only is for --platform cpu")
     check_at_least(1, repeat=args.repeat)
     if args.platform == "gpu":
+        if not isinstance(network, Network):
+            raise InputError(f"--platform gpu takes {', '.join(LAYER_NETWORKS)}, got {args.network}")
         device = find_gpu()
         print(args.network, end=", ")
         image, rois = test_inputs(args.image, 600, 1000)

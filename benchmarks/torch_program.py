@@ -1,6 +1,5 @@
 """A plain PyTorch and torchvision program of Fast R-CNN, with which the benchmarks compare speed and results."""
 
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +8,15 @@ import torch
 from bench_inputs import Part
 from torch import nn
 from torch.nn import functional
+from torch_backbones import stage, torch_backbone
 from torchvision import ops
 
 from frcnn_jax.data.batches import Batch
-from frcnn_jax.models.layers import Conv, Norm
-from frcnn_jax.models.networks import Network
-from frcnn_jax.models.weights import canonical_arrays
+from frcnn_jax.models.networks import AnyNetwork
+from frcnn_jax.models.parameters import flatten, matches
+from frcnn_jax.models.pools import RoIAlign
+from frcnn_jax.models.resnet import ResNetHead
+from frcnn_jax.models.weights import canonical_arrays, canonical_names
 
 
 class TorchProgram:
@@ -24,30 +26,23 @@ class TorchProgram:
     is Caffe's solver as long as the rate is constant.
     """
 
-    def __init__(self, network: Network, variables: Any, device: str = "cpu"):
-        layers: dict[str, nn.Module] = {}
-        channels = 3
-        for i, layer in enumerate(network.layers):
-            if isinstance(layer, Conv):
-                options = {"padding": layer.padding, "groups": layer.groups}
-                conv = nn.Conv2d(channels, layer.features, layer.kernel, layer.stride, **options)
-                layers[layer.name] = conv.requires_grad_(layer.name not in network.frozen)
-                layers[f"relu{i}"] = nn.ReLU(inplace=True)
-                channels = layer.features
-            elif isinstance(layer, Norm):
-                layers[f"norm{i}"] = nn.LocalResponseNorm(layer.size, layer.alpha, layer.beta, layer.k)
-            else:
-                layers[f"pool{i}"] = nn.MaxPool2d(layer.kernel, layer.stride, layer.padding, ceil_mode=True)
-        inputs, (fc6, fc7) = channels * network.roi_size[0] * network.roi_size[1], network.fc
-        self.network, self.device, self.backbone = network, device, nn.Sequential(OrderedDict(layers)).to(device)
-        arrays = canonical_arrays(variables["params"], roi_size=network.roi_size)
-        self.dtype = torch.from_numpy(np.zeros_like(arrays["cls_score.bias"])).dtype
+    def __init__(self, network: AnyNetwork, variables: Any, device: str = "cpu"):
         outputs = len(variables["box_stats"]["mean"])
-        widths = {"fc6": (inputs, fc6), "fc7": (fc6, fc7), "cls_score": (fc7, outputs), "bbox_pred": (fc7, 4 * outputs)}
-        self.fc = nn.ModuleDict({name: nn.Linear(*width) for name, width in widths.items()}).to(device)
+        self.model, self.device = network.build(outputs - 1), device
+        self.backbone = torch_backbone(self.model.backbone).to(device)
+        params = variables["params"]
+        arrays = canonical_arrays(params, roi_size=self.model.roi_size)
+        self.dtype = torch.from_numpy(np.zeros_like(arrays["cls_score.bias"])).dtype
+        kernels = {name: layer["kernel"].shape for name, layer in params["head"].items() if "kernel" in layer}
+        self.fc = nn.ModuleDict({name: nn.Linear(*shape) for name, shape in kernels.items()})
+        if isinstance(self.model.head, ResNetHead):
+            self.fc["layer4"] = stage(self.model.head.depth, 4, self.model.head.stride_in_1x1)
+        self.fc.to(device)
         self.box_mean, self.box_std = (self.tensor(np.array(variables["box_stats"][name])) for name in ("mean", "std"))
+        paths = dict(zip(canonical_names(params), flatten(params), strict=True))
         for name, parameter in self.parameters().items():
             parameter.data = self.tensor(arrays[name].copy())
+            parameter.requires_grad_(not matches(paths[name], network.frozen))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return dict([*self.backbone.named_parameters(), *self.fc.named_parameters()])
@@ -63,9 +58,14 @@ class TorchProgram:
 
     def outputs(self, pooled: Any, dropout: float = 0.0) -> tuple[Any, Any]:
         """Return logits `(R, K + 1)` and deltas `(R, K + 1, 4)`."""
-        x = pooled.flatten(1)
-        for name in ("fc6", "fc7"):
-            x = functional.dropout(functional.relu(self.fc[name](x)), dropout)
+        if "layer4" in self.fc:
+            x = self.fc["layer4"](pooled).mean((2, 3))
+        else:
+            if "reduce" in self.fc:
+                pooled = functional.relu(self.fc["reduce"](pooled.movedim(1, 3))).movedim(3, 1)
+            x = pooled.flatten(1)
+            for name in ("fc6", "fc7"):
+                x = functional.dropout(functional.relu(self.fc[name](x)), dropout)
         return self.fc["cls_score"](x).to(self.dtype), self.fc["bbox_pred"](x).to(self.dtype).reshape(len(x), -1, 4)
 
     def parts(self, test: Batch) -> dict[str, Part]:
@@ -93,11 +93,15 @@ class TorchProgram:
 
     def pool(self, maps: Any, rois: list[Any]) -> Any:
         """Pool in float32, or in float64 with the bins of float32; torchvision's float64 bins differ."""
+        scale, size = self.model.pool.spatial_scale, self.model.roi_size  # type: ignore[attr-defined]
+        if isinstance(self.model.pool, RoIAlign):
+            edges = [own + self.tensor(np.array([0, 0, 1, 1], np.float32)) for own in rois]
+            return ops.roi_align(maps, edges, size, scale, self.model.pool.sampling_ratio, aligned=True)
         if self.dtype == torch.float32:
-            return ops.roi_pool(maps.float(), rois, self.network.roi_size, self.network.spatial_scale)
+            return ops.roi_pool(maps.float(), rois, size, scale)
         ranks = maps.detach().flatten(2).argsort().argsort().reshape(maps.shape).float()
         boxes = torch.cat([functional.pad(own.float(), (1, 0), value=i) for i, own in enumerate(rois)])
-        scale, (rows, columns) = self.network.spatial_scale, self.network.roi_size
+        rows, columns = size
         _, cells = torch.ops.torchvision.roi_pool(ranks, boxes, scale, rows, columns)  # -1 in empty bins
         image, channel = boxes[:, 0].long()[:, None, None, None], torch.arange(maps.shape[1])[:, None, None]
         return maps.flatten(2)[image, channel, cells.clamp(0).long()].where(cells >= 0, 0)
@@ -125,7 +129,7 @@ class TorchProgram:
         def run() -> torch.Tensor:
             solver.zero_grad()
             pooled = torch.cat([self.pool(self.backbone(x), own) for x, own in zip(images, rois, strict=True)])
-            logits, deltas = self.outputs(pooled, self.network.dropout)
+            logits, deltas = self.outputs(pooled, getattr(self.model.head, "dropout", 0.0))
             own = deltas[torch.arange(len(labels), device=self.device), labels]
             box = functional.smooth_l1_loss(own, targets, reduction="none").sum(1)[labels > 0].sum() / len(labels)
             loss = functional.cross_entropy(logits, labels) + box

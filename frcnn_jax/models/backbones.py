@@ -6,6 +6,7 @@ canvas beyond each layer's own output size keeps the padding from changing any r
 Shape letters: B images, H rows, W columns, C channels.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,10 @@ class LayerBackbone(nn.Module):
     layers: tuple[Layer, ...]
     spatial_scale: float = 1 / 16
     dtype: Any = jnp.float32
+
+    def map_size(self, image_size: jax.Array) -> jax.Array:
+        """Return the rows and columns of each image's own map."""
+        return functools.reduce(lambda size, layer: output_size(layer, size), self.layers, image_size)
 
     @nn.compact
     def __call__(self, images: jax.Array, image_size: jax.Array) -> jax.Array:

@@ -67,6 +67,10 @@ class EfficientNetLite(nn.Module):
         """Feature-map cells per pixel."""
         return 1 / (2 * math.prod(stage.stride for stage in STAGES[: self.stage + 1]))
 
+    def map_size(self, image_size: jax.Array) -> jax.Array:
+        """Return the rows and columns of each image's own map."""
+        return jnp.maximum(image_size // round(1 / self.spatial_scale), 1)
+
     @nn.compact
     def __call__(self, images: jax.Array, image_size: jax.Array) -> jax.Array:
         """Map `(B, H, W, 3)` images of `(B, 2)` sizes to `(B, H', W', C)`, zero beyond each image's own map."""

@@ -4,7 +4,9 @@ Shape letters: B images, R RoIs, K foreground classes, C channels.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -99,8 +101,21 @@ class FastRCNN(nn.Module):
         return self.pool(self.features(images, image_size), rois)
 
     def features(self, images: jax.Array, image_size: jax.Array) -> jax.Array:
-        """Return the feature maps, `(B, H', W', C)` or several; arguments as in `__call__`."""
-        return self.backbone(images, image_size)
+        """Return the feature maps, `(B, H', W', C)` or several; arguments as in `__call__`.
+
+        If the pool interpolates, the last row and column of each image's own map are repeated beyond it, up to the
+        canvas's end, as if the map ended there; else the rest of the map is as the backbone leaves it, zero.
+        """
+        maps = self.backbone(images, image_size)
+        if not getattr(self.pool, "interpolates", False):
+            return maps
+        if not hasattr(maps, "shape"):
+            return [
+                _repeat_border(own, _cells(image_size, scale), images, scale)
+                for own, scale in zip(maps, self.spatial_scale, strict=True)
+            ]
+        size_of = getattr(self.backbone, "map_size", partial(_cells, scale=self.spatial_scale))
+        return _repeat_border(maps, size_of(image_size), images, self.spatial_scale)
 
     def pooled_from(self, maps: Sequence[jax.Array], rois: jax.Array, level: jax.Array) -> jax.Array:
         """Pool each RoI from one of several scales (section 5.2).
@@ -141,6 +156,22 @@ class FastRCNN(nn.Module):
         logits, deltas = self.head(pooled)
         scores = logits if self.classifier == "svm" else jax.nn.softmax(logits)
         return scores, deltas * self.box_std.value + self.box_mean.value
+
+
+def _cells(image_size: jax.Array, scale: float) -> jax.Array:
+    return jnp.maximum(jnp.ceil(image_size * scale), 1).astype(jnp.int32)
+
+
+def _repeat_border(maps: jax.Array, size: jax.Array, images: jax.Array, scale: float) -> jax.Array:
+    """Fill `(B, H', W', C)` beyond each image's `(B, 2)` cells with the last of these, to the end of the canvas."""
+    more = [(0, max(math.ceil(images.shape[axis] * scale) - maps.shape[axis], 0)) for axis in (1, 2)]
+    maps = jnp.pad(maps, ((0, 0), *more, (0, 0)))
+    for axis in (1, 2):
+        own = size[:, axis - 1, None, None, None]
+        last = jnp.take_along_axis(maps, jnp.minimum(own, maps.shape[axis]) - 1, axis)
+        place = jnp.arange(maps.shape[axis]).reshape(-1, *[1] * (3 - axis))
+        maps = jnp.where(place < own, maps, last)
+    return maps
 
 
 def example_inputs(rows: int = 64, columns: int = 64) -> tuple[jax.ShapeDtypeStruct, ...]:

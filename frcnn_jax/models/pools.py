@@ -72,9 +72,9 @@ class RoIAlign:
     sampling_ratio: int = 2
 
     @property
-    def rounds(self) -> bool:
-        """Whether RoIs are rounded to the cells of one map: no."""
-        return False
+    def interpolates(self) -> bool:
+        """Whether cells beyond an image's own map take part: yes, so that `FastRCNN` repeats its border there."""
+        return True
 
     def __call__(self, features: Any, rois: jax.Array) -> jax.Array:
         """Pool `(B, H, W, C)` features, of a pyramid one per level, in `(B, R, 4)` RoIs."""

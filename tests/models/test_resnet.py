@@ -9,8 +9,10 @@ import pytest
 from frcnn_jax.errors import InputError
 from frcnn_jax.models.fast_rcnn import FastRCNN, variable_shapes
 from frcnn_jax.models.foreign_names import fold_batch_norm
+from frcnn_jax.models.heads import FullyConnectedHead
 from frcnn_jax.models.networks import NETWORKS, get_network
 from frcnn_jax.models.parameters import flatten, unflatten
+from frcnn_jax.models.pools import RoIAlign, with_pool
 from frcnn_jax.models.resnet import BLOCKS, FPN, ResNet
 from frcnn_jax.models.weight_files import read_weights, write_weights
 from frcnn_jax.models.weights import Weights, canonical_arrays, canonical_names, described, fit_weights, merge_weights
@@ -46,6 +48,27 @@ def test_padding_changes_no_result(backbone, size, rng):
         np.testing.assert_allclose(got[:, :height, :width], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
         assert not got[:, height:].any()
         assert not got[:, :, width:].any()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "tiny", "pyramid"])
+def test_padding_changes_no_prediction_of_an_interpolating_pool(name, rng):
+    """RoIs at the border, whose samples lie between the last cell and the padding."""
+    if name == "pyramid":
+        backbone = FPN(18, 8)
+        pool = RoIAlign((3, 3), backbone.spatial_scale)
+        model = FastRCNN(backbone, FullyConnectedHead(2, (8, 8), std=None), pool)
+    else:
+        model = with_pool(get_network(name).build(2), "align")
+        model = model.clone(head=FullyConnectedHead(2, (8, 8), std=None))
+    variables = random_variables(model, rng)
+    rows, columns = 74, 91
+    image, size = np.zeros((1, 96, 128, 3), np.float32), np.array([[rows, columns]], np.int32)
+    image[:, :rows, :columns] = rng.normal(0, 1, (1, rows, columns, 3))
+    rois = np.array([[[60, 50, 90, 73], [0, 0, 90, 73], [80, 3, 90, 20], [3, 60, 40, 73]]], np.float32)
+    predict = jax.jit(model.apply)
+    padded = predict(variables, image, size, rois)
+    for got, expected in zip(padded, predict(variables, image[:, :rows, :columns], size, rois), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
 def test_maps_have_the_strides_and_channels_of_each_stage():
