@@ -12,8 +12,9 @@ from frcnn_jax.config import voc07_config
 
 
 def get_config() -> ConfigDict:
-    """Return the paper's recipe with fewer steps."""
+    """Return the paper's recipe with fewer steps and the default search."""
     config = voc07_config("alexnet")
+    config.proposals = "standard"
     config.train_split = "train"
     config.val_split = "val"
     config.steps = 2000

@@ -85,6 +85,7 @@ RECIPES = {
     "voc07_l_conv2_1": L | {"train_from": "conv2_1"},
     "voc07_alexnet": {
         "network": "alexnet",
+        "proposals": "standard",
         "train_split": "train",
         "val_split": "val",
         "steps": 2000,
