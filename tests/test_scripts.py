@@ -11,6 +11,9 @@ from PIL import Image
 from frcnn_jax.data.synthetic import CLASS_NAMES, draw_scene, read_synthetic
 from frcnn_jax.detector import Detector
 from frcnn_jax.evaluation.coco_metrics import COCO_METRICS
+from frcnn_jax.models.fast_rcnn import variable_shapes
+from frcnn_jax.models.networks import get_network
+from frcnn_jax.models.weights import canonical_names
 from frcnn_jax.proposals.files import read_proposals
 from frcnn_jax.workdir import load_variables, read_config
 
@@ -70,10 +73,13 @@ def test_a_detector_goes_out_and_comes_back(workdir, tmp_path, image):
 
 @pytest.mark.slow
 def test_a_file_without_heads_is_no_detector(tmp_path):
-    np.savez(tmp_path / "w.npz", **{"conv1_1.weight": np.zeros((4, 3, 3, 3))})
+    arrays = {n: np.zeros(1) for n in canonical_names(variable_shapes(get_network("vgg16").build(20))["params"])}
+    heads = ("fc", "cls", "bbox")
+    np.savez(tmp_path / "w.npz", **{name: a for name, a in arrays.items() if not name.startswith(heads)})
     done = run_command("convert-weights", tmp_path / "w.npz", tmp_path / "w", "--detector")
     assert done.returncode == 1
-    assert "not a complete detector: fc6.weight" in done.stderr
+    assert "not a complete detector: " in done.stderr
+    assert all(f" {name}.{kind}" in done.stderr for name in ("fc6", "fc7") for kind in ("weight", "bias"))
     assert not (tmp_path / "w").exists()
 
 
@@ -81,8 +87,8 @@ def test_a_file_without_heads_is_no_detector(tmp_path):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (("--network", "tiny"), "--network and --classes need --detector"),
-        (("--classes", "cat,dog"), "--network and --classes need --detector"),
+        (("--network", "tiny"), "--network, --classes and --config need --detector"),
+        (("--classes", "cat,dog"), "--network, --classes and --config need --detector"),
         (
             ("--detector", "--classes", "cat,dog, cat"),
             "--classes 'cat,dog, cat': expected unique, non-empty names",

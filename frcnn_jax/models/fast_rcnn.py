@@ -206,7 +206,7 @@ def check_model(model: Any, num_classes: int, name: str) -> None:
 
     def trace(*inputs: jax.Array) -> Any:
         variables = model.init(jax.random.key(0), *inputs)
-        maps = model.apply(variables, *inputs[:2], method=FastRCNN.features)
+        maps = model.apply(variables, *inputs[:2], method=lambda model, *image: model.backbone(*image))
         return maps, model.apply(variables, *inputs)
 
     maps, outputs = jax.eval_shape(trace, *inputs)

@@ -127,7 +127,8 @@ class TrainingBatches:
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} of {self.steps}")
         per_epoch = len(self.plan(0))
-        entries = self.plan(step // per_epoch)[step % per_epoch]
+        plan = self.plan(step // per_epoch)
+        entries = plan[step % per_epoch % len(plan)]  # where sizes are drawn, epochs differ by a few batches
         process, processes = self.process
         share = range(process * len(entries) // processes, (process + 1) * len(entries) // processes)
         images = [self._image(entries[place], step * self.images_per_batch + place) for place in share]

@@ -9,10 +9,11 @@ import pytest
 
 from frcnn_jax.errors import InputError
 from frcnn_jax.models.backbones import LayerBackbone
-from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables
+from frcnn_jax.models.fast_rcnn import FastRCNN, example_inputs, init_variables
 from frcnn_jax.models.heads import FullyConnectedHead
 from frcnn_jax.models.layers import Conv, output_size
 from frcnn_jax.models.networks import LAYER_NETWORKS, get_network
+from frcnn_jax.models.parameters import layer_names, paths_before
 from frcnn_jax.models.pools import RoIPool
 from frcnn_jax.ops._roi_align import roi_align
 
@@ -217,13 +218,17 @@ def test_bfloat16_is_near_float32(name, rng):
 
 
 def test_trained_from():
-    network = get_network("vgg16")
-    convolutions = tuple(layer.name for layer in network.layers if isinstance(layer, Conv))
-    assert network.trained_from("conv3_1").frozen == network.frozen  # the paper's choice for L
-    assert network.trained_from("conv1_1").frozen == ()
-    assert network.trained_from("fc6").frozen == convolutions
-    assert network.trained_from("bbox_pred").frozen == (*convolutions, "fc6", "fc7", "cls_score")
+    model, frozen = get_network("vgg16").build(2), {}
+    convolutions = [layer.name for layer in LAYER_NETWORKS["vgg16"].layers if isinstance(layer, Conv)]
+    for name in ("conv3_1", "conv1_1", "fc6", "bbox_pred", "head/cls_score", "conv5_*"):
+        frozen[name] = layer_names(paths_before(model, example_inputs(), name))
+    assert frozen["conv3_1"] == list(get_network("vgg16").frozen)  # the paper's choice for L
+    assert frozen["conv1_1"] == []
+    assert frozen["fc6"] == convolutions
+    assert frozen["conv5_*"] == convolutions[:-3]
+    assert frozen["bbox_pred"] == [*convolutions, "fc6", "fc7", "cls_score"]
+    assert frozen["head/cls_score"] == [*convolutions, "fc6", "fc7"]
     with pytest.raises(
         InputError, match=r"train_from must be one of conv1_1.*conv5_3, fc6, fc7, cls_score, bbox_pred, got 'conv9'"
     ):
-        network.trained_from("conv9")
+        paths_before(model, example_inputs(), "conv9")

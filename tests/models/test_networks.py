@@ -15,7 +15,7 @@ from frcnn_jax.models.pixels import PixelNorm
 
 
 def conv(name, features, kernel, stride=1, padding=0, groups=1):
-    return name, features, kernel, stride, padding, groups
+    return name, features, kernel, stride, padding, groups, True  # and its ReLU
 
 
 def block(number, features, *, depth):
@@ -29,9 +29,9 @@ ALEXNET = [
     conv("conv4", 384, 3, padding=1, groups=2),
     conv("conv5", 256, 3, padding=1, groups=2),
 ]
-POOL, NORM = (3, 2, 1), (1e-4, 1, 5, 0.75)  # kernel, stride, padding; alpha, k, n, beta
-M_POOL, M_NORM = (3, 2, 0), (5e-4, 2, 5, 0.75)
-HALVE = (2, 2, 0)
+POOL, NORM = (3, 2, 1, True), (1e-4, 1.0, 5, 0.75)  # kernel, stride, padding, rounded up; alpha, k, n, beta
+M_POOL, M_NORM = (3, 2, 0, True), (5e-4, 2, 5, 0.75)
+HALVE = (2, 2, 0, True)
 LAYERS = {
     "caffenet": [ALEXNET[0], POOL, NORM, ALEXNET[1], POOL, NORM, *ALEXNET[2:]],
     "alexnet": [ALEXNET[0], NORM, POOL, ALEXNET[1], NORM, POOL, *ALEXNET[2:]],
@@ -78,8 +78,8 @@ def test_every_network_has_its_row():
 def test_every_value_of_a_network(name):
     layers, *rest = LAYER_NETWORKS[name]
     assert list(layers) == LAYERS[name]
-    kinds = {6: Conv, 3: Pool, 4: Norm}
-    assert [type(layer) for layer in layers] == [kinds[len(layer)] for layer in LAYERS[name]]
+    kinds = {str: Conv, int: Pool, float: Norm}
+    assert [type(layer) for layer in layers] == [kinds[type(layer[0])] for layer in LAYERS[name]]
     assert tuple(rest) == REST[name]
     strides = [layer.stride for layer in layers if not isinstance(layer, Norm)]
     assert 1 / math.prod(strides) == REST[name][3]

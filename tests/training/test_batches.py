@@ -347,3 +347,18 @@ def test_iterating_ends_with_the_run():
     for step in (-1, len(batches)):
         with pytest.raises(IndexError):
             batches[step]
+
+
+def test_epochs_of_several_sizes_may_differ_in_length():
+    """Three images at two sizes fill three to four batches of two, by the draws of the epoch."""
+    records = [
+        Record(str(i), 60, 80, np.array([[1, 2, 30, 40]], np.float32), np.array([1]), np.zeros(1, bool), lambda: None)
+        for i in range(3)
+    ]
+    boxes, stats = {record.image_id: record.boxes for record in records}, np.ones((2, 4), np.float32)
+    sizes, maps = (Sizes(60, 80), Sizes(30, 80)), lambda record, mirrored, size: np.float16(size.shorter)
+    batches = TrainingBatches(
+        records, boxes, {"mean": stats, "std": stats}, sizes, PixelNorm(), 100, flip=True, maps=maps
+    )
+    assert len({len(batches.plan(epoch)) for epoch in range(20)}) > 1
+    assert all(len(set(batches[step]["image"].tolist())) == 1 for step in range(100))
