@@ -87,6 +87,7 @@ class TorchLite(nn.Module):
             self.blocks.append(blocks)
 
     def forward(self, x: Any) -> Any:
+        blocks: Any
         x = functional.relu6(padded(self.conv_stem, x))
         for blocks in self.blocks:
             for j, layers in enumerate(blocks.children()):

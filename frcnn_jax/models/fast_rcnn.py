@@ -100,7 +100,7 @@ class FastRCNN(nn.Module):
         """Return each RoI's pooled feature, `(B, R, rows, columns, C)`; arguments as in `__call__`."""
         return self.pool(self.features(images, image_size), rois)
 
-    def features(self, images: jax.Array, image_size: jax.Array) -> jax.Array:
+    def features(self, images: jax.Array, image_size: jax.Array) -> Any:
         """Return the feature maps, `(B, H', W', C)` or several; arguments as in `__call__`.
 
         If the pool interpolates, the last row and column of each image's own map are repeated beyond it, up to the
