@@ -189,9 +189,13 @@ FIELDS: dict[str, Field] = {
     # Solver; the rate scales with images_per_batch, the steps inversely
     "reference_images": Field(2, "Images per batch for which steps and learning_rate are given.", _POSITIVE),
     "steps": Field(2000, "Number of training steps, at least 1.", _STEP_COUNT),
+    "optimizer": Field("sgd", "sgd, with momentum by Caffe's rule, or adamw.", _one_of(("sgd", "adamw"))),
+    "schedule": Field(
+        "step", "Learning rate by step: step, with drops, or cosine, to 0 at the end.", _one_of(("step", "cosine"))
+    ),
     "learning_rate": Field(0.01, "Initial learning rate, over 0.", _RATE),
     "learning_rate_drops": Field((1700,), "Steps at which the learning rate is divided by 10.", _STEPS),
-    "momentum": Field(0.9, "Momentum of SGD, 0 to 1.", _FRACTION),
+    "momentum": Field(0.9, "Momentum of SGD, or beta 1 of AdamW, 0 to 1.", _FRACTION),
     "weight_decay": Field(0.0005, "Weight decay, 0 or more.", _NOT_NEGATIVE),
     "decay_biases": Field(False, "Whether biases decay too; the paper's text says yes, its code no."),
     "warmup_steps": Field(0, "Number of steps over which the learning rate rises linearly.", _NOT_NEGATIVE),

@@ -49,7 +49,7 @@ from frcnn_jax.training.feature_maps import FeatureMaps, StoredMaps, store_maps
 from frcnn_jax.training.logs import RunLog, read_metrics
 from frcnn_jax.training.sampling import assign, target_statistics
 from frcnn_jax.training.signals import interrupt_on_signals
-from frcnn_jax.training.solver import Recipe, caffe_sgd, step_schedule
+from frcnn_jax.training.solver import OPTIMIZERS, Recipe, cosine_schedule, step_schedule
 from frcnn_jax.training.step import create_state, make_train_step, replicate
 from frcnn_jax.workdir import initial_variables, lock_workdir, read_results, resume_config
 
@@ -206,8 +206,12 @@ def _train(
 ) -> tuple[int, Any]:
     """Train, from the newest checkpoint if there is one; return the last step and its variables."""
     recipe = batch_recipe(config)
-    learning_rate = step_schedule(recipe.learning_rate, recipe.drops, warmup_steps=recipe.warmup_steps)
-    optimizer = caffe_sgd(
+    learning_rate = (
+        cosine_schedule(recipe.learning_rate, recipe.steps, warmup_steps=recipe.warmup_steps)
+        if config["schedule"] == "cosine"
+        else step_schedule(recipe.learning_rate, recipe.drops, warmup_steps=recipe.warmup_steps)
+    )
+    optimizer = OPTIMIZERS[config["optimizer"]](
         learning_rate,
         momentum=config["momentum"],
         weight_decay=config["weight_decay"],
@@ -224,7 +228,7 @@ def _train(
         state = create_state(restored["model"], optimizer, frozen=frozen, step=last, opt_state=restored["optimizer"])
         print(f"{workdir}: resuming from step {last}")
     state, key = replicate((state, key))
-    trained = model.clone(backbone=StoredMaps(model.spatial_scale)) if batches.maps else model
+    trained = model.clone(backbone=StoredMaps(model.spatial_scale, model.map_size)) if batches.maps else model
     step_fn = make_train_step(
         trained, optimizer, box_loss_weight=config["box_loss_weight"], accumulate=config["accumulate"]
     )

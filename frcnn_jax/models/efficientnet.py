@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 (Tan and Le 2019; the Lite variant has ReLU6 and no squeeze-and-excitation) as a backbone.
+"""EfficientNet-Lite0 (Tan and Le 2019; the Lite variant has ReLU6 and no squeeze-and-excitation): a backbone, a neck.
 
 Each convolution has the batch norm after it folded into its kernel and bias; see `foreign_names`.
 
@@ -74,26 +74,70 @@ class EfficientNetLite(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, image_size: jax.Array) -> jax.Array:
         """Map `(B, H, W, 3)` images of `(B, 2)` sizes to `(B, H', W', C)`, zero beyond each image's own map."""
-        size = image_size
-
-        def convolve(x, name, features, kernel=1, stride=1, **options):
-            nonlocal size
-            size = size // stride
-            x = _Convolution(features, kernel, stride, **options, name=name)(x)
-            return masked(x, size)
-
-        x = convolve(images.astype(self.dtype), "conv_stem", 32, 3, 2)
-        for i, (blocks, kernel, stride, expansion, features) in enumerate(STAGES[: self.stage + 1]):
-            for j in range(blocks):
-                block, entering, wide = f"blocks.{i}.{j}", x, expansion * x.shape[3]
-                if expansion > 1:
-                    x = convolve(x, f"{block}.conv_pw", wide)
-                x = convolve(x, f"{block}.conv_dw", wide, kernel, 1 if j else stride, depthwise=True)
-                last = "conv_pwl" if expansion > 1 else "conv_pw"
-                x = convolve(x, f"{block}.{last}", features, relu=False)
-                if j:
-                    x += entering
+        size = image_size // 2
+        x = masked(_Convolution(32, 3, 2, name="conv_stem")(images.astype(self.dtype)), size)
+        for i, stage in enumerate(STAGES[: self.stage + 1]):
+            for j in range(stage.blocks):
+                x, size = _block(x, size, i, j, stride=1 if j else stage.stride)
         return x
+
+
+class LiteNeck(nn.Module):
+    """EfficientNet-Lite0's last two stages on the map of stage 4, still at stride 16.
+
+    The first depthwise convolution of stage 5 does not stride, and those after it dilate by 2 (Chen et al. 2015), so
+    that a cell sees what it would see at stride 32.
+
+    Attributes:
+        dtype: Type of the computation; parameters stay float32.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, maps: jax.Array, image_size: jax.Array) -> jax.Array:
+        """Map `(B, H', W', 112)` of `(B, 2)` image sizes to `(B, H', W', 432)`, of which the last 112 are the input."""
+        size = jnp.maximum(image_size // 16, 1)
+        x, _ = _block(maps.astype(self.dtype), size, 5, 0, stride=1)
+        x = _interleaved(x)
+        odd = jnp.array([(0, 0), (0, 1), (1, 0), (1, 1)])
+        size = ((size[:, None] + 1 - odd) // 2).reshape(-1, 2)
+        for i in (5, 6):
+            for j in range(i == 5, STAGES[i].blocks):
+                x, _ = _block(x, size, i, j, stride=1)
+        x = _deinterleaved(x)[:, : maps.shape[1], : maps.shape[2]]
+        return jnp.concatenate([x, maps.astype(x.dtype)], axis=-1)
+
+
+def _interleaved(x: jax.Array) -> jax.Array:
+    """Split `(B, H, W, C)` into `(4 B, H / 2, W / 2, C)`, its even and odd rows and columns, sides rounded up.
+
+    A convolution of these is one of the whole with dilation 2.
+    """
+    images, rows, columns, channels = x.shape
+    x = jnp.pad(x, ((0, 0), (0, rows % 2), (0, columns % 2), (0, 0)))
+    x = x.reshape(images, -(-rows // 2), 2, -(-columns // 2), 2, channels)
+    return x.transpose(0, 2, 4, 1, 3, 5).reshape(4 * images, *x.shape[1::2])
+
+
+def _deinterleaved(x: jax.Array) -> jax.Array:
+    """Undo `_interleaved`, but for the padding."""
+    _, rows, columns, channels = x.shape
+    x = x.reshape(-1, 2, 2, rows, columns, channels).transpose(0, 3, 1, 4, 2, 5)
+    return x.reshape(-1, 2 * rows, 2 * columns, channels)
+
+
+def _block(x: jax.Array, size: jax.Array, i: int, j: int, *, stride: int) -> tuple[jax.Array, jax.Array]:
+    """Apply block j of stage i as submodules of the calling module; return its maps and their own sizes."""
+    stage, name, entering = STAGES[i], f"blocks.{i}.{j}", x
+    wide = stage.expansion * x.shape[3]
+    if stage.expansion > 1:
+        x = masked(_Convolution(wide, 1, 1, name=f"{name}.conv_pw")(x), size)
+    size = size // stride
+    x = masked(_Convolution(wide, stage.kernel, stride, depthwise=True, name=f"{name}.conv_dw")(x), size)
+    last = "conv_pwl" if stage.expansion > 1 else "conv_pw"
+    x = masked(_Convolution(stage.features, 1, 1, relu=False, name=f"{name}.{last}")(x), size)
+    return (x + entering if j else x), size
 
 
 class _Convolution(nn.Module):

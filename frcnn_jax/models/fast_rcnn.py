@@ -32,6 +32,7 @@ class FastRCNN(nn.Module):
             canvas pixels.
         pixels: How images are normalised before they enter the backbone.
         classifier: "softmax", or "svm" if the logits are the margins of one SVM per class (section 5.4).
+        neck: Changes the backbone's maps before they are pooled: `(maps, image_size (B, 2)) -> maps` of the same size.
 
     Raises:
         InputError: The classifier is unknown.
@@ -42,6 +43,7 @@ class FastRCNN(nn.Module):
     pool: Callable[[jax.Array, jax.Array], jax.Array]
     pixels: PixelNorm = PixelNorm()
     classifier: str = "softmax"
+    neck: nn.Module | None = None
 
     def __post_init__(self) -> None:
         if self.classifier not in ("softmax", "svm"):
@@ -103,10 +105,13 @@ class FastRCNN(nn.Module):
     def features(self, images: jax.Array, image_size: jax.Array) -> Any:
         """Return the feature maps, `(B, H', W', C)` or several; arguments as in `__call__`.
 
-        If the pool interpolates, the last row and column of each image's own map are repeated beyond it, up to the
-        canvas's end, as if the map ended there; else the rest of the map is as the backbone leaves it, zero.
+        The neck has changed them. If the pool interpolates, the last row and column of each image's own map are
+        repeated beyond it, up to the canvas's end, as if the map ended there; else the rest of the map is as the
+        backbone leaves it, zero.
         """
         maps = self.backbone(images, image_size)
+        if self.neck is not None:
+            maps = self.neck(maps, image_size)
         if not getattr(self.pool, "interpolates", False):
             return maps
         if not hasattr(maps, "shape"):
@@ -114,8 +119,12 @@ class FastRCNN(nn.Module):
                 _repeat_border(own, _cells(image_size, scale), images, scale)
                 for own, scale in zip(maps, self.spatial_scale, strict=True)
             ]
+        return _repeat_border(maps, self.map_size(image_size), images, self.spatial_scale)
+
+    def map_size(self, image_size: jax.Array) -> jax.Array:
+        """Return the `(B, 2)` rows and columns of each image's own map: the backbone's `map_size`, or rounded up."""
         size_of = getattr(self.backbone, "map_size", partial(_cells, scale=self.spatial_scale))
-        return _repeat_border(maps, size_of(image_size), images, self.spatial_scale)
+        return size_of(image_size)
 
     def pooled_from(self, maps: Sequence[jax.Array], rois: jax.Array, level: jax.Array) -> jax.Array:
         """Pool each RoI from one of several scales (section 5.2).

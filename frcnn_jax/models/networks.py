@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from frcnn_jax.errors import InputError
 from frcnn_jax.models.backbones import Layer, LayerBackbone
-from frcnn_jax.models.efficientnet import EfficientNetLite
+from frcnn_jax.models.efficientnet import EfficientNetLite, LiteNeck
 from frcnn_jax.models.fast_rcnn import FastRCNN, check_model
 from frcnn_jax.models.heads import FullyConnectedHead
 from frcnn_jax.models.layers import Conv, Norm, Pool
@@ -174,6 +174,13 @@ def _lite0(num_classes: int, dtype: Any) -> FastRCNN:
     return FastRCNN(backbone, head, RoIAlign((7, 7), backbone.spatial_scale), LITE)
 
 
+def _lite0_dilated(num_classes: int, dtype: Any) -> FastRCNN:
+    backbone = EfficientNetLite(dtype=dtype)
+    head = FullyConnectedHead(num_classes, (512, 512), std=None, dtype=dtype, reduce=96)
+    pool = RoIAlign((7, 7), backbone.spatial_scale, shift=7.5)
+    return FastRCNN(backbone, head, pool, LITE, neck=LiteNeck(dtype))
+
+
 def _residual_networks() -> dict[str, FunctionNetwork]:
     """Return ResNets on C4 with stage 4 as head, or `_fc` with two small fully connected layers, and on FPN.
 
@@ -235,8 +242,13 @@ LAYER_NETWORKS = {
         dropout=0.0,
     ),
 }
-_LITE0 = FunctionNetwork(_lite0, ("conv_stem", "blocks.0.*", "blocks.1.*"))
-NETWORKS: dict[str, AnyNetwork] = {**LAYER_NETWORKS, **_residual_networks(), "efficientnet_lite0": _LITE0}
+_LITE0_FROZEN = ("conv_stem", "blocks.0.*", "blocks.1.*")
+NETWORKS: dict[str, AnyNetwork] = {
+    **LAYER_NETWORKS,
+    **_residual_networks(),
+    "efficientnet_lite0": FunctionNetwork(_lite0, _LITE0_FROZEN),
+    "efficientnet_lite0_dilated": FunctionNetwork(_lite0_dilated, _LITE0_FROZEN),
+}
 
 
 CHOICES = (

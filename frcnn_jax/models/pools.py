@@ -65,11 +65,14 @@ class RoIAlign:
         spatial_scale: Feature-map cells per pixel, the backbone's; of a pyramid one per level, each half of the one
             before. A RoI is then pooled from the level of its area (`ops.multiscale_roi_align`).
         sampling_ratio: Samples per bin along each axis; see `roi_align`.
+        shift: Pixels, down and to the right, from the centre of a cell's square of the image to that of its receptive
+            field. RoIs are moved back by as much.
     """
 
     output_size: tuple[int, int] = (7, 7)
     spatial_scale: float | tuple[float, ...] = 1 / 16
     sampling_ratio: int = 2
+    shift: float = 0.0
 
     @property
     def interpolates(self) -> bool:
@@ -78,7 +81,7 @@ class RoIAlign:
 
     def __call__(self, features: Any, rois: jax.Array) -> jax.Array:
         """Pool `(B, H, W, C)` features, of a pyramid one per level, in `(B, R, 4)` RoIs."""
-        edges = rois + jnp.asarray([0, 0, 1, 1], rois.dtype)
+        edges = rois + jnp.asarray([0, 0, 1, 1], rois.dtype) - self.shift
         options: dict[str, Any] = {"output_size": self.output_size, "sampling_ratio": self.sampling_ratio}
         if isinstance(self.spatial_scale, tuple):
             strides = [round(1 / scale) for scale in self.spatial_scale]

@@ -6,7 +6,7 @@ Shape letters: B images, H' rows and W' columns of a map, C channels.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,9 +58,11 @@ class StoredMaps(nn.Module):
 
     Attributes:
         spatial_scale: Feature-map cells per pixel.
+        map_size: Returns the `(B, 2)` rows and columns of each image's own map from those of the image.
     """
 
     spatial_scale: float
+    map_size: Callable[[jax.Array], jax.Array]
 
     def __call__(self, images: jax.Array, image_size: jax.Array) -> jax.Array:
         """Return the maps as float32."""
@@ -109,7 +111,7 @@ def store_maps(
         (r, mirrored, size) for r in records for mirrored in ((False, True) if flip else (False,)) for size in sizes
     ]
     entries = [entry for entry in entries if not maps.path(*entry).exists()]
-    features = jax.jit(partial(model.apply, method=FastRCNN.features))
+    features = jax.jit(partial(model.apply, method=lambda model, *image: model.backbone(*image)))
     batches = prefetch(_Missing(entries, model.pixels))
     for entry, batch in zip(tqdm(entries, desc="features", unit="image", disable=not entries), batches, strict=True):
         found: Any = features(variables, batch["image"][None], batch["image_size"][None])

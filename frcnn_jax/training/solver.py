@@ -1,4 +1,4 @@
-"""Stochastic gradient descent with momentum by Caffe's rule (section 2.3).
+"""Learning rates by step, and stochastic gradient descent with momentum by Caffe's rule (section 2.3), or AdamW.
 
     V = momentum * V + rate * multiplier * (g + decay * w),    w = w - V
 
@@ -60,6 +60,22 @@ def step_schedule(
     return lambda count: steps(count) * jnp.minimum((count + 1) / (warmup_steps + 1), 1)
 
 
+def cosine_schedule(learning_rate: float, steps: int, *, warmup_steps: int = 0) -> optax.Schedule:
+    """Return half a cosine from a rate to 0 (Loshchilov and Hutter 2017), with a linear warm-up as in `step_schedule`.
+
+    Args:
+        learning_rate: The rate at the start.
+        steps: The step at which it is 0.
+        warmup_steps: Steps over which the rate rises linearly.
+
+    Raises:
+        InputError: A number is negative or not finite, or `steps` is 0.
+    """
+    _check_not_negative(learning_rate=learning_rate, steps=steps - 1, warmup_steps=warmup_steps)
+    cosine = optax.cosine_decay_schedule(learning_rate, steps)
+    return lambda count: cosine(count) * jnp.minimum((count + 1) / (warmup_steps + 1), 1)
+
+
 def _check_not_negative(**numbers: float) -> None:
     for name, value in numbers.items():
         if not 0 <= value < math.inf:
@@ -92,11 +108,57 @@ def caffe_sgd(
     if momentum > 1:
         raise InputError(f"momentum must be at most 1, got {momentum}")
 
-    def is_bias(params):
-        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "bias", params)
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask=None if decay_biases else _is_weight),
+        optax.masked(optax.scale(BIAS_RATE), _is_bias),
+        *_multiplied(multipliers),
+        optax.scale_by_learning_rate(schedule),
+        optax.trace(decay=momentum),
+    )
 
-    def is_weight(params):
-        return jax.tree.map(operator.not_, is_bias(params))
+
+def adamw(
+    schedule: optax.Schedule,
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 0.01,
+    decay_biases: bool = False,
+    multipliers: Mapping[str, float] | None = None,
+) -> optax.GradientTransformation:
+    """Return AdamW (Loshchilov and Hutter 2019), whose decay is `rate * multiplier * weight_decay * w` per step.
+
+    Args:
+        schedule: The learning rate by step.
+        momentum: Beta 1, in [0, 1).
+        weight_decay: At least 0.
+        decay_biases: Whether biases decay as well.
+        multipliers: As in `caffe_sgd`.
+
+    Raises:
+        InputError: As in `caffe_sgd`.
+    """
+    multipliers = dict(multipliers or {})
+    _check_not_negative(momentum=momentum, weight_decay=weight_decay, **multipliers)
+    if momentum >= 1:
+        raise InputError(f"momentum must be below 1, got {momentum}")
+    return optax.chain(
+        optax.scale_by_adam(momentum),
+        optax.add_decayed_weights(weight_decay, mask=None if decay_biases else _is_weight),
+        *_multiplied(multipliers),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def _is_bias(params):
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "bias", params)
+
+
+def _is_weight(params):
+    return jax.tree.map(operator.not_, _is_bias(params))
+
+
+def _multiplied(multipliers: Mapping[str, float]) -> list[optax.GradientTransformation]:
+    """Return what multiplies each update by the factor of the first pattern that matches its parameter."""
 
     def multiplied(updates, _):
         leaves = flatten(updates)
@@ -105,10 +167,7 @@ def caffe_sgd(
             leaves[path] = leaf * factor if factor != 1 else leaf
         return {part: {} for part in updates} | unflatten(leaves)
 
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask=None if decay_biases else is_weight),
-        optax.masked(optax.scale(BIAS_RATE), is_bias),
-        *([optax.stateless(multiplied)] if multipliers else []),
-        optax.scale_by_learning_rate(schedule),
-        optax.trace(decay=momentum),
-    )
+    return [optax.stateless(multiplied)] if multipliers else []
+
+
+OPTIMIZERS = {"sgd": caffe_sgd, "adamw": adamw}

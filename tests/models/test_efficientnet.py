@@ -9,7 +9,7 @@ from test_weight_files import save_pth
 
 from frcnn_jax.errors import InputError
 from frcnn_jax.models import weight_files
-from frcnn_jax.models.efficientnet import EfficientNetLite
+from frcnn_jax.models.efficientnet import EfficientNetLite, LiteNeck
 from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables
 from frcnn_jax.models.heads import FullyConnectedHead
 from frcnn_jax.models.pixels import LITE
@@ -122,6 +122,32 @@ def test_padding_changes_no_result(stage, file, rng):
         own = got[: alone.shape[0], : alone.shape[1]]
         np.testing.assert_allclose(own, alone, rtol=1e-4, atol=1e-4 * np.abs(alone).max())
         assert np.count_nonzero(got) == np.count_nonzero(own) > 0
+
+
+def test_neck_sees_at_stride_16_what_the_network_sees_at_stride_32(file, rng):
+    """At stride 32 a cell is centred where every second one of both rows and columns is at stride 16."""
+    arrays, size = read_weights(file), [(128, 96)]
+    image = rng.normal(0, 1, (1, *size[0], 3)).astype(np.float32)
+    maps, expected = (features(arrays, stage, image, size) for stage in (4, 6))
+    neck = parameters({name: a for name, a in arrays.items() if name[:8] in ("blocks.5", "blocks.6")}, 6)
+    found = LiteNeck().apply(neck, maps, np.array(size))
+    assert found.shape == (1, 8, 6, 432)
+    np.testing.assert_array_equal(found[..., 320:], maps)
+    np.testing.assert_allclose(found[:, 1::2, 1::2, :320], expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_padding_changes_no_result_of_the_neck(file, rng):
+    arrays, sizes = read_weights(file), [(7 * 16, 5 * 16), (4 * 16 + 3, 9 * 16)]
+    neck = parameters({name: a for name, a in arrays.items() if name[:8] in ("blocks.5", "blocks.6")}, 6)
+    maps = np.zeros((2, 7, 9, 112), np.float32)
+    for own, (rows, columns) in zip(maps, sizes, strict=True):
+        own[: rows // 16, : columns // 16] = rng.normal(0, 1, (rows // 16, columns // 16, 112))
+    together = LiteNeck().apply(neck, maps, np.array(sizes))
+    for own, got, (rows, columns) in zip(maps, together, sizes, strict=True):
+        rows, columns = rows // 16, columns // 16
+        (alone,) = LiteNeck().apply(neck, own[None, :rows, :columns], 16 * np.array([(rows, columns)]))
+        np.testing.assert_allclose(got[:rows, :columns], alone, rtol=1e-4, atol=1e-4 * np.abs(alone).max())
+        assert np.count_nonzero(got) == np.count_nonzero(got[:rows, :columns]) > 0
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from examples import run_command
 
-from frcnn_jax.data.batches import Sizes
+from frcnn_jax.data.batches import Sizes, prepare_image
 from frcnn_jax.data.synthetic import read_synthetic
 from frcnn_jax.errors import InputError
 from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables
@@ -30,7 +30,7 @@ def test_batches_hold_the_maps_of_their_images(scene, tmp_path):
     stats = {"mean": np.zeros((6, 4), np.float32), "std": np.ones((6, 4), np.float32)}
     arguments = (records, rois, stats, SIZES, model.pixels, 9)
     images, stored = TrainingBatches(*arguments), TrainingBatches(*arguments, maps=maps)
-    trained = model.clone(backbone=StoredMaps(model.spatial_scale))
+    trained = model.clone(backbone=StoredMaps(model.spatial_scale, model.map_size))
     for step in range(9):
         batch, of_maps = images[step], stored[step]
         assert of_maps["image"].dtype == np.float16
@@ -42,6 +42,25 @@ def test_batches_hold_the_maps_of_their_images(scene, tmp_path):
             for net, own in ((model, batch), (trained, of_maps))
         )
         np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_neck_is_not_stored_but_trained(tmp_path):
+    """A neck takes the stored maps, whose own sizes are those of the backbone."""
+    model = get_network("efficientnet_lite0_dilated").build(3)
+    variables = jax.device_get(init_variables(model, jax.random.key(0)))
+    records = read_synthetic(split="train", images=1).records
+    size = Sizes(90, 120)
+    maps = store_maps(model, variables, records, sizes=[size], flip=False, folder=tmp_path)
+    batch = prepare_image(records[0].load(), size=size, pixels=model.pixels)
+    stored = maps(records[0], False, size)[None]
+    assert stored.shape[3] == 112
+    inputs, image_size = (batch["image"][None], stored), batch["image_size"][None]
+    trained = model.clone(backbone=StoredMaps(model.spatial_scale, model.map_size))
+    expected, got = (
+        net.apply(variables, own, image_size, method=FastRCNN.features)
+        for net, own in zip((model, trained), inputs, strict=True)
+    )
+    np.testing.assert_allclose(got, expected, rtol=0.02, atol=0.02 * np.abs(expected).max())
 
 
 def test_only_missing_maps_are_computed(scene, tmp_path, monkeypatch):
