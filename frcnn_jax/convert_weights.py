@@ -1,11 +1,12 @@
 """Convert weights from other programs, or from a workdir:
 
-    frcnn convert-weights SOURCE OUT.npz|OUT.safetensors
+    frcnn convert-weights SOURCE OUT.npz|OUT.safetensors [--half]
     frcnn convert-weights SOURCE OUT --detector --network vgg16 [--classes NAME,NAME,...]
     frcnn convert-weights SOURCE OUT --detector --config RECIPE [--config.FIELD=VALUE ...]
 
 SOURCE is a weight file for --config.weights (docs/backbones.md), or a workdir. From a workdir the newest checkpoint is
-used, with the box statistics folded into the box layer. The first form writes a file for --config.weights. The others
+used, with the box statistics folded into the box layer. The first form writes a file for --config.weights and,
+from a workdir, for Detector.from_file. The others
 make the workdir OUT from a complete detector trained elsewhere, whose box layer must predict unnormalised targets: with
 the paper's recipe and VOC's classes unless --classes names others, or with the recipe and classes of its data set.
 """
@@ -15,20 +16,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from frcnn_jax.build import build_model, read_split_of
+from frcnn_jax.build import read_split_of
 from frcnn_jax.cli import command_parser, run
 from frcnn_jax.config import FIELDS, Config, add_config_argument, load_config, override_config, voc07_config
 from frcnn_jax.data.voc import VOC_CLASSES
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import write_json
-from frcnn_jax.models.fast_rcnn import variable_shapes
 from frcnn_jax.models.weight_files import read_weights, write_weights
-from frcnn_jax.models.weights import canonical_names, fit_weights, merge_weights
+from frcnn_jax.models.weights import Weights
 from frcnn_jax.training.checkpoint import save_model
-from frcnn_jax.workdir import workdir_weights
+from frcnn_jax.workdir import assemble_detector, workdir_weights
 
 
 def main(argv: Sequence[str]) -> None:
@@ -36,6 +35,7 @@ def main(argv: Sequence[str]) -> None:
     parser = command_parser(__doc__)
     parser.add_argument("source", type=Path, metavar="SOURCE", help="weight file or workdir")
     parser.add_argument("out", type=Path, metavar="OUT", help=".npz or .safetensors file; a workdir with --detector")
+    parser.add_argument("--half", action="store_true", help="store float16, which rounds by up to 0.05 %%")
     parser.add_argument("--detector", action="store_true", help="make a workdir from a complete detector")
     parser.add_argument("--network", help="network of the detector; default: vgg16")
     parser.add_argument("--classes", help="comma-separated class names; default: VOC's")
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     if args.detector:
         _make_detector(arrays, args.source, args.out, config)
     else:
-        write_weights(args.out, arrays)
+        write_weights(args.out, _halved(arrays) if args.half else arrays)
     count = sum(array.size for array in arrays.values())
     print(f"{args.out}: {len(arrays)} tensors, {count / 1e6:.1f} million parameters")
 
@@ -67,18 +67,14 @@ def _config(args: argparse.Namespace, fields: Sequence[str]) -> dict[str, Any]:
 
 
 def _make_detector(arrays: Mapping[str, np.ndarray], source: Path, out: Path, config: Config) -> None:
-    class_names = config["class_names"]
-    model = build_model(config, len(class_names))
-    shapes = variable_shapes(model)
-    arrays = fit_weights(arrays, model, str(source))
-    if missing := [name for name in canonical_names(shapes["params"]) if name not in arrays]:
-        some = ", ".join(missing[:8]) + ("" if len(missing) <= 8 else f" and {len(missing) - 8} more")
-        raise InputError(f"{source}: not a complete detector: {some} missing")
-    params = merge_weights(shapes["params"], arrays, roi_size=model.roi_size, source=str(source))
-    shape = (len(class_names) + 1, 4)
-    stats = {"mean": np.zeros(shape, np.float32), "std": np.ones(shape, np.float32)}
-    save_model(out, 0, jax.tree.map(np.asarray, {"params": params, "box_stats": stats}))
+    _, variables = assemble_detector(arrays, config, str(source))
+    save_model(out, 0, variables)
     write_json(out / "config.json", config)
+
+
+def _halved(arrays: Weights) -> Weights:
+    halved = {name: np.clip(array, -65504, 65504).astype(np.float16) for name, array in arrays.items()}
+    return Weights(halved, arrays.pixels, arrays.stride_in_1x1, arrays.config)
 
 
 def _names(text: str) -> list[str]:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from frcnn_jax.build import detection_options, image_sizes
+from frcnn_jax.config import Config
 from frcnn_jax.data.batches import Sizes, prepare_test
 from frcnn_jax.data.records import read_image
 from frcnn_jax.errors import InputError
@@ -32,7 +33,7 @@ from frcnn_jax.models.weight_files import read_weights
 from frcnn_jax.models.weights import OUTPUTS, fit_weights, load_pretrained
 from frcnn_jax.proposals.load import make_search, propose, split_source
 from frcnn_jax.proposals.search import MODES
-from frcnn_jax.workdir import load_variables, read_config, workdir_weights
+from frcnn_jax.workdir import detector_of, load_variables, read_config, workdir_weights
 
 _AHEAD = 2 * (os.cpu_count() or 1)  # images searched ahead
 
@@ -93,17 +94,26 @@ class Detector:
         """
         config = read_config(Path(workdir), network=network)
         model, variables, _ = load_variables(Path(workdir), config, step)
-        searches = [name for name in split_source(config["proposals"]) if make_search(name)]  # the others are files
-        return cls(
-            model,
-            variables,
-            class_names=config["class_names"],
-            sizes=image_sizes(config),
-            options=detection_options(config),
-            proposals=searches[0] if searches else "standard",
-            proposal_size=config["proposal_size"] or None,
-            max_proposals=config["max_proposals"],
-        )
+        return _of_config(cls, config, model, variables)
+
+    @classmethod
+    def pretrained(cls) -> "Detector":
+        """Load the detector of PASCAL VOC's 20 classes that comes with the package; docs/pretrained.md describes it.
+
+        Raises:
+            InputError: Its file is damaged.
+        """
+        return cls.from_file("pretrained")
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Detector":
+        """Load a detector from a single file, which `frcnn convert-weights WORKDIR FILE.safetensors` writes.
+
+        Raises:
+            InputError: The file can't be read, holds no complete detector, or its network is a function.
+        """
+        config, model, variables = detector_of(read_weights(path), str(path))
+        return _of_config(cls, config, model, variables)
 
     @classmethod
     def from_weights(cls, weights: str | Path, *, network: str, sizes: Sequence[Sizes] = (Sizes(),)) -> "Detector":
@@ -291,6 +301,20 @@ class Detector:
     def _rows(self, step: RegionStep, images: Sequence[Any], boxes: Sequence[Any], invalid: str) -> Iterator[Any]:
         batches = RegionBatches(images, boxes, self._sizes, self._model.pixels, invalid)
         return run_regions(step, self._variables, batches)
+
+
+def _of_config(cls: type[Detector], config: Config, model: FastRCNN, variables: Any) -> Detector:
+    searches = [name for name in split_source(config["proposals"]) if make_search(name)]  # the others are files
+    return cls(
+        model,
+        variables,
+        class_names=config["class_names"],
+        sizes=image_sizes(config),
+        options=detection_options(config),
+        proposals=searches[0] if searches else "standard",
+        proposal_size=config["proposal_size"] or None,
+        max_proposals=config["max_proposals"],
+    )
 
 
 def _make_search(

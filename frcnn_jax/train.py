@@ -42,6 +42,7 @@ from frcnn_jax.files import write_json
 from frcnn_jax.models.fast_rcnn import FastRCNN, variable_shapes
 from frcnn_jax.models.parameters import flatten, layer_names, matches
 from frcnn_jax.models.weight_files import WHERE, find_weights
+from frcnn_jax.models.weights import OUTPUTS, keep_outputs
 from frcnn_jax.proposals.load import check_source
 from frcnn_jax.training import checkpoint, hosts, loop
 from frcnn_jax.training.batches import TrainingBatches
@@ -51,7 +52,7 @@ from frcnn_jax.training.sampling import assign, target_statistics
 from frcnn_jax.training.signals import interrupt_on_signals
 from frcnn_jax.training.solver import OPTIMIZERS, Recipe, cosine_schedule, step_schedule
 from frcnn_jax.training.step import create_state, make_train_step, replicate
-from frcnn_jax.workdir import initial_variables, lock_workdir, read_results, resume_config
+from frcnn_jax.workdir import initial_variables, lock_workdir, read_results, resume_config, source_weights
 
 _STATISTICS_IMAGES = 20_000  # images, evenly spaced, that give the targets' mean and deviation: of COCO every sixth
 
@@ -100,7 +101,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             maps = _stored_maps(config, model, variables, train_set)
             batches = _training_batches(config, model, train_set, proposals, maps)
         write_json(out / "config.json", config)
-        variables = {**variables, "box_stats": dict(batches.box_stats)}
+        variables = _with_outputs(config, {**variables, "box_stats": dict(batches.box_stats)}, frozen)
         step, variables = _train(config, workdir, out, model, frozen, batches, evaluator, variables, key)
         results = _score(config, out, evaluator, variables, step)
         print(f"{_finished(workdir, results)}, {time.perf_counter() - began:.0f} s; see {workdir}/pictures")
@@ -153,6 +154,17 @@ def batch_recipe(config: Config) -> Recipe:
     """Return the learning rate and steps of a config, scaled to its images per batch."""
     values = (config[name] for name in ("learning_rate", "steps", "learning_rate_drops", "warmup_steps"))
     return Recipe(*values).for_batch(config["images_per_batch"], config["reference_images"])
+
+
+def _with_outputs(config: Config, variables: dict[str, Any], frozen: Sequence[str]) -> dict[str, Any]:
+    """Take over the output layers of the classes that the detector in --config.weights knows, unless one is frozen."""
+    if not config["weights"] or any(matches(f"head/{layer}/kernel", frozen) for layer in OUTPUTS):
+        return variables
+    weights, names = source_weights(config["weights"], network=config["network"]), config["class_names"]
+    params, kept = keep_outputs(variables["params"], weights, class_names=names, **variables["box_stats"])
+    if kept:
+        print(f"{config['weights']}: output layers of {len(kept)} of {len(names)} classes kept: {', '.join(kept)}")
+    return {**variables, "params": params}
 
 
 def _stored_maps(config: Config, model: FastRCNN, variables: Any, dataset: Dataset) -> FeatureMaps | None:

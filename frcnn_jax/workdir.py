@@ -3,12 +3,13 @@
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from frcnn_jax.build import build_model, detection_options, image_sizes, load_proposals_of, read_split_of
 from frcnn_jax.config import HOUSEKEEPING, Config, check_config, parse_config
@@ -23,12 +24,20 @@ from frcnn_jax.models.weight_files import read_weights
 from frcnn_jax.models.weights import (
     Weights,
     canonical_arrays,
+    canonical_names,
     described,
     fit_weights,
     fold_box_stats,
     load_pretrained,
+    merge_weights,
 )
 from frcnn_jax.training.checkpoint import load_model, save_model
+
+# what a detector needs of its config
+DETECTOR_FIELDS = (
+    "class_names", "network", "pool", "fc_ranks", "classifier", "compute_type", "min_size", "max_size", "buckets",
+    "scales", "proposals", "proposal_size", "max_proposals", "nms_iou", "test_box_regression", "candidates_per_class",
+)  # fmt: skip
 
 
 def read_config(workdir: Path, *, network: str = "") -> dict[str, Any]:
@@ -135,9 +144,66 @@ def workdir_weights(workdir: Path, *, network: str = "") -> Weights:
         workdir: The workdir.
         network: The function of its network, if it may name one; see `read_config`.
     """
-    model, variables, _ = load_variables(workdir, read_config(workdir, network=network))
+    config = read_config(workdir, network=network)
+    model, variables, _ = load_variables(workdir, config)
     arrays = canonical_arrays(variables["params"], roi_size=model.roi_size)
-    return described(fold_box_stats(arrays, **variables["box_stats"]), model)
+    kept = {name: config[name] for name in DETECTOR_FIELDS}
+    return described(fold_box_stats(arrays, **variables["box_stats"]), model, kept)
+
+
+def detector_of(arrays: Weights, source: str) -> tuple[dict[str, Any], FastRCNN, Any]:
+    """Return the config, model and variables of a detector that `workdir_weights` returned, perhaps by way of a file.
+
+    Args:
+        arrays: The weights.
+        source: Where they come from, for messages.
+
+    Raises:
+        InputError: They are not of a complete detector, or its network is a function.
+    """
+    if not arrays.config:
+        raise InputError(f"{source}: not a detector: it has no config; frcnn convert-weights WORKDIR FILE writes one")
+    try:
+        config = parse_config(json.dumps(arrays.config))
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+    if is_custom(config["network"]):
+        raise InputError(f"{source}: its network is code, {config['network']}, which a file of weights does not run")
+    return config, *assemble_detector(arrays, config, source)
+
+
+def assemble_detector(arrays: Mapping[str, np.ndarray], config: Config, source: str) -> tuple[FastRCNN, Any]:
+    """Return the model of a config and its variables, all from canonical arrays, for unnormalised box targets.
+
+    Args:
+        arrays: Canonical arrays.
+        config: A config with class names.
+        source: Where the arrays come from, for messages.
+
+    Raises:
+        InputError: Arrays are missing or do not fit.
+    """
+    model = build_model(config, len(config["class_names"]))
+    shapes = variable_shapes(model)["params"]
+    arrays = fit_weights(arrays, model, source)
+    if missing := [name for name in canonical_names(shapes) if name not in arrays]:
+        some = ", ".join(missing[:8]) + ("" if len(missing) <= 8 else f" and {len(missing) - 8} more")
+        raise InputError(f"{source}: not a complete detector: {some} missing")
+    params = merge_weights(shapes, arrays, roi_size=model.roi_size, source=source)
+    shape = (len(config["class_names"]) + 1, 4)
+    stats = {"mean": np.zeros(shape, np.float32), "std": np.ones(shape, np.float32)}
+    return model, jax.tree.map(np.asarray, {"params": params, "box_stats": stats})
+
+
+def source_weights(weights: str, *, network: str = "") -> Weights:
+    """Return the canonical arrays of a workdir, or of a file or name for `read_weights`.
+
+    Args:
+        weights: The workdir, file or name.
+        network: The function of the workdir's network, if it may name one.
+    """
+    path = Path(weights)
+    return workdir_weights(path, network=network) if path.is_dir() else read_weights(weights)
 
 
 def initial_variables(
@@ -158,8 +224,7 @@ def initial_variables(
     variables = init_variables(model, key)
     if not weights:
         return variables
-    path = Path(weights)
-    arrays = workdir_weights(path, network=network) if path.is_dir() else read_weights(path)
+    arrays = source_weights(weights, network=network)
     params = load_pretrained(
         variables["params"],
         fit_weights(arrays, model, weights),

@@ -4,7 +4,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from examples import pixel_network, told_network
+from examples import pixel_network, run_command, told_network
 from PIL import Image
 
 from frcnn_jax.data.batches import Sizes
@@ -14,6 +14,8 @@ from frcnn_jax.detector import Detector
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.predict import DetectionOptions
 from frcnn_jax.models.pixels import PixelNorm
+from frcnn_jax.models.weight_files import read_weights, write_weights
+from frcnn_jax.workdir import workdir_weights
 
 
 def test_no_proposals_give_no_detections(workdir):
@@ -40,6 +42,40 @@ def test_detector_takes_paths_pictures_and_arrays(workdir, tmp_path):
     assert (results[0].boxes[:, 2:] <= [191, 143]).all()
     few = detector(image, score_threshold=float(results[0].scores[3]), max_detections=2)
     np.testing.assert_array_equal(few.scores, results[0].scores[:2])
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_detector_as_one_file(half, workdir, tmp_path):
+    path, image = tmp_path / "d.safetensors", draw_scene(0, "test", 3).image
+    done = run_command("convert-weights", workdir, path, *["--half"] * half)
+    assert done.returncode == 0, done.stderr
+    assert path.stat().st_size < (2.2 if half else 4.2) * sum(a.size for a in read_weights(path).values())
+    expected, got = (
+        d.classify(image, [[9, 9, 60, 50]]) for d in (Detector.from_workdir(workdir), Detector.from_file(path))
+    )
+    for ours, theirs in zip(got, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0.02 if half else 1e-4, atol=0.02 if half else 1e-4)
+    assert Detector.from_file(path).class_names == CLASS_NAMES
+
+
+def test_a_file_that_is_no_detector(workdir, tmp_path):
+    path, weights = tmp_path / "d.safetensors", workdir_weights(workdir)
+    for change, message in (
+        ({}, "not a detector: it has no config"),
+        ({**weights.config, "nms_iou": 2.0}, "nms_iou must be from 0 to 1, got 2.0"),
+        (
+            {**weights.config, "network": "os:getcwd"},
+            "its network is code, os:getcwd, which a file of weights does not",
+        ),
+        ({**weights.config, "class_names": ["one"]}, r"does not fit the network: .*bbox_pred\.bias is"),
+    ):
+        weights.config = change
+        write_weights(path, weights)
+        with pytest.raises(InputError, match=f"{path}: .*{message}"):
+            Detector.from_file(path)
+    np.savez(tmp_path / "w.npz", **{name: array for name, array in weights.items() if name[:3] != "fc6"})
+    with pytest.raises(InputError, match="not a detector"):
+        Detector.from_file(tmp_path / "w.npz")
 
 
 def test_a_detector_follows_the_config(workdir, tmp_path):

