@@ -20,6 +20,7 @@ COMMANDS = {
     "check-dataset": ("check_dataset", "report every problem in a data set, and print its statistics"),
     "export": ("export", "export the detection step as one file that needs only jax"),
     "convert-weights": ("convert_weights", "convert weights from Caffe, torchvision, Keras or a workdir"),
+    "calibrate": ("calibrate", "make scores probabilities of being right"),
     "compress": ("compress", "compress fc6 and fc7 by truncated SVD"),
     "train-svm": ("train_svm", "replace the softmax by one SVM per class"),
     "prepare-voc": ("prepare_voc", "prepare VOC for tensorflow-datasets without a network"),

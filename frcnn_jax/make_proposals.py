@@ -21,7 +21,7 @@ from frcnn_jax.build import load_proposals_of, read_split_of
 from frcnn_jax.cli import command_parser, run
 from frcnn_jax.config import add_config_argument, load_config
 from frcnn_jax.errors import InputError
-from frcnn_jax.evaluation.pictures import plot_proposal_recall, plot_suffixes
+from frcnn_jax.evaluation.pictures import check_plot, plot_proposal_recall
 from frcnn_jax.evaluation.recall import RECALL_IOUS, recall_table, split_recall
 from frcnn_jax.proposals.cluster import dask_executor
 from frcnn_jax.proposals.files import read_proposals
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     config = load_config(args.config, fields)
     paths = _shard_paths(args.out, args.shards)
     if args.recall:
-        _check_plot(args.recall)
+        check_plot("--recall", args.recall)
     config |= {name: str(Path(config[name]).absolute()) for name in ("voc_dir", "data_dir") if config[name]}
     dataset = read_split_of(config, args.split)
     records = dataset.records
@@ -72,12 +72,6 @@ def _shard_paths(out: Path, shards: int) -> list[Path]:
     if out.suffix != ".proposals" or not out.parent.is_dir():
         raise InputError(f"--out {out}: expected a file *.proposals in an existing folder")
     return [out] if shards == 1 else [out.with_stem(f"{out.stem}-{i}-of-{shards}") for i in range(1, shards + 1)]
-
-
-def _check_plot(path: Path) -> None:
-    if path.suffix.lower() not in plot_suffixes() or path.is_dir() or not path.parent.is_dir():
-        suffixes = ", ".join(plot_suffixes())
-        raise InputError(f"--recall {path}: expected a file ({suffixes}) in an existing folder")
 
 
 if __name__ == "__main__":

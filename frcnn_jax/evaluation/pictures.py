@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from frcnn_jax.errors import InputError
+from frcnn_jax.evaluation.calibration import Reliability
 from frcnn_jax.evaluation.metrics import Curve
 from frcnn_jax.evaluation.recall import ProposalRecall
 from frcnn_jax.ops import boxes as box_ops
@@ -94,7 +96,7 @@ def plot_losses(rows: Sequence[Mapping[str, float]], path: Path) -> None:
 
     Args:
         rows: Rows of metrics.jsonl with "step", "loss", "loss_cls" and "loss_box".
-        path: Output file; its suffix is one of `plot_suffixes`.
+        path: Output file; for its suffix see `check_plot`.
     """
     figure, (axes,) = _plot(7, ("Training loss", "step", "loss"))
     steps = [row["step"] for row in rows]
@@ -110,7 +112,7 @@ def plot_precision_recall(curves: Mapping[str, tuple[Curve, float | None]], path
 
     Args:
         curves: Curve and AP by class name, from `scores.score`; a class without AP is skipped.
-        path: Output file; its suffix is one of `plot_suffixes`.
+        path: Output file; for its suffix see `check_plot`.
     """
     figure, (axes,) = _plot(7, ("Precision-recall", "recall", "precision"))
     for name, (curve, ap) in curves.items():
@@ -131,7 +133,7 @@ def plot_proposal_recall(
         numbers: S numbers of proposals per image.
         iou_thresholds: T values in [0, 1].
         recall: Recall at these numbers and thresholds.
-        path: Output file; its suffix is one of `plot_suffixes`.
+        path: Output file; for its suffix see `check_plot`.
     """
     by_iou_labels = ("Recall of the first N proposals", "IoU", "recall")
     figure, (by_iou, by_number) = _plot(12, by_iou_labels, ("Recall by number", "proposals per image", "recall"))
@@ -147,11 +149,33 @@ def plot_proposal_recall(
     figure.savefig(path)
 
 
-def plot_suffixes() -> list[str]:
-    """Return the file suffixes that matplotlib can write, such as ".png"."""
+def plot_reliability(found: Mapping[str, Reliability], path: Path) -> None:
+    """Plot the precision of detections by score, and the number of these.
+
+    Args:
+        found: Reliability by caption.
+        path: Output file; for its suffix see `check_plot`.
+    """
+    labels = ("Reliability", "score", "fraction that is right"), ("Detections", "score", "number")
+    figure, (precision, number) = _plot(12, *labels)
+    precision.plot([0, 1], [0, 1], color="grey", linewidth=1)
+    for caption, own in found.items():
+        some = own.number > 0
+        precision.plot(own.score[some], own.precision[some], marker="o", label=f"{caption}: error {own.error:.3f}")
+        number.plot(own.score[some], own.number[some], marker="o", label=caption)
+    number.set_yscale("log")
+    for axes in (precision, number):
+        axes.legend(fontsize=8)
+    figure.savefig(path)
+
+
+def check_plot(option: str, path: Path) -> None:
+    """Raise InputError unless matplotlib can write a plot to the path given with an option."""
     from matplotlib.backend_bases import FigureCanvasBase
 
-    return [f".{suffix}" for suffix in FigureCanvasBase.get_supported_filetypes()]
+    suffixes = [f".{suffix}" for suffix in FigureCanvasBase.get_supported_filetypes()]
+    if path.suffix.lower() not in suffixes or path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"{option} {path}: expected a file ({', '.join(suffixes)}) in an existing folder")
 
 
 def _plot(width: float, *labels: tuple[str, str, str]) -> tuple[Any, Sequence[Any]]:
