@@ -12,7 +12,7 @@ from .evaluation.evaluator import Evaluation, Evaluator
 from .evaluation.predict import DetectionOptions, Detections, make_predict_step
 from .evaluation.regions import RegionScores
 from .models.backbones import FunctionBackbone, LayerBackbone
-from .models.efficientnet import EfficientNetLite
+from .models.efficientnet import EfficientNetLite, LiteNeck
 from .models.fast_rcnn import FastRCNN, init_variables, variable_shapes
 from .models.heads import FullyConnectedHead
 from .models.networks import NETWORKS, FunctionNetwork, Network, get_network
@@ -34,7 +34,7 @@ from .proposals.shards import write_proposals
 from .training.batches import TrainingBatches
 from .training.losses import box_loss
 from .training.sampling import assign, sample, target_statistics
-from .training.solver import caffe_sgd, step_schedule
+from .training.solver import adamw, caffe_sgd, cosine_schedule, step_schedule
 from .training.step import TrainState, create_state, make_train_step, replicate, train_step
 
 __version__: str
@@ -58,6 +58,7 @@ __all__ = [
     "ImageFile",
     "InputError",
     "LayerBackbone",
+    "LiteNeck",
     "Network",
     "PixelNorm",
     "Record",
@@ -72,9 +73,11 @@ __all__ = [
     "TrainState",
     "TrainingBatches",
     "Weights",
+    "adamw",
     "assign",
     "box_loss",
     "caffe_sgd",
+    "cosine_schedule",
     "create_state",
     "decode",
     "encode",

@@ -219,7 +219,7 @@ def _train(
     """Train, from the newest checkpoint if there is one; return the last step and its variables."""
     recipe = batch_recipe(config)
     learning_rate = (
-        cosine_schedule(recipe.learning_rate, recipe.steps, warmup_steps=recipe.warmup_steps)
+        cosine_schedule(recipe.learning_rate, steps=recipe.steps, warmup_steps=recipe.warmup_steps)
         if config["schedule"] == "cosine"
         else step_schedule(recipe.learning_rate, recipe.drops, warmup_steps=recipe.warmup_steps)
     )

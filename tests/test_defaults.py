@@ -8,7 +8,7 @@ import pytest
 
 from frcnn_jax import detector
 from frcnn_jax.data import batches, coco, readers, synthetic, voc
-from frcnn_jax.evaluation import evaluator, metrics, pictures, predict, regions, report, scores
+from frcnn_jax.evaluation import calibration, evaluator, metrics, pictures, predict, regions, report, scores
 from frcnn_jax.models import backbones, efficientnet, fast_rcnn, heads, layers, networks, pixels, pools, resnet, weights
 from frcnn_jax.ops import _box_ops, _roi_align, _roi_pool, boxes
 from frcnn_jax.proposals import cache, cluster, edge_boxes, entries, files, load, search
@@ -38,7 +38,7 @@ DEFAULTS = {
     efficientnet.EfficientNetLite: {"stage": 4},
     fast_rcnn.example_inputs: {"rows": 64, "columns": 64},
     pools.RoIPool: POOL,
-    pools.RoIAlign: {**POOL, "sampling_ratio": 2},
+    pools.RoIAlign: {**POOL, "sampling_ratio": 2, "shift": 0.0},
     resnet.ResNet: {"depth": 50, "stages": 3, "pyramid": False, "stride_in_1x1": False},
     resnet.Stage: {"stride_in_1x1": False},
     resnet.FPN: {"depth": 50, "features": 256, "stride_in_1x1": False},
@@ -86,6 +86,8 @@ DEFAULTS = {
     sampling.sample: SAMPLE,
     sampling.target_statistics: {"fg_iou": 0.5, "flip": True},
     solver.step_schedule: {"factor": 0.1, "warmup_steps": 0},
+    solver.cosine_schedule: {"warmup_steps": 0},
+    solver.adamw: {"momentum": 0.9, "weight_decay": 0.01, "decay_biases": False},
     solver.caffe_sgd: {"momentum": 0.9, "weight_decay": 0.0005, "decay_biases": False},
     step.create_state: {"frozen": (), "step": 0},
     step.train_step: {"box_loss_weight": 1.0, "accumulate": 1, "axis_name": "device"},
@@ -107,6 +109,8 @@ DEFAULTS = {
     predict.decode_and_suppress: {"options": predict.DetectionOptions()},
     predict.make_predict_step: {"options": predict.DetectionOptions()},
     predict.image_detections: {"max_detections": 100},
+    calibration.scored_hits: {"score_threshold": 0.05},
+    calibration.reliability: {"bins": 15},
     regions.classify_step: {"box_regression": True},
     regions.embed_step: {"layer": "fc7"},
     regions.check_regions: {"invalid": "raise"},

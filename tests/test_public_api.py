@@ -69,7 +69,17 @@ SUBJECTS |= {"model", "name", "num_classes", "optimizer", "path", "rng", "schedu
 SUBJECTS |= {"search", "workdir"}
 # Classes that check nothing by themselves.
 PLAIN = {"Dataset", "Detections", "Evaluation", "InputError", "LayerBackbone", "Network", "RegionScores", "RoIPool"}
-PLAIN |= {"FPN", "FunctionBackbone", "FunctionNetwork", "ImageFile", "ResNetHead", "RoIAlign", "TrainState", "Weights"}
+PLAIN |= {
+    "FPN",
+    "FunctionBackbone",
+    "FunctionNetwork",
+    "ImageFile",
+    "LiteNeck",
+    "ResNetHead",
+    "RoIAlign",
+    "TrainState",
+    "Weights",
+}
 NARROW = [np.uint8, np.int8, np.uint16, np.int32, np.int64, np.uint64, np.float16, ml_dtypes.bfloat16]
 
 
@@ -678,6 +688,19 @@ ROWS = {
             ((NAN, ()), {}, "learning_rate must be finite and at least 0, got nan"),
             ((1.0, (3, -5)), {}, "drops must be finite and at least 0, got -5"),
             ((1.0, ()), {"warmup_steps": -1}, "warmup_steps must be finite and at least 0, got -1"),
+        )
+    ),
+    "cosine_schedule": Row(
+        errors=(
+            ((-1.0,), {"steps": 10}, "learning_rate must be finite and at least 0, got -1.0"),
+            ((1.0,), {"steps": 0}, "steps must be over 0, got 0"),
+            ((1.0,), {"steps": 10, "warmup_steps": -1}, "warmup_steps must be finite and at least 0, got -1"),
+        )
+    ),
+    "adamw": Row(
+        errors=(
+            ((0.1,), {"momentum": 1}, "momentum must be below 1, got 1"),
+            ((0.1,), {"weight_decay": -1}, "weight_decay must be finite and at least 0, got -1"),
         )
     ),
     "caffe_sgd": Row(

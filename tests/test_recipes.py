@@ -38,6 +38,7 @@ DEFAULTS = {
     "fg_iou": 0.5, "bg_iou_low": 0.0, "bg_iou_high": 0.5, "flip": True, "box_loss_weight": 1.0,
     # solver
     "reference_images": 2, "steps": 2000, "learning_rate": 0.01, "learning_rate_drops": (1700,), "momentum": 0.9,
+    "optimizer": "sgd", "schedule": "step",
     "weight_decay": 0.0005, "decay_biases": False, "warmup_steps": 0, "seed": 0,
     # test
     "nms_iou": 0.3, "test_box_regression": True, "candidates_per_class": 100,

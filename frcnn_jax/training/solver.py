@@ -60,7 +60,7 @@ def step_schedule(
     return lambda count: steps(count) * jnp.minimum((count + 1) / (warmup_steps + 1), 1)
 
 
-def cosine_schedule(learning_rate: float, steps: int, *, warmup_steps: int = 0) -> optax.Schedule:
+def cosine_schedule(learning_rate: float, *, steps: int, warmup_steps: int = 0) -> optax.Schedule:
     """Return half a cosine from a rate to 0 (Loshchilov and Hutter 2017), with a linear warm-up as in `step_schedule`.
 
     Args:
@@ -71,7 +71,9 @@ def cosine_schedule(learning_rate: float, steps: int, *, warmup_steps: int = 0) 
     Raises:
         InputError: A number is negative or not finite, or `steps` is 0.
     """
-    _check_not_negative(learning_rate=learning_rate, steps=steps - 1, warmup_steps=warmup_steps)
+    _check_not_negative(learning_rate=learning_rate, steps=steps, warmup_steps=warmup_steps)
+    if not steps:
+        raise InputError(f"steps must be over 0, got {steps}")
     cosine = optax.cosine_decay_schedule(learning_rate, steps)
     return lambda count: cosine(count) * jnp.minimum((count + 1) / (warmup_steps + 1), 1)
 

@@ -19,13 +19,13 @@ def test_warmup_by_hand():
 
 
 def test_cosine_by_hand():
-    schedule = cosine_schedule(0.1, 4)
+    schedule = cosine_schedule(0.1, steps=4)
     expected = [0.1, 0.05 * (1 + 0.5**0.5), 0.05, 0.05 * (1 - 0.5**0.5), 0, 0]
     np.testing.assert_allclose([schedule(i) for i in range(6)], expected, atol=1e-8)
-    warmed = cosine_schedule(0.1, 4, warmup_steps=1)
+    warmed = cosine_schedule(0.1, steps=4, warmup_steps=1)
     np.testing.assert_allclose([warmed(i) for i in range(3)], [0.05, *expected[1:3]], atol=1e-8)
-    with pytest.raises(InputError, match="steps must be finite and at least 0"):
-        cosine_schedule(0.1, 0)
+    with pytest.raises(InputError, match="steps must be over 0, got 0"):
+        cosine_schedule(0.1, steps=0)
 
 
 @pytest.mark.parametrize("decay_biases", [False, True])
