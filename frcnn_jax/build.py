@@ -88,6 +88,7 @@ def read_split_of(config: Config, split: str, on_problem: OnProblem | None = Non
             images=config[f"{split}_images"],
             class_names=config["class_names"],
             include_difficult=split == "val" or (config["train_difficult"] and config["dataset"] != "coco"),
+            exif=config["exif"],
             on_problem=report,
         )
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from frcnn_jax.build import load_proposals_of, read_split_of
 from frcnn_jax.cli import command_parser, run
 from frcnn_jax.config import add_config_argument, load_config
-from frcnn_jax.data.records import Dataset, Record
+from frcnn_jax.data.records import Dataset, ImageFile, Record
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.recall import recall_table, split_recall
 from frcnn_jax.files import check_folder
@@ -45,6 +45,9 @@ def main(argv: Sequence[str]) -> None:
                 loaded = tqdm(pool.map(_image_problem, dataset.records), split, len(dataset.records), unit="image")
                 problems += filter(None, loaded)
             print(f"{split} split, {config[f'{split}_split']}:\n{_statistics(dataset)}")
+            if untold := sum(map(_has_untold_orientation, dataset.records)):
+                how = "turned upright" if config["exif"] == "apply" else "read as stored"
+                print(f"  {untold} images have an EXIF orientation untold by their size: {how}; see --config.exif")
     if args.recall and "val" in datasets:
         with _gathered(problems):
             skip = {**config, "on_error": "skip"}
@@ -64,6 +67,13 @@ def _image_problem(record: Record) -> InputError | None:
     except InputError as problem:
         return problem
     return None
+
+
+def _has_untold_orientation(record: Record) -> bool:
+    try:
+        return isinstance(record.load, ImageFile) and record.load.has_untold_orientation()
+    except InputError:  # `_image_problem` reports it
+        return False
 
 
 def _statistics(dataset: Dataset) -> str:

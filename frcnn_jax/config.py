@@ -112,6 +112,12 @@ FIELDS: dict[str, Field] = {
     "train_split": Field("train", 'Training split; voc takes several, such as "2007_trainval+2012_trainval".'),
     "val_split": Field("val", "Validation split, on which the network is evaluated.", at_test=True),
     "on_error": Field("stop", "Broken images and objects: stop, or skip them.", _one_of(("stop", "skip")), True),
+    "exif": Field(
+        "apply",
+        "EXIF orientations of which the annotated size can't tell: apply, which turns images upright, or ignore.",
+        _one_of(("apply", "ignore")),
+        True,
+    ),
     "train_images": Field(600, "synthetic: number of training images, at least 1.", _POSITIVE),
     "val_images": Field(200, "synthetic: number of validation images, at least 1.", _POSITIVE, True),
     "train_difficult": Field(True, "Whether to train on difficult objects, as the paper's code does."),

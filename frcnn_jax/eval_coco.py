@@ -12,6 +12,7 @@ from pathlib import Path
 
 from frcnn_jax.cli import check_at_least, command_parser, run
 from frcnn_jax.config import TEST_FIELDS, override_config
+from frcnn_jax.data.coco import coco_id
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.coco_metrics import coco_ground_truth, coco_metrics, coco_results
 from frcnn_jax.evaluation.evaluator import Evaluation
@@ -42,8 +43,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _write_results(path: Path, found: Evaluation, annotations: Path) -> None:
-    numbers = {category["name"]: category["id"] for category in read_json(annotations)["categories"]}
-    images = [int(record.image_id) for record in found.dataset.records]
+    truth = read_json(annotations)
+    numbers = {category["name"]: category["id"] for category in truth["categories"]}
+    of_record = {str(coco_id(image["id"])): image["id"] for image in truth["images"]}
+    images = [of_record[record.image_id] for record in found.dataset.records]
     write_json(path, coco_results(found.detections, images, [numbers[name] for name in found.dataset.class_names]))
 
 

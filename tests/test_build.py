@@ -70,6 +70,7 @@ PLACES = {
     "data_dir": ("folder", split("folder", 2)),
     "train_split": ("one", split("split", 0)),
     "val_split": ("other", split("split", 1)),
+    "exif": ("ignore", lambda s: same(*(split("exif", i)(s) for i in (0, 1)))),
     "on_error": ("skip", lambda s: same(*(call.args[0] for call in s.problem_handler.call_args_list))),
     "train_images": (7, split("images", 0)),
     "val_images": (8, split("images", 1)),

@@ -159,6 +159,7 @@ NOT_NEGATIVE = ([0], [-1])
 BOUNDS = {  # by field, values that are accepted and values that are not; all other fields have their defaults
     "dataset": (["voc"], ["imagenet"]),
     "on_error": (["skip"], [""]),
+    "exif": (["ignore"], ["", "stored"]),
     "class_names": ([("cat",)], [(1,)]),
     "proposals": (["quality", "a.npz+b"], [""]),
     "proposal_size": NOT_NEGATIVE,
@@ -214,6 +215,7 @@ def test_what_may_change_after_training_and_what_on_resuming():
         "val_split",
         "val_images",
         "on_error",
+        "exif",
         "proposals",
         "proposal_size",
         "max_proposals",

@@ -7,7 +7,7 @@ import pkgutil
 import pytest
 
 from frcnn_jax import detector
-from frcnn_jax.data import batches, coco, readers, synthetic, voc
+from frcnn_jax.data import batches, coco, readers, records, synthetic, voc
 from frcnn_jax.evaluation import calibration, evaluator, metrics, pictures, predict, regions, report, scores
 from frcnn_jax.models import backbones, efficientnet, fast_rcnn, heads, layers, networks, pixels, pools, resnet, weights
 from frcnn_jax.ops import _box_ops, _roi_align, _roi_pool, boxes
@@ -60,12 +60,16 @@ DEFAULTS = {
     weights.load_pretrained: {"keep_classifier": False},
     batches.Sizes: {"shorter": 600, "longer": 1000, "exact": False},
     batches.prefetch: {"start": 0, "stride": 1, "threads": 2, "workers": 0},
-    coco.read_coco: {"class_names": ()},
+    records.load_image: {"exif": "apply"},
+    records.read_image_size: {"exif": "apply"},
+    records.ImageFile: {"exif": "apply"},
+    coco.read_coco: {"class_names": (), "exif": "apply"},
     readers.Format: {"needs": ""},
-    readers.read_split: {"year": 2007, "images": 600, "class_names": (), "include_difficult": True},
+    readers.read_split: {"year": 2007, "images": 600, "class_names": (), "include_difficult": True}
+    | {"exif": "apply"},
     synthetic.read_synthetic: {"seed": 0},
-    voc.read_voc: {"year": 2007, "class_names": voc.VOC_CLASSES},
-    voc.read_xml_folder: {"class_names": ()},
+    voc.read_voc: {"year": 2007, "class_names": voc.VOC_CLASSES, "exif": "apply"},
+    voc.read_xml_folder: {"class_names": (), "exif": "apply"},
     cluster.dask_executor: {"timeout": 30},
     entries.Entry: {"file_name": ""},
     entries.Content: {"needed": ()},

@@ -26,6 +26,7 @@ class Source(NamedTuple):
     year: int
     images: int
     class_names: Sequence[str]
+    exif: str
     on_problem: OnProblem
 
 
@@ -44,12 +45,13 @@ FORMATS = {
             split=s.split,
             year=s.year,
             class_names=s.class_names or VOC_CLASSES,
+            exif=s.exif,
             on_problem=s.on_problem,
         ),
         needs="--config.voc_dir=VOCDEVKIT, the folder that holds VOC<year>",
     ),
     "xml": Format(
-        lambda s: read_xml_folder(s.folder / s.split, class_names=s.class_names, on_problem=s.on_problem),
+        lambda s: read_xml_folder(s.folder / s.split, class_names=s.class_names, exif=s.exif, on_problem=s.on_problem),
         needs="--config.data_dir=FOLDER, with images and <name>.xml in FOLDER/<split>",
     ),
     "coco": Format(
@@ -57,6 +59,7 @@ FORMATS = {
             s.folder / "annotations" / f"instances_{s.split}.json",
             image_dir=s.folder / s.split,
             class_names=s.class_names,
+            exif=s.exif,
             on_problem=s.on_problem,
         ),
         needs="--config.data_dir=FOLDER, with annotations/instances_<split>.json and the images in FOLDER/<split>",
@@ -75,6 +78,7 @@ def read_split(
     images: int = 600,
     class_names: Sequence[str] = (),
     include_difficult: bool = True,
+    exif: str = "apply",
     on_problem: OnProblem = stop,
 ) -> Dataset:
     """Read a split of a dataset.
@@ -87,6 +91,8 @@ def read_split(
         images: For "synthetic", the number of images, at least 1.
         class_names: Names of labels 1 to K; by default those of the dataset.
         include_difficult: Whether to keep objects marked difficult and COCO's crowd regions; False to train on COCO.
+        exif: Whether to apply an EXIF orientation of which the annotated size can't tell, "apply" or "ignore"; see
+            `load_image`. Folders of XML, devkits and COCO only.
         on_problem: Receives every problem of the reader; see `frcnn_jax.data.problems`.
 
     Raises:
@@ -98,7 +104,7 @@ def read_split(
     if FORMATS[dataset].needs and folder is None:
         raise InputError(f"the dataset {dataset!r} needs {FORMATS[dataset].needs}")
     problems: list[InputError] = []
-    source = Source(split, folder and Path(folder), year, images, class_names, noting(problems, on_problem))
+    source = Source(split, folder and Path(folder), year, images, class_names, exif, noting(problems, on_problem))
     found = FORMATS[dataset].read(source)
     if not found.records or not found.class_names:
         what = "images" if found.class_names else "classes"

@@ -5,13 +5,14 @@ Boxes are `(G, 4)` float32 (x1, y1, x2, y2), 0-based and inclusive; labels are 1
 
 import io
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from frcnn_jax.data.problems import OnProblem, ReportTo
 from frcnn_jax.errors import InputError
@@ -105,17 +106,23 @@ def without_difficult(dataset: Dataset) -> Dataset:
 
 
 def load_image(
-    path: str | Path, *, expected_size: tuple[int, int] | None = None, data: bytes | None = None
+    path: str | Path,
+    *,
+    expected_size: tuple[int, int] | None = None,
+    data: bytes | None = None,
+    exif: str = "apply",
 ) -> np.ndarray:
     """Decode an image file.
 
-    The EXIF orientation is applied unless the pixels as stored have `expected_size`. 16-bit grey keeps its upper 8
-    bits; transparency is dropped.
+    Where an EXIF orientation swaps rows and columns, `expected_size` decides whether it is applied. Where that can't
+    tell (a square image, an orientation that keeps the size, no expected size), `exif` does. TIFF is always upright.
+    16-bit grey keeps its upper 8 bits; transparency is dropped.
 
     Args:
         path: The file.
         expected_size: Height and width by the annotation; None accepts any.
         data: The content, if already read; `path` is then used only in messages.
+        exif: "apply" turns images upright, as labelling tools show them; "ignore" leaves them as stored.
 
     Returns:
         `(H, W, 3)` uint8 RGB.
@@ -124,29 +131,37 @@ def load_image(
         InputError: The file is missing, not an image, truncated, over MAX_PIXELS, has 32-bit pixels, or differs from
             `expected_size`.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path if data is None else io.BytesIO(data)) as file:
-                if file.width * file.height > MAX_PIXELS:
-                    raise InputError(f"{path}: {file.width} x {file.height} pixels, expected at most {MAX_PIXELS}")
-                if file.mode in ("I", "F"):
-                    raise InputError(f"{path}: 32-bit pixels, expected 8 or 16 bits per channel")
-                stored = (file.height, file.width) == expected_size
-                upright = file if stored else ImageOps.exif_transpose(file)
-                if upright.mode.startswith("I;16"):
-                    image = np.repeat((np.asarray(upright) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-                else:
-                    image = np.asarray(upright.convert("RGB"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such image") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: can't be read as an image ({error})") from None
+    with _opened(path, data) as file:
+        if file.mode in ("I", "F"):
+            raise InputError(f"{path}: 32-bit pixels, expected 8 or 16 bits per channel")
+        turned = ImageOps.exif_transpose(file) if _is_turned(file, expected_size, exif) else file
+        if turned.mode.startswith("I;16"):
+            image = np.repeat((np.asarray(turned) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        else:
+            image = np.asarray(turned.convert("RGB"))
     if expected_size and image.shape[:2] != expected_size:
         raise InputError(f"{path}: annotated as {expected_size} (rows, columns), the file has {image.shape[:2]}")
     return image
+
+
+def _orientation(file: Image.Image) -> int:
+    """Return the EXIF orientation, 2 to 8; 1 if there is none to apply. Pillow itself turns TIFF."""
+    found = 1 if file.format == "TIFF" else file.getexif().get(ExifTags.Base.Orientation, 1)
+    return found if found in range(2, 9) else 1
+
+
+def _sizes(file: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return height and width as stored, and upright."""
+    stored = file.height, file.width
+    return stored, stored[::-1] if _orientation(file) > 4 else stored
+
+
+def _is_turned(file: Image.Image, expected_size: tuple[int, int] | None, exif: str) -> bool:
+    """Return whether an image is to be turned upright: by the expected size, or by `exif` where that can't tell."""
+    stored, upright = _sizes(file)
+    if stored != upright and expected_size in (stored, upright):
+        return expected_size == upright
+    return exif == "apply"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +170,49 @@ class ImageFile:
 
     path: str
     size: tuple[int, int] | None = None  # height and width by the annotation; None accepts any
+    exif: str = "apply"  # of an orientation that the size does not tell: "apply" or "ignore"
 
     def __call__(self) -> np.ndarray:
-        return load_image(self.path, expected_size=self.size)
+        return load_image(self.path, expected_size=self.size, exif=self.exif)
+
+    def has_untold_orientation(self) -> bool:
+        """Return whether the file has an EXIF orientation of which the size can't tell whether it is to be applied.
+
+        Raises:
+            InputError: The file can't be read.
+        """
+        with _opened(self.path) as file:
+            stored, upright = _sizes(file)
+            return _orientation(file) > 1 and not (stored != upright and self.size in (stored, upright))
+
+
+def read_image_size(path: str | Path, *, exif: str = "apply") -> tuple[int, int]:
+    """Return the height and width that `load_image` gives without an expected size, from the file's header.
+
+    Raises:
+        InputError: The file can't be read.
+    """
+    with _opened(path) as file:
+        stored, upright = _sizes(file)
+        return upright if exif == "apply" else stored
+
+
+@contextmanager
+def _opened(path: str | Path, data: bytes | None = None) -> Iterator[Image.Image]:
+    """Open an image; whatever keeps it from being read is an InputError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path if data is None else io.BytesIO(data)) as file:
+                if file.width * file.height > MAX_PIXELS:
+                    raise InputError(f"{path}: {file.width} x {file.height} pixels, expected at most {MAX_PIXELS}")
+                yield file
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such image") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: can't be read as an image ({error})") from None
 
 
 def read_image(image: Any) -> np.ndarray:

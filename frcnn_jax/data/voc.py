@@ -26,6 +26,7 @@ def read_voc(
     split: str,
     year: int = 2007,
     class_names: Sequence[str] = VOC_CLASSES,
+    exif: str = "apply",
     on_problem: OnProblem = stop,
 ) -> Dataset:
     """Read splits of a VOCdevkit (`VOC<year>/{Annotations,ImageSets/Main,JPEGImages}`).
@@ -35,6 +36,7 @@ def read_voc(
         split: Name of a split file, or several joined by "+", such as "2007_trainval+2012_trainval".
         year: The year of splits that name none.
         class_names: The names of labels 1 to K.
+        exif: See `load_image`.
         on_problem: Receives missing or repeated images and annotations, malformed XML, unknown classes, and boxes that
             are reversed or not within the image.
 
@@ -47,7 +49,7 @@ def read_voc(
         root = voc_dir / f"VOC{named_year or year}"
         for image_id in _split_file(root / "ImageSets" / "Main" / f"{name}.txt"):
             images.append((image_id, root / "Annotations" / f"{image_id}.xml", root / "JPEGImages", f"{image_id}.jpg"))
-    return _read_images(images, class_names, voc_dir, on_problem)
+    return _read_images(images, class_names, voc_dir, exif, on_problem)
 
 
 def _split_file(path: Path) -> list[str]:
@@ -60,12 +62,17 @@ def _split_file(path: Path) -> list[str]:
     return image_ids
 
 
-def read_xml_folder(folder: str | Path, *, class_names: Sequence[str] = (), on_problem: OnProblem = stop) -> Dataset:
-    """Read a folder of images, each with an annotation `<name>.xml` in VOC's format.
+def read_xml_folder(
+    folder: str | Path, *, class_names: Sequence[str] = (), exif: str = "apply", on_problem: OnProblem = stop
+) -> Dataset:
+    """Read a folder of images and its sub-folders, each image beside an annotation `<name>.xml` in VOC's format.
+
+    The id of an image is its path in the folder, without its suffix.
 
     Args:
         folder: The folder of both images and annotations.
         class_names: The names of labels 1 to K; by default every class found, in alphabetical order.
+        exif: See `load_image`.
         on_problem: Receives what `read_voc` reports, images without an annotation, and annotations that fit two images.
 
     Raises:
@@ -74,24 +81,26 @@ def read_xml_folder(folder: str | Path, *, class_names: Sequence[str] = (), on_p
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    annotations = sorted(folder.glob("*.xml"))
+    files = sorted(path for path in folder.rglob("*") if "__MACOSX" not in path.parts)
+    annotations = [path for path in files if path.suffix == ".xml"]
     if not annotations:
         raise InputError(f"{folder}: no annotations (*.xml) in this folder")
     names = defaultdict(list)
-    for path in sorted(folder.iterdir()):
+    for path in files:
         if path.suffix.lower() in IMAGE_SUFFIXES:
-            names[path.stem].append(path.name)
+            names[path.with_suffix("")].append(path.name)
     images = []
     for path in annotations:
-        first, *others = names.pop(path.stem, [f"{path.stem}.jpg"])
+        stem = path.with_suffix("")
+        first, *others = names.pop(stem, [f"{stem.name}.jpg"])
         if others:
             on_problem(InputError(f"{path}: does it annotate {first} or {others[0]}? Image names must differ"))
         else:
-            images.append((path.stem, path, folder, first))
+            images.append((stem.relative_to(folder).as_posix(), path, path.parent, first))
     for stem, unannotated in names.items():
         for name in unannotated:
-            on_problem(InputError(f"{folder / name}: its annotation {stem}.xml is missing"))
-    return _read_images(images, class_names or _classes_in(annotations), folder, on_problem)
+            on_problem(InputError(f"{stem.parent / name}: its annotation {stem.name}.xml is missing"))
+    return _read_images(images, class_names or _classes_in(annotations), folder, exif, on_problem)
 
 
 def _classes_in(annotations: Iterable[Path]) -> list[str]:
@@ -114,16 +123,20 @@ def _parse(path: Path) -> Any:
 
 
 def _read_images(
-    images: Iterable[tuple[str, Path, Path, str]], class_names: Sequence[str], source: Path, on_problem: OnProblem
+    images: Iterable[tuple[str, Path, Path, str]],
+    class_names: Sequence[str],
+    source: Path,
+    exif: str,
+    on_problem: OnProblem,
 ) -> Dataset:
     """Read images given as (id, annotation, image folder, image name)."""
     labels = {name: label for label, name in enumerate(class_names, 1)}
-    readers = ((image[0], partial(_read_image, *image, labels, on_problem)) for image in images)
+    readers = ((image[0], partial(_read_image, *image, labels, exif, on_problem)) for image in images)
     return Dataset(tuple(class_names), collect_records(readers, source, on_problem))
 
 
 def _read_image(
-    image_id: str, path: Path, folder: Path, name: str, labels: dict[str, int], on_problem: OnProblem
+    image_id: str, path: Path, folder: Path, name: str, labels: dict[str, int], exif: str, on_problem: OnProblem
 ) -> Record:
     image = image_path(folder, name)
     tree = _parse(path)
@@ -132,7 +145,7 @@ def _read_image(
     for node in tree.iter("object"):
         with ReportTo(on_problem, path):
             objects.append(_read_object(node, labels, height, width))
-    return make_record(image_id, height, width, objects, ImageFile(str(image), (height, width)))
+    return make_record(image_id, height, width, objects, ImageFile(str(image), (height, width), exif))
 
 
 def _positive_integer(tree: Any, tag: str, path: Path) -> int:

@@ -5,11 +5,13 @@ COCO boxes are (x, y, width, height), 0-based, with width = x2 - x1 + 1 and heig
 
 import contextlib
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from frcnn_jax.data.coco import Id, coco_id, id_order, is_crowd, outer_box
 from frcnn_jax.data.records import Dataset
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.metrics import ClassDetections
@@ -63,25 +65,39 @@ def coco_results(
 
 
 def _checked(
-    kind: str, entries: Sequence[dict[str, Any]], images: Collection[Any], categories: Collection[Any]
+    kind: str, entries: Sequence[dict[str, Any]], images: Mapping[Id, int], categories: Mapping[Id, int]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the checked entries with the fields that pycocotools needs; only a "result" has a score."""
+    """Yield the checked entries with the fields that pycocotools needs; only a "result" has a score.
+
+    Entries are numbered from 1, as pycocotools takes the number 0 for no match. A result has its whole box as area.
+    """
     if not isinstance(entries, Sequence):
         raise InputError(f"expected a list of {kind}s, got {entries!r:.60}")
     for i, entry in enumerate(entries):
         try:
-            x, y, width, height = bbox = [float(side) for side in entry["bbox"]]
+            box: Any = entry.get("bbox") or outer_box(entry.get("segmentation"))
+            x, y, width, height = bbox = [float(side) for side in box]
             score = float(entry["score"]) if kind == "result" else 0.0
-            known = entry["image_id"] in images and entry["category_id"] in categories
-        except (TypeError, KeyError, ValueError, OverflowError) as error:
+            image, category = coco_id(entry["image_id"]), coco_id(entry["category_id"])
+            own_area = float(entry.get("area") or 0) if kind == "annotation" else 0
+        except (TypeError, KeyError, ValueError, OverflowError, AttributeError) as error:
             fields = "image_id, category_id, bbox" + (" and score" if kind == "result" else "")
             raise InputError(f"{kind} {i}: expected {fields} ({error!r})") from None
-        if not known:
+        if image not in images or category not in categories:
             raise InputError(f"{kind} {i}: unknown image {entry['image_id']!r} or category {entry['category_id']!r}")
-        if not np.isfinite([x, y, width, height, score]).all():
-            raise InputError(f"{kind} {i}: bbox {entry['bbox']} or score {entry.get('score')} is not finite")
-        added = {"bbox": bbox, "area": width * height, "id": i + 1, "iscrowd": 0}
-        yield {**entry, **added, "score": score} if kind == "result" else {**added, **entry}
+        if not np.isfinite([x, y, width, height, score, own_area]).all():
+            raise InputError(f"{kind} {i}: bbox {entry.get('bbox')} or score {entry.get('score')} is not finite")
+        found = {"id": i + 1, "image_id": images[image], "category_id": categories[category], "bbox": bbox}
+        found |= {"area": own_area if own_area > 0 else width * height, "score": score}
+        yield {**found, "iscrowd": int(kind == "annotation" and is_crowd(entry.get("iscrowd")))}
+
+
+def _ranks(kind: str, ids: Sequence[Any]) -> dict[Id, int]:
+    """Number the ids of images or categories from 1 in their order, by which pycocotools breaks ties."""
+    normal = sorted(map(coco_id, ids), key=id_order)
+    if twice := [own for own, following in pairwise(normal) if own == following]:
+        raise InputError(f"{kind} {twice[0]!r} is listed twice")
+    return {own: i for i, own in enumerate(normal, 1)}
 
 
 def coco_metrics(
@@ -111,14 +127,16 @@ def coco_metrics(
     except ImportError:
         raise InputError("COCO metrics need the package pycocotools: pip install 'frcnn_jax[coco]'") from None
     try:
-        images = {image["id"] for image in truth["images"]}
-        names = {category["id"]: str(category["name"]) for category in truth["categories"]}
+        images = _ranks("image", [image["id"] for image in truth["images"]])
+        categories = _ranks("category", [category["id"] for category in truth["categories"]])
+        names = {categories[coco_id(category["id"])]: str(category["name"]) for category in truth["categories"]}
         annotations = truth["annotations"]
     except (TypeError, KeyError) as error:
         raise InputError(f"not a COCO instances file ({error!r})") from None
+    ranked = {"images": [{"id": i} for i in images.values()], "categories": [{"id": i} for i in names]}
     objects, found = COCO(), COCO()
-    objects.dataset = {**truth, "annotations": list(_checked("annotation", annotations, images, names))}
-    found.dataset = {**truth, "annotations": list(_checked("result", results, images, names))}
+    objects.dataset = {**ranked, "annotations": list(_checked("annotation", annotations, images, categories))}
+    found.dataset = {**ranked, "annotations": list(_checked("result", results, images, categories))}
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         objects.createIndex()
         found.createIndex()

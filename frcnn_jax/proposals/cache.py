@@ -177,7 +177,7 @@ def _known(images: Mapping[str, Load], cache_dir: Path, folder: Path) -> dict[st
 
 
 def _key(file: ImageFile) -> tuple:
-    return os.path.abspath(file.path), *(file.size or ())
+    return os.path.abspath(file.path), *(file.size or ()), file.exif
 
 
 def append_line(cache_dir: Path, digest: bytes, file: ImageFile, of_digest: tuple[int, int]) -> None:

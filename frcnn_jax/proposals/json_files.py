@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from frcnn_jax.data.rle import rle_box
 from frcnn_jax.errors import InputError
 from frcnn_jax.proposals.entries import Content, Entry, Options, best_first, to_inclusive
-from frcnn_jax.proposals.rle import rle_box
 
 IMAGE_FIELDS = ("file_name", "filename", "image_name", "image_path", "image")
 _SIDES = ("x_min", "y_min", "x_max", "y_max")

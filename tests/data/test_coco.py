@@ -105,7 +105,10 @@ def test_objects_read_alike_next_to_a_wrong_one(tmp_path, rng):
 
 def test_objects_go_to_their_images_in_the_order_of_the_file(tmp_path):
     """An image without objects is between others; the first of two images of an id takes its objects."""
-    images = [{"id": i, "file_name": "a.jpg", "width": 50, "height": 40} for i in (8, 5, 7, 8)]
+    for name in "bc":
+        Image.new("RGB", (50, 40)).save(tmp_path / f"{name}.jpg")
+    names = zip((8, 5, 7, 8), "abca", strict=True)
+    images = [{"id": i, "file_name": f"{name}.jpg", "width": 50, "height": 40} for i, name in names]
     order = [(7, 1), (8, 2), (7, 3), (8, 4), (8, 5)]
     objects = [annotation(i, image_id=number, bbox=(i, 0, 9, 9)) for number, i in order]
     path, problems = write_coco(tmp_path, objects, images=images), []
@@ -184,6 +187,162 @@ def test_a_repeated_image(tmp_path):
     image = {"id": 7, "file_name": "a.jpg", "width": 50, "height": 40}
     with pytest.raises(InputError, match="image '7' is listed twice"):
         read_coco(write_coco(tmp_path, [], images=[image, image]), image_dir=tmp_path)
+
+
+def test_an_id_of_two_files_is_ambiguous(tmp_path):
+    images = [{"id": i, "file_name": f"{name}.jpg", "width": 50, "height": 40} for i, name in ((7, "a"), (7, "b"))]
+    path, problems = write_coco(tmp_path, [annotation()], images=images), []
+    with pytest.raises(InputError, match=r"image 7: its id is that of several files: a\.jpg, b\.jpg"):
+        read_coco(path, image_dir=tmp_path)
+    assert read_coco(path, image_dir=tmp_path, on_problem=problems.append).records == []
+
+
+def test_a_file_listed_as_two_images_is_one_with_all_objects(tmp_path):
+    images = [{"id": i, "file_name": "a.jpg", "width": 50, "height": 40} for i in (7, 8)]
+    path = write_coco(tmp_path, [annotation(1, 8), annotation(2, 7, 9)], images=images)
+    (record,) = read_coco(path, image_dir=tmp_path).records
+    assert (record.image_id, record.labels.tolist()) == ("7", [1, 2])
+
+
+def test_two_names_of_one_file_are_a_problem(tmp_path):
+    """Two images, of which one was overwritten when their folders were joined."""
+    images = [{"id": i, "file_name": f"{i}/a.jpg", "width": 50, "height": 40} for i in (7, 8)]
+    with pytest.raises(InputError, match=r"image 8: '8/a\.jpg' and '7/a\.jpg' are both found as .*a\.jpg"):
+        read_coco(write_coco(tmp_path, [], images=images), image_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("image", "category", "record_id"),
+    [
+        ("7", "3", "7"),
+        (7.0, 3.0, "7"),
+        ("frame_07", "dog-id", "frame_07"),
+        (0, 0, "0"),
+        ("0", "0", "0"),
+        ("007", "3", "007"),
+    ],
+)
+def test_ids_of_other_types(tmp_path, image, category, record_id):
+    """They mean the same in all places, whether as numbers or as text."""
+    images = [{"id": image, "file_name": "a.jpg", "width": 50, "height": 40}]
+    categories = [{"id": "100", "name": "cat"}, {"id": category, "name": "dog"}]
+    numbers = [image, float(image)] if isinstance(image, int) else [image]
+    own = [annotation(i, number, category) for i, number in enumerate(numbers)]
+    dataset = read_coco(write_coco(tmp_path, own, images=images, categories=categories), image_dir=tmp_path)
+    label = dataset.class_names.index("dog") + 1
+    assert [(r.image_id, r.labels.tolist()) for r in dataset.records] == [(record_id, [label] * len(own))]
+    assert dataset.class_names == (("cat", "dog") if category == "dog-id" else ("dog", "cat"))
+
+
+@pytest.mark.parametrize("value", [7.5, None, [7]])
+def test_an_id_that_is_none(tmp_path, value):
+    path = write_coco(tmp_path, [], images=[{"id": value, "file_name": "a.jpg", "width": 50, "height": 40}])
+    with pytest.raises(InputError, match=r"instances\.json: not a COCO.*an id must be a whole number or text"):
+        read_coco(path, image_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "crowd"),
+    [(0, False), (1, True), (False, False), (True, True), (None, False), ("0", False), ("1", True), ("false", False)],
+)
+def test_marks_of_crowds(tmp_path, value, crowd):
+    path = write_coco(tmp_path, [annotation(iscrowd=value), annotation(2)])
+    (record,) = read_coco(path, image_dir=tmp_path).records
+    assert record.difficult.tolist() == [crowd, False]
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "box"),
+    [
+        ([[10, 5, 30, 5, 20, 25]], [10, 5, 29, 24]),
+        ([[10, 5, 30, 5, 20, 25], [5, 30, 6, 38, 7, 31]], [5, 5, 29, 37]),
+        ([10, 5, 30, 5, 20, 25], [10, 5, 29, 24]),
+        ({"size": [40, 50], "counts": [5, 10, 30, 10, 1945]}, [0, 5, 1, 14]),
+    ],
+)
+def test_the_outer_box_of_a_segmentation_alone(tmp_path, segmentation, box):
+    for bbox in ({}, {"bbox": []}, {"bbox": None}):
+        entry = {"id": 1, "image_id": 7, "category_id": 3, "segmentation": segmentation, **bbox}
+        (record,) = read_coco(write_coco(tmp_path, [entry]), image_dir=tmp_path).records
+        assert record.boxes.tolist() == [box]
+    (record,) = read_coco(write_coco(tmp_path, [annotation(segmentation=segmentation)]), image_dir=tmp_path).records
+    assert record.boxes.tolist() == [[0, 0, 9, 19]]
+
+
+@pytest.mark.parametrize(
+    "segmentation", [None, [], {}, "abc", [[1, 2, 3]], [[]], [["a", "b"]], {"size": [1], "counts": 2}]
+)
+def test_no_box_at_all(tmp_path, segmentation):
+    path = write_coco(tmp_path, [{"id": 1, "image_id": 7, "category_id": 3, "segmentation": segmentation}])
+    with pytest.raises(InputError, match=r"annotation 1: bbox must be four numbers"):
+        read_coco(path, image_dir=tmp_path)
+
+
+def test_fractions_are_refused(tmp_path):
+    path = write_coco(tmp_path, [annotation(bbox=(0, 0, 1, 1)), annotation(2, bbox=(0.25, 0.5, 0.5, 0.25))])
+    with pytest.raises(InputError, match=r"annotation 1: bbox \[0.25, 0.5, 0.5, 0.25\] is a fraction of the image"):
+        read_coco(path, image_dir=tmp_path, on_problem=lambda problem: None)
+    path = write_coco(tmp_path, [annotation(), annotation(2, bbox=(0.25, 0.5, 0.5, 0.25))])
+    with pytest.raises(InputError, match=r"annotation 2: .*seems to be a fraction of the image's sides"):
+        read_coco(path, image_dir=tmp_path)
+    (record,) = read_coco(write_coco(tmp_path, [annotation(bbox=(0, 0, 1, 1))]), image_dir=tmp_path).records
+    assert record.boxes.tolist() == [[0, 0, 0, 0]]  # one pixel
+
+
+def test_no_annotations(tmp_path):
+    path = write_coco(tmp_path, [])
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({name: content[name] for name in ("images", "categories")}))
+    with pytest.raises(InputError, match=r"instances\.json: it has images, but no annotations"):
+        read_coco(path, image_dir=tmp_path)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"width": None, "height": None}, {"width": 0, "height": 0}])
+def test_a_size_that_is_not_given_is_that_of_the_image(tmp_path, sizes):
+    path = write_coco(tmp_path, [annotation()], images=[{"id": 7, "file_name": "a.jpg", **sizes}])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (50, 40)).save(tmp_path / "a.jpg", exif=exif)
+    for how, size in (("apply", (50, 40)), ("ignore", (40, 50))):
+        (record,) = read_coco(path, image_dir=tmp_path, exif=how).records
+        assert (record.height, record.width) == record.load().shape[:2] == size
+
+
+@pytest.mark.parametrize(
+    ("stored", "listed"),
+    [
+        ("a b.png", "train/a b.png"),
+        ("a b.png", "a%20b.png"),
+        ("a b.png", "images/train/a%20b.png"),
+        ("a b.png", "C:\\data\\a b.png"),
+        ("x/a.png", "x\\a.png"),
+        ("x/a.png", "train\\x\\a.png"),
+        ("caf\u00e9.png", "cafe\u0301.png"),
+        ("cafe\u0301.png", "caf\u00e9.png"),
+        ("x/cafe\u0301.png", "train/x/caf%C3%A9.png"),
+        ("100%20.png", "100%20.png"),
+    ],
+)
+def test_file_names_of_other_programs(tmp_path, stored, listed):
+    (tmp_path / "x").mkdir()
+    Image.new("RGB", (50, 40)).save(tmp_path / stored)
+    Image.new("RGB", (9, 9)).save(tmp_path / "100 .png")
+    path = write_coco(tmp_path, [], images=[{"id": 7, "file_name": listed, "width": 50, "height": 40}])
+    (record,) = read_coco(path, image_dir=tmp_path).records
+    assert record.load.path == str(tmp_path / stored)
+    (tmp_path / stored).unlink()
+    (tmp_path / "100 .png").unlink()
+    with pytest.raises(InputError, match="no such image"):
+        read_coco(path, image_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["..\\a.jpg", "x\\..\\..\\a.jpg", "%2e%2e/b.jpg"])
+def test_no_spelling_leaves_the_folder(tmp_path, name):
+    (tmp_path / "inner").mkdir()
+    Image.new("RGB", (50, 40)).save(tmp_path / "b.jpg")
+    path = write_coco(tmp_path, [], images=[{"id": 7, "file_name": name, "width": 50, "height": 40}])
+    with pytest.raises(InputError, match="no such image"):
+        read_coco(path, image_dir=tmp_path / "inner")
 
 
 def test_a_repeated_annotation(tmp_path):

@@ -86,12 +86,18 @@ def test_the_classes_must_be_those_of_the_dataset():
     ("dataset", "reader", "expected"),
     [
         ("synthetic", "read_synthetic", call(split="s", images=7)),
-        ("voc", "read_voc", call(Path("f"), split="s", year=2012, class_names=("cat",), on_problem=ANY)),
-        ("xml", "read_xml_folder", call(Path("f/s"), class_names=("cat",), on_problem=ANY)),
+        ("voc", "read_voc", call(Path("f"), split="s", year=2012, class_names=("cat",), exif="ignore", on_problem=ANY)),
+        ("xml", "read_xml_folder", call(Path("f/s"), class_names=("cat",), exif="ignore", on_problem=ANY)),
         (
             "coco",
             "read_coco",
-            call(Path("f/annotations/instances_s.json"), image_dir=Path("f/s"), class_names=("cat",), on_problem=ANY),
+            call(
+                Path("f/annotations/instances_s.json"),
+                image_dir=Path("f/s"),
+                class_names=("cat",),
+                exif="ignore",
+                on_problem=ANY,
+            ),
         ),
         ("tfds:voc/2007", "read_tfds", call("voc/2007", split="s", data_dir=Path("f"), on_problem=ANY)),
         ("tfds:voc/2012", "read_tfds", call("voc/2012", split="s", data_dir=Path("f"), on_problem=ANY)),
@@ -100,7 +106,7 @@ def test_the_classes_must_be_those_of_the_dataset():
 def test_a_reader_gets_the_options_it_takes(monkeypatch, dataset, reader, expected):
     read = Mock(return_value=Dataset(("cat",), read_synthetic(split="val", images=1).records))
     monkeypatch.setattr(f"frcnn_jax.data.readers.{reader}", read)
-    read_split(dataset, split="s", folder="f", year=2012, images=7, class_names=("cat",))
+    read_split(dataset, split="s", folder="f", year=2012, images=7, class_names=("cat",), exif="ignore")
     assert read.call_args == expected
 
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from frcnn_jax.data.records import ImageFile, check_boxes, load_image, without_difficult
+from frcnn_jax.data.readers import read_split
+from frcnn_jax.data.records import ImageFile, check_boxes, load_image, read_image_size, without_difficult
 from frcnn_jax.data.voc import read_voc, read_xml_folder
 from frcnn_jax.errors import InputError
 
@@ -289,3 +290,90 @@ def test_pixels_of_32_bits_are_refused(tmp_path):
     Image.fromarray(np.zeros((9, 9), np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(InputError, match="32-bit pixels"):
         load_image(tmp_path / "a.tif")
+
+
+# the transformations of a stored image that make it upright, by EXIF orientation
+UPRIGHT = {
+    1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}  # fmt: skip
+EXACT = {"png": {}, "webp": {"lossless": True}, "jpg": {"quality": 100, "subsampling": 0}}
+
+
+def write_turned(path, orientation, shape):
+    """An image of random blocks of 8 x 8 with an EXIF orientation; return its pixels as stored."""
+    blocks = np.random.default_rng(1).integers(0, 2, (shape[0] // 8, shape[1] // 8, 1), np.uint8) * 255
+    image = blocks.repeat(8, axis=0).repeat(8, axis=1).repeat(3, axis=2)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(image).save(path, exif=exif, **EXACT[path.suffix[1:]])
+    return image
+
+
+@pytest.mark.parametrize("suffix", EXACT)
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_the_size_decides_about_an_orientation_where_it_can_and_else_the_image_is_upright(
+    tmp_path, orientation, suffix
+):
+    for name, shape in (("oblong", (32, 48)), ("square", (40, 40))):
+        path = tmp_path / f"{name}.{suffix}"
+        stored = write_turned(path, orientation, shape)
+        upright = UPRIGHT[orientation](stored)
+        told = stored.shape != upright.shape
+        for size in (None, stored.shape[:2], upright.shape[:2]):
+            for exif in ("apply", "ignore"):
+                expected = upright if exif == "apply" else stored
+                if told and size:
+                    expected = upright if size == upright.shape[:2] else stored
+                found = load_image(path, expected_size=size, exif=exif)
+                np.testing.assert_allclose(found.astype(int), expected, atol=3)
+            untold = ImageFile(str(path), size).has_untold_orientation()
+            assert untold == (orientation > 1 and not (told and size is not None))
+        assert read_image_size(path) == upright.shape[:2]
+        assert read_image_size(path, exif="ignore") == stored.shape[:2]
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 77])
+def test_an_unknown_orientation_is_none(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png", exif=exif)
+    assert load_image(tmp_path / "a.png").shape == (20, 30, 3)
+    assert not ImageFile(str(tmp_path / "a.png")).has_untold_orientation()
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_tiff_is_upright(tmp_path, orientation):
+    image = np.arange(8 * 16 * 3, dtype=np.uint8).reshape(8, 16, 3)
+    Image.fromarray(image).save(tmp_path / "a.tif", tiffinfo={0x0112: orientation})
+    upright = UPRIGHT[orientation](image)
+    np.testing.assert_array_equal(load_image(tmp_path / "a.tif"), upright)
+    assert read_image_size(tmp_path / "a.tif") == upright.shape[:2]
+
+
+def test_the_config_says_what_an_orientation_is_worth_where_the_size_is_silent(tmp_path):
+    (tmp_path / "train").mkdir()
+    path = tmp_path / "train/a.png"
+    stored = write_turned(path, 3, (32, 48))
+    (tmp_path / "train/a.xml").write_text(
+        f"<a><size><width>48</width><height>32</height></size>{voc_object(box=(1, 1, 9, 9))}</a>"
+    )
+    for exif, expected in (("apply", stored[::-1, ::-1]), ("ignore", stored)):
+        (record,) = read_split("xml", split="train", folder=tmp_path, exif=exif).records
+        np.testing.assert_array_equal(record.load(), expected)
+
+
+def test_images_in_sub_folders_are_read(tmp_path):
+    for name in ("a", "x/a", "x/y/b", "__MACOSX/a"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (50, 40)).save(tmp_path / f"{name}.png")
+        text = f"<a><size><width>50</width><height>40</height></size>{voc_object()}</a>"
+        (tmp_path / f"{name}.xml").write_text(text)
+    records = read_xml_folder(tmp_path).records
+    assert [(r.image_id, r.load.path) for r in records] == [
+        (name, str(tmp_path / f"{name}.png")) for name in ("a", "x/a", "x/y/b")
+    ]
+    (tmp_path / "x/a.xml").unlink()
+    with pytest.raises(InputError, match=r"x/a\.png: its annotation a\.xml is missing"):
+        read_xml_folder(tmp_path)

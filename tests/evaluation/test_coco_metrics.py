@@ -83,6 +83,59 @@ def test_annotations_need_no_area():
     assert coco_metrics(truth, results) == coco_metrics(coco_ground_truth(make_dataset()), results)
 
 
+def renamed(truth, results, images, categories, **changes):
+    """A result and its truth with other ids, and other fields in all annotations."""
+    entry = {"image_id": images, "category_id": categories}
+    swap = lambda row: {**row, **{name: ids[row[name]] for name, ids in entry.items()}}  # noqa: E731
+    own = [{**swap(row), **changes, "id": i} for i, row in enumerate(truth["annotations"])]
+    named = {name: [{**row, "id": ids[row["id"]]} for row in truth[name]] for name, ids in
+             (("images", images), ("categories", categories))}  # fmt: skip
+    return {**named, "annotations": own}, [swap(row) for row in results]
+
+
+@pytest.mark.parametrize(
+    "images", [{1: 0, 2: 1}, {1: "7", 2: "11"}, {1: 7.0, 2: 11.0}, {1: "a", 2: "b"}, {1: 3, 2: "b"}]
+)
+@pytest.mark.parametrize("categories", [{1: 0, 2: 1, 3: 2}, {1: 7, 2: 30, 3: 500}, {1: "5", 2: 6.0, 3: "x"}])
+def test_ids_change_no_score(images, categories):
+    """Annotations are numbered from 0, which pycocotools takes for no match."""
+    truth = coco_ground_truth(make_dataset())
+    results = [{**RESULT, "bbox": row["bbox"], **{k: row[k] for k in ("image_id", "category_id")}}
+               for row in truth["annotations"]]  # fmt: skip
+    results.append({**RESULT, "score": 0.9})
+    expected = coco_metrics(truth, results)
+    assert expected[0]["AP"] not in (0, 1, None)
+    assert coco_metrics(*renamed(truth, results, images, categories)) == expected
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"iscrowd": False}, {"iscrowd": "0"}, {"iscrowd": None}, {"area": None}, {"area": 0}, {"id": "x"}, {"bbox": None}],
+)
+def test_fields_that_other_programs_write_change_no_score(changes):
+    truth = coco_ground_truth(make_dataset())
+    results = [{**RESULT, "bbox": truth["annotations"][0]["bbox"]}]
+    x, y, w, h = truth["annotations"][0]["bbox"]
+    polygon = [[x, y, x + w, y, x + w, y + h]]
+    changed = [{**row, "segmentation": polygon, **changes} for row in truth["annotations"]]
+    assert coco_metrics({**truth, "annotations": changed}, results) == coco_metrics(truth, results)
+
+
+@pytest.mark.parametrize("crowd", [True, 1, "1"])
+def test_a_crowd_by_any_mark(crowd):
+    truth = coco_ground_truth(make_dataset())
+    marked = [{**row, "iscrowd": crowd} for row in truth["annotations"]]
+    assert coco_metrics({**truth, "annotations": marked}, [RESULT])[0]["AP"] is None
+
+
+@pytest.mark.parametrize(("field", "word"), [("images", "image"), ("categories", "category")])
+def test_a_repeated_id_is_said(field, word):
+    truth = coco_ground_truth(make_dataset())
+    repeated = [*truth[field], {**truth[field][0], "id": str(truth[field][0]["id"])}]
+    with pytest.raises(InputError, match=f"{word} 1 is listed twice"):
+        coco_metrics({**truth, field: repeated}, [])
+
+
 def test_agrees_with_the_area_rule(shared):
     """pycocotools takes the mean precision at 101 recalls, we the exact area; crowds and difficult objects are treated
     alike. What remains are steps of the curve between two recalls, at most 1/101 of AP each way."""

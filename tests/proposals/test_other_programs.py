@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from frcnn_jax.data.rle import rle_box
 from frcnn_jax.errors import InputError
 from frcnn_jax.proposals.files import read_proposals, union
-from frcnn_jax.proposals.rle import rle_box
 
 
 def found(path, **options):
