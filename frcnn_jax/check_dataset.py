@@ -19,6 +19,7 @@ from frcnn_jax.build import load_proposals_of, read_split_of
 from frcnn_jax.cli import command_parser, run
 from frcnn_jax.config import add_config_argument, load_config
 from frcnn_jax.data.records import Dataset, ImageFile, Record
+from frcnn_jax.data.splits import describe_shared, shared_images
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.recall import recall_table, split_recall
 from frcnn_jax.files import check_folder
@@ -48,6 +49,9 @@ def main(argv: Sequence[str]) -> None:
             if untold := sum(map(_has_untold_orientation, dataset.records)):
                 how = "turned upright" if config["exif"] == "apply" else "read as stored"
                 print(f"  {untold} images have an EXIF orientation untold by their size: {how}; see --config.exif")
+    if len(datasets) == 2:
+        train, val = (dataset.records for dataset in datasets.values())
+        print(*describe_shared(shared_images(train, val), len(val)), sep="\n")
     if args.recall and "val" in datasets:
         with _gathered(problems):
             skip = {**config, "on_error": "skip"}

@@ -14,6 +14,7 @@ import io
 import json
 import math
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +34,8 @@ from frcnn_jax.build import (
 )
 from frcnn_jax.cli import check_at_least, command_parser, run
 from frcnn_jax.config import Config, add_config_argument, load_config, parse_multipliers
-from frcnn_jax.data.records import Dataset
+from frcnn_jax.data.records import Dataset, Record
+from frcnn_jax.data.splits import describe_shared, shared_images
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.evaluator import Evaluator, save_pictures
 from frcnn_jax.evaluation.pictures import plot_losses
@@ -52,6 +54,7 @@ from frcnn_jax.training.sampling import assign, target_statistics
 from frcnn_jax.training.signals import interrupt_on_signals
 from frcnn_jax.training.solver import OPTIMIZERS, Recipe, cosine_schedule, step_schedule
 from frcnn_jax.training.step import create_state, make_train_step, replicate
+from frcnn_jax.training.watch import Watch
 from frcnn_jax.workdir import initial_variables, lock_workdir, read_results, resume_config, source_weights
 
 _STATISTICS_IMAGES = 20_000  # images, evenly spaced, that give the targets' mean and deviation: of COCO every sixth
@@ -98,6 +101,8 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
                 sizes=image_sizes(config),
                 options=detection_options(config),
             )
+            if jax.process_index() == 0:
+                print(*_remarks(train_set, val_set, proposals), sep="", end="", file=sys.stderr)
             maps = _stored_maps(config, model, variables, train_set)
             batches = _training_batches(config, model, train_set, proposals, maps)
         write_json(out / "config.json", config)
@@ -138,6 +143,31 @@ def _check(config: Config, frozen: Sequence[str]) -> None:
     if config["weights"] and not find_weights(config["weights"]).exists():
         raise InputError(f"--config.weights={config['weights']}: no such file.{where}")
     check_source(config["proposals"])
+
+
+def _remarks(train_set: Dataset, val_set: Dataset, proposals: Mapping[str, np.ndarray]) -> list[str]:
+    """Return lines on what in the data may surprise, each ended by a line break."""
+    records, names = train_set.records, train_set.class_names
+    counts = _objects(records, len(names))
+    lines = describe_shared(shared_images(records, val_set.records), len(val_set.records))
+    if absent := [name for name, count in zip(names, counts[1:], strict=True) if not count]:
+        lines.append(f"the train split has no objects of {', '.join(absent)}, which the network can't learn to detect")
+    if empty := sum(not len(record.labels) for record in records):
+        lines.append(
+            f"{empty} of the {len(records)} train images have no objects to train on: all their RoIs are background"
+        )
+    if unsearched := sum(not len(proposals[record.image_id]) for record in _spaced(records)):
+        lines.append(f"{unsearched} train images have no proposals: they give no RoIs but their objects")
+    return [f"{line}\n" for line in lines]
+
+
+def _objects(records: Sequence[Record], classes: int) -> np.ndarray:
+    """Return `(K + 1,)` numbers of objects by label."""
+    return np.bincount(np.concatenate([record.labels for record in records]), minlength=classes + 1)
+
+
+def _spaced(records: Sequence[Record]) -> Sequence[Record]:
+    return records[:: math.ceil(len(records) / _STATISTICS_IMAGES)]
 
 
 @contextlib.contextmanager
@@ -181,8 +211,7 @@ def _training_batches(
     proposals: Mapping[str, np.ndarray],
     maps: FeatureMaps | None = None,
 ) -> TrainingBatches:
-    spaced = dataset.records[:: math.ceil(len(dataset.records) / _STATISTICS_IMAGES)]
-    targets = (assign(proposals[r.image_id], r.boxes, r.labels) for r in spaced)
+    targets = (assign(proposals[r.image_id], r.boxes, r.labels) for r in _spaced(dataset.records))
     mean, std = target_statistics(
         targets, num_classes=len(dataset.class_names), fg_iou=config["fg_iou"], flip=config["flip"]
     )
@@ -262,9 +291,17 @@ def _train(
             out=out,
             score=lambda variables: evaluator(_on_one_device(variables), images=images).results["map"],
             scored={at: found for at, found in _logged_maps(workdir).items() if at <= int(state.step)},
+            watch=_watch(config, batches, fresh=not int(state.step)) if jax.process_count() == 1 else None,
             data_workers=config["data_workers"],
         )
     return int(state.step), _on_one_device(state.variables)
+
+
+def _watch(config: Config, batches: TrainingBatches, *, fresh: bool) -> Watch:
+    """Return the watch of a run in one process; each of several sees its share of a batch only."""
+    objects = _objects(batches.records, len(config["class_names"]))
+    foreground = round(batches.rois_per_image * batches.fg_fraction)
+    return Watch(config["class_names"], objects, epoch=len(batches.plan(0)), foreground=foreground, fresh=fresh)
 
 
 def _on_one_device(tree: Any) -> Any:

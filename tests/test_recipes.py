@@ -27,7 +27,8 @@ from frcnn_jax.workdir import load_variables, read_config
 DEFAULTS = {
     # data and proposals
     "dataset": "synthetic", "voc_dir": "", "year": 2007, "data_dir": "", "train_split": "train", "val_split": "val",
-    "on_error": "stop", "exif": "apply", "train_images": 600, "val_images": 200, "train_difficult": True, "class_names": (),
+    "on_error": "stop", "exif": "apply", "train_images": 600, "val_images": 200, "train_difficult": True,
+    "class_names": (),
     "proposals": "standard", "proposal_size": 0, "max_proposals": 2000, "proposal_cache": "", "workers": 0,
     # network
     "network": "tiny", "pool": "", "weights": "", "train_from": "", "freeze": (), "feature_cache": "",

@@ -44,7 +44,7 @@ class TrainingBatches:
         rois_per_image: R, including padding.
         fg_fraction: Maximum fraction of foreground RoIs; see `sample`.
         fg_iou: Minimum IoU of foreground.
-        bg_iou: Range [low, high) of the IoU of background.
+        bg_iou: Range [low, high) of the IoU of background; low is 0 in an image without objects, see `sample`.
         flip: Whether to add mirrored images.
         seed: Seed of all random draws.
         maps: Returns the feature map of a record, mirrored or not, at a size (`feature_maps.FeatureMaps`), which then

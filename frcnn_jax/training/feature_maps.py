@@ -6,7 +6,7 @@ Shape letters: B images, H' rows and W' columns of a map, C channels.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from frcnn_jax.data.batches import Sizes, prefetch, prepare_image
 from frcnn_jax.data.records import Record
+from frcnn_jax.data.splits import content_digest
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import write_atomic
 from frcnn_jax.models.fast_rcnn import FastRCNN
@@ -31,13 +32,15 @@ class FeatureMaps:
 
     Attributes:
         folder: Folder of the maps of one backbone.
+        digests: Digest of each image's content by its id, which may be that of another image in another data set.
     """
 
     folder: Path
+    digests: Mapping[str, bytes]
 
     def path(self, record: Record, mirrored: bool, size: Sizes) -> Path:
         """Return the file of a map."""
-        key = repr((record.image_id, record.height, record.width, mirrored, size))
+        key = repr((self.digests[record.image_id], mirrored, size))
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
 
     def __call__(self, record: Record, mirrored: bool, size: Sizes) -> np.ndarray:
@@ -105,7 +108,8 @@ def store_maps(
     digest = hashlib.sha256(repr((model.backbone, model.pixels)).encode())
     for leaf in jax.tree.leaves(backbone):
         digest.update(np.ascontiguousarray(leaf).data)
-    maps = FeatureMaps(folder / digest.hexdigest()[:16])
+    contents = {record.image_id: content_digest(record) for record in records}
+    maps = FeatureMaps(folder / digest.hexdigest()[:16], contents)
     maps.folder.mkdir(parents=True, exist_ok=True)
     entries = [
         (r, mirrored, size) for r in records for mirrored in ((False, True) if flip else (False,)) for size in sizes

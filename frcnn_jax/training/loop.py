@@ -4,7 +4,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from frcnn_jax.training.hosts import any_stopped
 from frcnn_jax.training.logs import RunLog
 from frcnn_jax.training.signals import defer_signals, interrupt_on_signals
 from frcnn_jax.training.step import TrainState
+from frcnn_jax.training.watch import Watch
 
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 Score = Callable[[Any], float | None]
@@ -60,6 +61,7 @@ def train(
     out: Path,
     score: Score | None = None,
     scored: dict[int, float | None] | None = None,
+    watch: Watch | None = None,
     data_workers: int = 0,
 ) -> TrainState:
     """Train from the state's step to the last batch.
@@ -76,6 +78,7 @@ def train(
         out: Folder of the logs: the workdir, or a scratch folder in non-zero processes.
         score: Function from variables to mAP on the val split.
         scored: Scores by step from earlier runs.
+        watch: Warns of a training that learns nothing.
         data_workers: Number of processes that prepare batches; 0 for threads.
 
     Returns:
@@ -93,7 +96,7 @@ def train(
         _Profile(schedule.profile, last, out, bar) as profile,
         contextlib.closing(prefetch(batches, start=start, workers=data_workers)) as made,
     ):
-        rows = _MetricRows(log, bar, schedule.log_every, batches.images_per_batch, learning_rate)
+        rows = _MetricRows(log, bar, schedule.log_every, batches.images_per_batch, learning_rate, watch)
         run = _Run(workdir, checkpoints, rows, score, start)
         checkpoints.scores.update({at: value for at, value in (scored or {}).items() if value is not None})
         if score and schedule.evaluates(start, last) and start not in (scored or {}):
@@ -159,8 +162,11 @@ class _Run:
 class _MetricRows:
     """Means of the step metrics since the last row, with rates and times, written every `every` steps."""
 
-    def __init__(self, log: RunLog, bar: Any, every: int, images: int, learning_rate: optax.Schedule) -> None:
+    def __init__(
+        self, log: RunLog, bar: Any, every: int, images: int, learning_rate: optax.Schedule, watch: Watch | None
+    ) -> None:
         self.log, self._bar, self._every, self._images, self._learning_rate = log, bar, every, images, learning_rate
+        self._watch = watch
         self._pending: dict[str, jax.Array] | None = None
         self._steps: list[dict[str, float]] = []
         self._since, self._waited = time.perf_counter(), 0.0
@@ -170,6 +176,8 @@ class _MetricRows:
         asked = time.perf_counter()
         batch = next(made)
         self._waited += time.perf_counter() - asked
+        if self._watch:
+            self._warn(self._watch.batch(batch["labels"]))
         return batch
 
     @contextlib.contextmanager
@@ -198,7 +206,13 @@ class _MetricRows:
         assert self._pending
         self._steps.append({name: float(value) for name, value in jax.device_get(self._pending).items()})
         self._pending = None
+        if self._watch:
+            self._warn(self._watch.loss(self._steps[-1]["loss"]))
         return math.isfinite(self._steps[-1]["loss"])
+
+    def _warn(self, warnings: Iterable[str]) -> None:
+        for warning in warnings:
+            self._bar.write(f"warning: {warning}", file=sys.stderr)
 
     def _write(self, at: int) -> None:
         now, count = time.perf_counter(), len(self._steps)

@@ -70,13 +70,16 @@ def sample(
 ) -> RoITargets:
     """Draw RoIs without replacement, foreground first.
 
+    The floor of `bg_iou` is that of the paper, for images with objects. In an image without any (no candidate overlaps
+    one), every candidate is background.
+
     Args:
         targets: The candidates, left unchanged.
         rng: Source of randomness.
         count: Number of RoIs; fewer are drawn if there are too few candidates.
         fg_fraction: Maximum fraction of foreground RoIs, in [0, 1]; their number is rounded.
         fg_iou: Minimum IoU of foreground.
-        bg_iou: Range [low, high) of the IoU of background.
+        bg_iou: Range [low, high) of the IoU of background; low is 0 in an image without objects.
 
     Returns:
         The RoIs drawn; labels and deltas of background are 0.
@@ -88,7 +91,8 @@ def sample(
     if count < 0 or not 0 <= fg_fraction <= 1:
         raise InputError(f"expected count >= 0 and fg_fraction in [0, 1], got {count} and {fg_fraction}")
     (fg,) = np.nonzero(targets.overlaps >= fg_iou)
-    (bg,) = np.nonzero((targets.overlaps >= bg_iou[0]) & (targets.overlaps < bg_iou[1]))
+    low = bg_iou[0] if targets.overlaps.any() else 0
+    (bg,) = np.nonzero((targets.overlaps >= low) & (targets.overlaps < bg_iou[1]))
     fg = rng.permutation(fg)[: round(count * fg_fraction)]
     bg = rng.permutation(bg)[: count - len(fg)]
     drawn = RoITargets(*(field[np.concatenate([fg, bg])] for field in targets))

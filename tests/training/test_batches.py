@@ -1,5 +1,5 @@
 from collections import Counter
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from functools import partial
 
 import jax
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from frcnn_jax.data.batches import Sizes, TestBatches, prefetch, prepare_image, prepare_test
-from frcnn_jax.data.records import Record
+from frcnn_jax.data.records import Dataset, Record, without_difficult
 from frcnn_jax.data.voc import read_voc
 from frcnn_jax.errors import InputError
 from frcnn_jax.models.pixels import CAFFE_MEANS, PixelNorm
@@ -246,14 +246,26 @@ def test_the_image_its_boxes_and_targets_by_hand(mirrored):
     assert training_batches(**options, fg_iou=0.85)[step]["roi_mask"].sum() == 2  # the proposal's IoU is 272 / 336
 
 
-def test_an_image_without_objects_and_one_without_proposals_train():
-    batches = training_batches(bg_iou=(0.0, 0.5))
+@pytest.mark.parametrize("low", [0.0, 0.1])
+def test_an_image_without_objects_and_one_without_proposals_train(low):
+    batches = training_batches(bg_iou=(low, 0.5))
     masks = {}
     for step in range(len(batches.plan(0))):
         for image, entry in enumerate(batches.plan(0)[step]):
             masks[entry.record] = batches[step]["roi_mask"][image].sum()
     assert masks[0] == 3  # no object: three background RoIs
     assert masks[5] == 1  # no proposal: its object
+
+
+def test_an_image_without_objects_or_proposals_has_no_rois():
+    """Nor has one whose objects were all dropped as difficult."""
+    easy = without_difficult(Dataset(("cat",), [replace(RECORDS[1], difficult=np.ones(1, bool))])).records
+    for records in ([RECORDS[0]], easy):
+        (record,) = records
+        batches = training_batches(records=records, proposals={record.image_id: np.zeros((0, 4), np.float32)})
+        assert not batches[0]["roi_mask"].any()
+        assert not batches[0]["labels"].any()
+        assert training_batches(records=records)[0]["roi_mask"].sum() == 6  # of both images of the batch
 
 
 @pytest.mark.parametrize("stride", [1, 3])

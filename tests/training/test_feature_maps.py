@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -77,6 +79,17 @@ def test_only_missing_maps_are_computed(scene, tmp_path, monkeypatch):
     first.write_bytes(first.read_bytes()[:90])
     with pytest.raises(InputError, match=f"{first}: a feature map is missing or damaged; delete it and start again"):
         maps(records[0], True, SIZES[0])
+
+
+def test_ids_of_other_images_have_maps_of_their_own(scene, tmp_path):
+    """As the same names in two data sets have."""
+    model, variables, records = scene
+    other = [replace(records[1], image_id=records[0].image_id)]
+    mine, theirs = (
+        store_maps(model, variables, own, sizes=SIZES[:1], flip=False, folder=tmp_path) for own in (records[:1], other)
+    )
+    assert mine.path(records[0], False, SIZES[0]) != theirs.path(other[0], False, SIZES[0])
+    assert len(list(mine.folder.iterdir())) == 2
 
 
 def test_training_on_stored_maps(tmp_path, monkeypatch):

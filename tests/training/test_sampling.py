@@ -163,3 +163,20 @@ def test_target_statistics_by_hand():
     np.testing.assert_array_equal(mean, [[0, 0, 0, 0], [0, 2, 1, 6]])
     np.testing.assert_allclose(std, [[1, 1, 1, 1], [np.sqrt(5), 1, 1, 1]])
     assert target_statistics([image], num_classes=1)[0][1, 1] == pytest.approx(13 / 3)  # 0.5 or more by default
+
+
+@pytest.mark.parametrize("bg_iou", [(0.1, 0.5), (0, 0.5), (0.3, 0.4)])
+def test_all_candidates_of_an_image_without_objects_are_background(rng, bg_iou):
+    proposals = random_boxes(rng, 50)
+    nothing = assign(proposals, np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
+    got = sample(nothing, np.random.default_rng(0), count=16, bg_iou=bg_iou)
+    assert len({tuple(roi) for roi in got.rois}) == 16
+    assert not got.labels.any()
+    assert not got.deltas.any()
+    assert len(sample(nothing, rng, count=99, bg_iou=bg_iou).rois) == 50
+
+
+def test_the_floor_holds_in_an_image_with_objects_that_no_proposal_meets():
+    far = np.array([[50, 50, 59, 59]] * 9, np.float32)
+    got = sample(assign(far, GT, GT_LABELS), np.random.default_rng(0), count=8)
+    np.testing.assert_array_equal(got.labels > 0, [True, True])  # the objects alone

@@ -1,0 +1,88 @@
+"""Images that two splits have in common."""
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from frcnn_jax.data.records import ImageFile, Record
+
+
+class Shared(NamedTuple):
+    """Image ids of the second split."""
+
+    same: list[str]  # the content of an image in the first
+    alike: list[str]  # the name of an image in the first, but not its content
+
+
+def shared_images(first: Sequence[Record], second: Sequence[Record]) -> Shared:
+    """Compare the files of two splits by content and by name; images that have no file, by id.
+
+    Files are read only if both splits have one of this size. An unreadable one is in neither list.
+    """
+    ids = {record.image_id for record in first if not isinstance(record.load, ImageFile)}
+    files = [record.load for record in first if isinstance(record.load, ImageFile)]
+    names = {Path(file.path).name for file in files}
+    by_size = defaultdict(list)
+    for file in files:
+        with suppress(OSError):
+            by_size[os.stat(file.path).st_size].append(file)
+    digests: dict[int, set[bytes]] = {}
+    shared = Shared([], [])
+    for record in second:
+        load = record.load
+        if not isinstance(load, ImageFile):
+            if record.image_id in ids:
+                shared.same.append(record.image_id)
+            continue
+        with suppress(OSError):
+            size = os.stat(load.path).st_size
+            if size in by_size and size not in digests:
+                digests[size] = {file_digest(file.path) for file in by_size[size]}
+            if size in by_size and file_digest(load.path) in digests[size]:
+                shared.same.append(record.image_id)
+            elif Path(load.path).name in names:
+                shared.alike.append(record.image_id)
+    return shared
+
+
+def describe_shared(shared: Shared, total: int) -> list[str]:
+    """Return a line for each kind of images that the train and the val split share, of `total` in the latter."""
+    lines = []
+    if shared.same:
+        lines.append(
+            f"{len(shared.same)} of the {total} val images are in the train split too, such as {shared.same[0]!r}: "
+            "the score does not tell how well the network does on new images; remove them from a split"
+        )
+    if shared.alike:
+        lines.append(
+            f"{len(shared.alike)} of the {total} val images have the name of another train image, such as "
+            f"{shared.alike[0]!r}: make sure that they are not copies of it"
+        )
+    return lines
+
+
+def file_digest(path: str | Path) -> bytes:
+    """Return a digest of a file's content, 16 bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+
+
+def content_digest(record: Record) -> bytes:
+    """Return a digest of an image and how it is turned, 16 bytes, without decoding it if it is a file.
+
+    Raises:
+        OSError: The file can't be read.
+        InputError: The image can't be loaded.
+    """
+    if isinstance(load := record.load, ImageFile):
+        content = (file_digest(load.path), load.size, load.exif)
+    else:
+        image = load()
+        content = (np.ascontiguousarray(image).tobytes(), image.shape, "")
+    return hashlib.blake2b(repr(content[1:]).encode() + content[0], digest_size=16).digest()
