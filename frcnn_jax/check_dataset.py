@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
                 print(f"  {untold} images have an EXIF orientation untold by their size: {how}; see --config.exif")
     if len(datasets) == 2:
         train, val = (dataset.records for dataset in datasets.values())
-        print(*describe_shared(shared_images(train, val), len(val)), sep="\n")
+        print(*(f"{line}\n" for line in describe_shared(shared_images(train, val), len(val))), sep="", end="")
     if args.recall and "val" in datasets:
         with _gathered(problems):
             skip = {**config, "on_error": "skip"}

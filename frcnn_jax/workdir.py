@@ -19,7 +19,7 @@ from frcnn_jax.evaluation.scores import format_score
 from frcnn_jax.files import check_folder, read_json, write_json
 from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables, variable_shapes
 from frcnn_jax.models.networks import is_custom
-from frcnn_jax.models.parameters import matches
+from frcnn_jax.models.parameters import flatten, matches
 from frcnn_jax.models.weight_files import read_weights
 from frcnn_jax.models.weights import (
     Weights,
@@ -232,7 +232,18 @@ def initial_variables(
         keep_classifier=matches("head/cls_score/kernel", frozen),
         source=weights,
     )
+    if jax.process_index() == 0:
+        print(_loaded(variables["params"], params, weights))
     return {**variables, "params": params}
+
+
+def _loaded(fresh: Any, params: Any, source: str) -> str:
+    """Return a line on how many layers were loaded, and which were not."""
+    old, new = flatten(fresh), flatten(params)
+    layers = dict.fromkeys(path.rpartition("/")[0] for path in new)
+    kept = {path.rpartition("/")[0] for path, leaf in new.items() if leaf is old[path]}
+    names = ", ".join(layer.partition("/")[2] for layer in layers if layer in kept)
+    return f"{source}: {len(layers) - len(kept)} of {len(layers)} layers loaded" + (f"; new: {names}" if names else "")
 
 
 def evaluate_workdir(

@@ -35,14 +35,15 @@ _KERAS_VGG = {f"block{name[4]}_conv{name[6]}": name for name in _VGG_CONVOLUTION
 def from_foreign(arrays: Mapping[str, np.ndarray]) -> Weights:
     """Convert the tensors of a file to canonical arrays with their description; canonical ones stay as they are.
 
-    A prefix that all names share, such as "module.", is dropped.
+    A prefix that all names share, such as "module.", is dropped; of a larger network, such as a detector, the known one
+    in it is taken.
 
     Raises:
-        InputError: Names of a known family are incomplete or unknown.
+        InputError: Names of a known family are incomplete or unknown, or those of several networks.
     """
     if isinstance(arrays, Weights):
         return arrays
-    arrays = _without_prefix(arrays)
+    arrays = _part_of_known_family(_without_prefix(arrays))
     for mark, convert in _FAMILIES.items():
         if mark in arrays:
             return convert(arrays)
@@ -78,6 +79,24 @@ def _without_prefix(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray
         if arrays and all(name.startswith(prefix) for name in arrays):
             return _without_prefix({name.removeprefix(prefix): array for name, array in arrays.items()})
     return arrays
+
+
+def _part_of_known_family(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """Return the tensors under the prefix of a known network in a larger one; all where no prefix has such a network.
+
+    Raises:
+        InputError: Several prefixes have one.
+    """
+    if any(mark in arrays for mark in _FAMILIES):
+        return arrays
+    prefixes = {name.removesuffix(mark) for mark in _FAMILIES for name in arrays if name.endswith(f".{mark}")}
+    outermost = {prefix for prefix in prefixes if not any(prefix != p and prefix.startswith(p) for p in prefixes)}
+    if len(outermost) > 1:
+        raise InputError(f"it holds several networks, {', '.join(sorted(outermost))}: save one of them alone")
+    if not outermost:
+        return arrays
+    (prefix,) = outermost
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _renamed(arrays: Mapping[str, np.ndarray], layers: Mapping[str, str | None]) -> Arrays:

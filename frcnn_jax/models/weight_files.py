@@ -246,6 +246,9 @@ class _TensorUnpickler(pickle.Unpickler):
         return np.lib.stride_tricks.as_strided(storage[offset:], size, strides)
 
 
+_NESTED = ("state_dict", "model_state_dict", "model", "module")  # entries of checkpoints that hold the state dict
+
+
 def _read_pth(path: Path) -> Arrays:
     if zipfile.is_zipfile(path):
         state = _load_zip(path)
@@ -253,8 +256,8 @@ def _read_pth(path: Path) -> Arrays:
         state = _load_old(content)
     else:
         raise InputError("not a .pth file, or truncated")
-    for name in ("state_dict", "model"):
-        state = state[name] if isinstance(state, dict) and isinstance(state.get(name), dict) else state
+    while isinstance(state, dict) and (inner := [state[n] for n in _NESTED if isinstance(state.get(n), dict)]):
+        state = inner[0]
     if not isinstance(state, dict) or not all(isinstance(array, np.ndarray) for array in state.values()):
         raise InputError("expected a state dict of tensors")
     return {name: array.copy() for name, array in state.items()}

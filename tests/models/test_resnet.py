@@ -184,6 +184,19 @@ def test_a_shared_prefix_is_dropped(tmp_path, rng):
     assert list(read_weights(tmp_path / "w.npz")) == ["conv1.weight"]
 
 
+def test_the_backbone_of_a_larger_network_is_taken(tmp_path, rng):
+    """What else is there is another program's; two networks leave a choice."""
+    conv = np.ones((2, 3, 7, 7), np.float32)
+    block = {"layer1.0.conv1.weight": np.ones((2, 2, 1, 1), np.float32), "conv1.weight": conv}
+    larger = {f"model.backbone.{name}": array for name, array in block.items()} | {"model.neck.weight": conv}
+    write_weights(tmp_path / "w.npz", larger)
+    assert sorted(read_weights(tmp_path / "w.npz")) == ["conv1.weight", "layer1.0.conv1.weight"]
+    two = {f"{prefix}.{name}": array for prefix in ("encoder_q", "encoder_k") for name, array in block.items()}
+    write_weights(tmp_path / "w.npz", {**two, "queue": conv})
+    with pytest.raises(InputError, match=r"w\.npz: it holds several networks, encoder_k\., encoder_q\."):
+        read_weights(tmp_path / "w.npz")
+
+
 def test_keras_names(tmp_path, rng):
     h5py = pytest.importorskip("h5py")
     expected = small_arrays(rng)
