@@ -15,7 +15,7 @@ from pathlib import Path
 from frcnn_jax.build import read_split_of
 from frcnn_jax.cli import check_at_least, command_parser, run
 from frcnn_jax.config import TEST_FIELDS, override_config
-from frcnn_jax.data.voc import read_voc
+from frcnn_jax.data.voc import VOC_CLASSES, read_voc
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.comp4 import check_comp4, read_comp4, write_comp4
 from frcnn_jax.evaluation.evaluator import Evaluation, save_pictures
@@ -36,7 +36,8 @@ def main(argv: Sequence[str]) -> None:
             check_comp4(read_split_of(config, "val"), config["val_split"])
         found = evaluate_workdir(args.workdir, config, step=args.step, images=args.images, **scoring)
     else:
-        dataset = read_voc(args.voc, split=args.split, year=args.year)
+        names = args.classes.split(",") if args.classes else VOC_CLASSES
+        dataset = read_voc(args.voc, split=args.split, year=args.year, class_names=names)
         detections = read_comp4(args.detections, dataset, year=args.year, split=args.split)
         found = Evaluation(dataset, detections, *score(detections, dataset, **scoring))
     print(results_table(found.results))
@@ -63,6 +64,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     files.add_argument("--voc", type=Path, default=Path("VOCdevkit"), help="VOCdevkit folder; default: %(default)s")
     files.add_argument("--year", type=int, default=2007, help="year of the data set; default: %(default)s")
     files.add_argument("--split", default="val", help="split of the data set; default: %(default)s")
+    files.add_argument("--classes", metavar="NAMES", help="names of the classes, joined by commas; default: VOC's")
     parser.add_argument("--metric", choices=METRICS, default=METRICS[0], help="AP metric; default: %(default)s")
     parser.add_argument(
         "--iou-threshold", type=float, default=0.5, help="IoU that a hit must exceed, 0 to 1; default: %(default)s"

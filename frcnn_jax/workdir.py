@@ -240,9 +240,9 @@ def initial_variables(
 def _loaded(fresh: Any, params: Any, source: str) -> str:
     """Return a line on how many layers were loaded, and which were not."""
     old, new = flatten(fresh), flatten(params)
-    layers = dict.fromkeys(path.rpartition("/")[0] for path in new)
+    layers = {path.rpartition("/")[0] for path in new}
     kept = {path.rpartition("/")[0] for path, leaf in new.items() if leaf is old[path]}
-    names = ", ".join(layer.partition("/")[2] for layer in layers if layer in kept)
+    names = ", ".join(layer.partition("/")[2] for layer in sorted(kept))
     return f"{source}: {len(layers) - len(kept)} of {len(layers)} layers loaded" + (f"; new: {names}" if names else "")
 
 

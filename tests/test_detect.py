@@ -1,13 +1,16 @@
 import json
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from examples import run_command
 from PIL import Image
 
+from frcnn_jax.data.coco import read_coco
 from frcnn_jax.data.synthetic import CLASS_NAMES, draw_scene
-from frcnn_jax.detect import _search_pool
+from frcnn_jax.data.voc import read_xml_folder
+from frcnn_jax.detect import _find_images, _result_names, _search_pool
 from frcnn_jax.detector import Detector
 
 
@@ -50,12 +53,86 @@ def test_command_line_names_the_broken_image_and_writes_nothing(workdir, tmp_pat
     assert done.stderr.startswith(f"error: {tmp_path / 'bad.jpg'}: can't be read as an image")
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
-    done = run_command("detect", "--workdir", workdir, "a/x.jpg", "b/x.jpg", "--out", tmp_path / "out")
-    assert done.stderr.startswith("error: pictures of a/x.jpg and b/x.jpg would overwrite each other")
+    for argument, text in (("none*.jpg", "no file fits this pattern"), ("empty", "no images in this folder")):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        done = run_command("detect", "--workdir", workdir, tmp_path / argument, "--out", tmp_path / "out")
+        assert done.stderr.startswith(f"error: {tmp_path / argument}: {text}")
+    done = run_command("detect", "--workdir", workdir, "x.jpg", "--out", tmp_path / "out", "--write", "json,xml")
+    assert done.stderr == "error: --write must be some of pictures, json, coco, voc, yolo, got 'xml'\n"
     done = run_command("detect", "--workdir", workdir, "x.jpg", "--out", tmp_path / "bad.jpg")
     assert done.stderr.startswith(f"error: {tmp_path / 'bad.jpg'}: expected a folder")
     done = run_command("detect", "--workdir", workdir, "x.jpg", "--out", tmp_path / "out", "--score-threshold", "nan")
     assert done.stderr == "error: --score-threshold must be finite, got nan\n"
+
+
+def test_names_of_results(tmp_path):
+    def names(*paths):
+        return list(_result_names([Path(path) for path in paths]).values())
+
+    assert names("a/x.jpg", "b/y.jpg") == ["x", "y"]
+    assert names("a/x.jpg", "b/x.jpg", "b/c/y.jpg") == ["a/x", "b/x", "b/c/y"]
+    assert names("a/x.jpg", "a/x.png", "b/x.jpg") == ["a/x.jpg", "a/x.png", "b/x"]
+    assert names("photo.v1.jpg", "photo.v2.jpg") == ["photo.v1", "photo.v2"]
+
+
+def test_files_folders_and_patterns(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "p/b.JPG",
+        "p/a.png",
+        "p/q/c.webp",
+        "p/._a.png",
+        "p/__MACOSX/a.png",
+        "p/x.txt",
+        "d/[1].jpg",
+        "d/1.jpg",
+    ):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    found = [str(path) for path in _find_images(["p", "p/*.png", "d/[1].jpg", "d/[0-9].jpg", "none.jpg"])]
+    assert found == ["p/a.png", "p/b.JPG", "p/q/c.webp", "d/[1].jpg", "d/1.jpg", "none.jpg"]
+
+
+@pytest.mark.slow
+def test_a_folder_with_a_broken_image_in_all_formats(workdir, tmp_path):
+    """The results are read back as data sets of the boxes that Python's detector finds."""
+    images, out = tmp_path / "images", tmp_path / "out"
+    for i, name in enumerate(("a/\u732b.png", "b/\u732b.png")):
+        (images / name).parent.mkdir(parents=True)
+        Image.fromarray(draw_scene(0, "test", i).image).save(images / name)
+    (images / "b/broken.png").write_bytes((images / "a/\u732b.png").read_bytes()[:900])
+    done = run_command(
+        "detect", "--workdir", workdir, images, "--out", out, "--write", "pictures,json,coco,voc,yolo",
+        "--score-threshold", 0.2,
+    )  # fmt: skip
+    assert done.returncode == 3
+    first, last = done.stderr.splitlines()[-2:]
+    assert first.startswith(f"{images}/b/broken.png: can't be read as an image")
+    assert last == "1 of 3 images skipped"
+    detector = Detector.from_workdir(workdir)
+    expected = [detector(images / f"{folder}/\u732b.png", score_threshold=0.2) for folder in "ab"]
+    assert [len(found) for found in json.loads((out / "detections.json").read_text()).values()] == [
+        len(found.boxes) for found in expected
+    ]
+    assert sum(len(found.boxes) for found in expected) > 3
+    coco = read_coco(out / "coco.json", image_dir=images)
+    assert [r.load.path for r in coco.records] == [str(images / f"{folder}/\u732b.png") for folder in "ab"]
+    assert coco.class_names == CLASS_NAMES
+    for folder in "ab":
+        (out / f"{folder}/\u732b.png").rename(tmp_path / f"{folder}.png")  # the picture
+        (images / f"{folder}/\u732b.png").rename(out / f"{folder}/\u732b.png")
+    voc = read_xml_folder(out, class_names=CLASS_NAMES)
+    assert [record.image_id for record in voc.records] == ["a/\u732b", "b/\u732b"]
+    for found, of_coco, of_voc in zip(expected, coco.records, voc.records, strict=True):
+        for record, tolerance in ((of_coco, 1e-3), (of_voc, 0.51)):
+            np.testing.assert_array_equal(record.labels, found.labels)
+            np.testing.assert_allclose(record.boxes, found.boxes, atol=tolerance)
+    assert (out / "labels/classes.txt").read_text().split("\n")[:-1] == list(CLASS_NAMES)
+    for folder, found in zip("ab", expected, strict=True):
+        rows = np.loadtxt(out / f"labels/{folder}/\u732b.txt", ndmin=2)
+        np.testing.assert_array_equal(rows[:, 0] + 1, found.labels)
+        centre, side = rows[:, 1:3] * (192, 144), rows[:, 3:] * (192, 144)
+        np.testing.assert_allclose(np.hstack([centre - side / 2, centre + side / 2 - 1]), found.boxes, atol=1e-3)
 
 
 @pytest.mark.slow

@@ -423,11 +423,14 @@ def test_how_many_layers_were_loaded_is_printed(workdir, tmp_path, capsys):
     initial_variables(model, jax.random.key(0), weights=str(workdir))
     layers = capsys.readouterr().out.split("; ")
     total = len(workdir_weights(workdir)) // 2
-    assert layers == [f"{workdir}: {total - 2} of {total} layers loaded", "new: cls_score, bbox_pred\n"]
+    assert layers == [f"{workdir}: {total - 2} of {total} layers loaded", "new: bbox_pred, cls_score\n"]
     convolutions = {name: array for name, array in workdir_weights(workdir).items() if name.startswith("conv")}
     np.savez(tmp_path / "w.npz", **convolutions)
     initial_variables(model, jax.random.key(0), weights=str(tmp_path / "w.npz"))
-    assert f"w.npz: {len(convolutions) // 2} of {total} layers loaded; new: fc6, fc7, " in capsys.readouterr().out
+    assert (
+        f"w.npz: {len(convolutions) // 2} of {total} layers loaded; new: bbox_pred, cls_score, fc6, fc7\n"
+        in capsys.readouterr().out
+    )
 
 
 def test_bad_weights_leave_nothing(workdir, tmp_path):

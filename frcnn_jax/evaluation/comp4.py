@@ -1,5 +1,7 @@
 """Result files of the VOC devkit ("comp4"), one per class."""
 
+import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,6 +68,9 @@ def write_comp4(
 def read_comp4(folder: Path, dataset: Dataset, *, year: int, split: str) -> list[ClassDetections]:
     """Read result files from `folder`/results/VOC<year>/Main or, if that does not exist, from `folder`.
 
+    A class without a file has no detections, which is said on stderr. Empty lines do not count, and image ids may contain
+    white space.
+
     Args:
         folder: Folder with one file comp4_det_<split>_<class>.txt per class.
         dataset: The split.
@@ -75,30 +80,34 @@ def read_comp4(folder: Path, dataset: Dataset, *, year: int, split: str) -> list
         One `ClassDetections` per class, in the order of the lines, with 0-based boxes.
 
     Raises:
-        InputError: A file is missing, or a line is not `id score x1 y1 x2 y2` for an image of the split.
+        InputError: All files are missing, or a line is not `id score x1 y1 x2 y2` for an image of the split.
     """
     inner = _devkit_folder(folder, year)
     index = {record.image_id: i for i, record in enumerate(dataset.records)}
     detections = []
-    for name in dataset.class_names:
-        path = _result_file(inner if inner.is_dir() else folder, split, name)
-        try:
-            lines = path.read_text("utf-8", "surrogateescape").splitlines()  # as in `write_text`
-        except (FileNotFoundError, NotADirectoryError):
-            raise InputError(f"{path}: no such result file (expected one per class)") from None
+    paths = [_result_file(inner if inner.is_dir() else folder, split, name) for name in dataset.class_names]
+    missing = [path for path in paths if not path.is_file()]
+    if len(missing) == len(paths):
+        raise InputError(f"{paths[0]}: no such result file (expected one per class)")
+    for path in missing:
+        print(f"{path}: no such result file; the class has no detections", file=sys.stderr)
+    for path in paths:
+        text = "" if path in missing else path.read_text("utf-8-sig", "surrogateescape")  # as in `write_text`
         image, numbers = [], []
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line.strip():
+                continue
             try:
-                image_id, *values = line.split()
+                image_id, *values = line.strip().rsplit(None, 5)
                 score, x1, y1, x2, y2 = map(float, values)
                 image.append(index[image_id])
             except ValueError:
                 raise InputError(f"{path}:{number}: expected 'id score x1 y1 x2 y2', got {line!r}") from None
             except KeyError:
                 raise InputError(f"{path}:{number}: image {image_id!r} is not in the split {split!r}") from None
+            if not all(map(math.isfinite, (score, x1, y1, x2, y2))):
+                raise InputError(f"{path}:{number}: a number is not finite: {line!r}")
             numbers.append((score, x1 - 1, y1 - 1, x2 - 1, y2 - 1))  # 1-based in the file
         array = np.array(numbers).reshape(-1, 5)
-        if len(bad := np.flatnonzero(~np.isfinite(array).all(axis=1))):
-            raise InputError(f"{path}:{bad[0] + 1}: a number is not finite: {lines[bad[0]]!r}")
         detections.append(ClassDetections(np.array(image, int), array[:, 0], array[:, 1:]))
     return detections

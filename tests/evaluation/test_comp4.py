@@ -43,7 +43,9 @@ def test_comp4_by_hand(tmp_path):
     [
         ("im0 0.9 1 2 3", r"comp4_det_val_cat\.txt:1: expected 'id score"),
         ("im0 0.9 1 2 3 x", r"cat\.txt:1: expected"),
-        ("", r"cat\.txt:1: expected"),
+        ("0.9 1 2 3 4", r"cat\.txt:1: expected"),
+        ("im0 0.9 1 2 inf 4", r"cat\.txt:1: a number is not finite"),
+        ("im0.jpg 0.9 1 2 3 4", r"cat\.txt:1: image 'im0\.jpg' is not in the split 'val'"),
         ("im7 0.9 1 2 3 4", r"cat\.txt:1: image 'im7' is not in the split 'val'"),
         ("im0 nan 1 2 3 4", r"cat\.txt:1: a number is not finite: 'im0 nan 1 2 3 4'"),
     ],
@@ -57,6 +59,29 @@ def test_comp4_names_the_line(tmp_path, line, text):
 def test_comp4_names_the_missing_class(tmp_path):
     with pytest.raises(InputError, match=r"comp4_det_val_cat\.txt: no such result file"):
         read_comp4(tmp_path, make_dataset(), year=2007, split="val")
+
+
+def test_a_class_without_a_file_has_no_detections(tmp_path, capsys):
+    (tmp_path / "comp4_det_val_dog.txt").write_text("im0 0.5 1 1 4 4")
+    detections = read_comp4(tmp_path, make_dataset(), year=2007, split="val")
+    assert [len(found.scores) for found in detections] == [0, 1, 0]
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        f"{tmp_path}/comp4_det_val_{name}.txt: no such result file; the class has no detections"
+        for name in ("cat", "cow")
+    ]
+
+
+def test_comp4_files_of_other_programs(tmp_path):
+    """CRLF, a BOM, empty lines, scientific notation, tabs; an image id with spaces."""
+    first, second = make_dataset().records
+    dataset = Dataset(("cat",), [first, replace(second, image_id="my photo 1")])
+    text = "\ufeffim0 1e-05 2 3e0 1.0E+01 10\r\n\r\n my photo 1\t.5\t1 1 4 4 \r\n\n"
+    (tmp_path / "comp4_det_val_cat.txt").write_bytes(text.encode())
+    (found,) = read_comp4(tmp_path, dataset, year=2007, split="val")
+    np.testing.assert_array_equal(found.image, [0, 1])
+    np.testing.assert_array_equal(found.scores, [1e-5, 0.5])
+    np.testing.assert_array_equal(found.boxes, [[1, 2, 9, 9], [0, 0, 3, 3]])
 
 
 def test_comp4_is_written_by_hand(tmp_path):
