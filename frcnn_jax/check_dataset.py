@@ -18,7 +18,7 @@ from tqdm import tqdm
 from frcnn_jax.build import load_proposals_of, read_split_of
 from frcnn_jax.cli import command_parser, run
 from frcnn_jax.config import add_config_argument, load_config
-from frcnn_jax.data.records import Dataset, ImageFile, Record
+from frcnn_jax.data.records import Dataset, ImageFile, Record, load_problem
 from frcnn_jax.data.splits import describe_shared, shared_images
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.recall import recall_table, split_recall
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
             dataset = datasets[split] = read_split_of(config, split, problems.append)
             config["class_names"] = dataset.class_names if config["dataset"] != "synthetic" else ()
             with ThreadPoolExecutor() as pool:
-                loaded = tqdm(pool.map(_image_problem, dataset.records), split, len(dataset.records), unit="image")
+                loaded = tqdm(pool.map(load_problem, dataset.records), split, len(dataset.records), unit="image")
                 problems += filter(None, loaded)
             print(f"{split} split, {config[f'{split}_split']}:\n{_statistics(dataset)}")
             if untold := sum(map(_has_untold_orientation, dataset.records)):
@@ -64,19 +64,10 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(1)
 
 
-def _image_problem(record: Record) -> InputError | None:
-    """Return the error of loading an image, if any."""
-    try:
-        record.load()
-    except InputError as problem:
-        return problem
-    return None
-
-
 def _has_untold_orientation(record: Record) -> bool:
     try:
         return isinstance(record.load, ImageFile) and record.load.has_untold_orientation()
-    except InputError:  # `_image_problem` reports it
+    except InputError:  # `load_problem` reports it
         return False
 
 

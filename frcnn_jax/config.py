@@ -101,13 +101,14 @@ _ROIS = Check(
 FIELDS: dict[str, Field] = {
     # Data
     "dataset": Field("synthetic", f"Format of the data set: {', '.join(FORMATS)}.", _one_of(FORMATS)),
-    "voc_dir": Field("", "voc: path of the VOCdevkit folder.", at_test=True),
+    "voc_dir": Field("", "voc: path of the VOCdevkit folder.", at_test=True, housekeeping=True),
     "year": Field(2007, "voc: year of the splits that do not name one.", at_test=True),
     "data_dir": Field(
         "",
         "xml: folder of <split>/ with images and XML files; coco: folder of annotations/instances_<split>.json and "
         "<split>/; tfds: folder of the prepared data set, ~/tensorflow_datasets if empty.",
         at_test=True,
+        housekeeping=True,
     ),
     "train_split": Field("train", 'Training split; voc takes several, such as "2007_trainval+2012_trainval".'),
     "val_split": Field("val", "Validation split, on which the network is evaluated.", at_test=True),

@@ -4,7 +4,7 @@
 
 An IMAGE is a file, a folder, whose images and those in its sub-folders are taken, or a pattern such as 'photos/*.jpg'.
 DIR receives what --write names: a picture with boxes, NAME.png, for each image; detections.json with all labels, scores
-and boxes; coco.json, a COCO instances file with scores; VOC's NAME.xml; labels/NAME.txt and labels/classes.txt for YOLO.
+and boxes; coco.json, a COCO instances file with scores; VOC's NAME.xml; YOLO's labels/NAME.txt and labels/classes.txt.
 Where images of several folders have the same name, NAME has their folder before it. Images that can't be read are
 named and skipped, and the exit status is 3.
 
@@ -14,6 +14,7 @@ probability, this class's box and the probabilities of all classes; pictures and
 image.
 """
 
+import argparse
 import glob
 import math
 import os
@@ -28,6 +29,7 @@ import numpy as np
 from tqdm import tqdm
 
 from frcnn_jax.cli import command_parser, run
+from frcnn_jax.data.problems import OnProblem, ReportTo
 from frcnn_jax.data.records import IMAGE_SUFFIXES, load_image
 from frcnn_jax.data.region_files import read_regions
 from frcnn_jax.data.workers import process_pool
@@ -45,35 +47,18 @@ _SKIPPED = 3  # exit status where some images could not be read
 
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
-    parser = command_parser(__doc__, "--workdir", "--network", "--step")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, folder of images, or pattern")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument(
-        "--write", default="pictures,json", metavar="FORMATS", help=f"of {', '.join(_FORMATS)}; default: %(default)s"
-    )
-    parser.add_argument("--boxes", type=Path, metavar="FILE", help="boxes to classify")
-    parser.add_argument("--score-threshold", type=float, default=0.5, help="minimum score; default: %(default)s")
-    args = parser.parse_args(argv)
-    if not math.isfinite(args.score_threshold):
-        raise InputError(f"--score-threshold must be finite, got {args.score_threshold}")
-    formats = args.write.split(",")
-    if unknown := set(formats) - set(_FORMATS):
-        raise InputError(f"--write must be some of {', '.join(_FORMATS)}, got {min(unknown)!r}")
-    check_folder(args.out)
+    args, formats = _parse(argv)
     images = _find_images(args.images)
     regions = dict(zip(images, read_regions(args.boxes, images), strict=True)) if args.boxes else None
     detector = Detector.from_workdir(args.workdir, step=args.step, network=args.network)
-    problems, sizes = [], {}
-    for path in images:  # fail on a wrong box, and find unreadable images, before anything is written
-        try:
-            sizes[path] = load_image(path).shape[:2]
-        except InputError as problem:
-            problems.append(problem)
-            continue
-        if regions is not None:
-            check_regions(regions[path], *sizes[path], where=f"image {path}")
+    # fail on a wrong box, and find unreadable images, before anything is written
+    problems: list[InputError] = []
+    sizes = _image_sizes(images, problems.append)
     if not sizes:
         raise problems[0]
+    for path, own in (regions or {}).items():
+        if path in sizes:
+            check_regions(own, *sizes[path], where=f"image {path}")
     names = _result_names(list(sizes))
     _check_overwritten(sizes, args.out, names.values(), formats)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -103,6 +88,25 @@ def main(argv: Sequence[str]) -> None:
     if problems:
         print(*problems, f"{len(problems)} of {len(images)} images skipped", sep="\n", file=sys.stderr)
         sys.exit(_SKIPPED)
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = command_parser(__doc__, "--workdir", "--network", "--step")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, folder of images, or pattern")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument(
+        "--write", default="pictures,json", metavar="FORMATS", help=f"of {', '.join(_FORMATS)}; default: %(default)s"
+    )
+    parser.add_argument("--boxes", type=Path, metavar="FILE", help="boxes to classify")
+    parser.add_argument("--score-threshold", type=float, default=0.5, help="minimum score; default: %(default)s")
+    args = parser.parse_args(argv)
+    if not math.isfinite(args.score_threshold):
+        raise InputError(f"--score-threshold must be finite, got {args.score_threshold}")
+    formats = args.write.split(",")
+    if unknown := set(formats) - set(_FORMATS):
+        raise InputError(f"--write must be some of {', '.join(_FORMATS)}, got {min(unknown)!r}")
+    check_folder(args.out)
+    return args, formats
 
 
 def _write_image(image: Annotated, out: Path, name: str, formats: Sequence[str], class_names: Sequence[str]) -> None:
@@ -135,12 +139,22 @@ def _find_images(arguments: Sequence[str]) -> list[Path]:
                 raise InputError(f"{path}: no images in this folder ({', '.join(IMAGE_SUFFIXES)})")
         elif path.exists() or not glob.has_magic(argument):
             files = [path]
-        elif not (
-            files := [Path(name) for name in sorted(glob.glob(argument, recursive=True)) if Path(name).is_file()]
-        ):
-            raise InputError(f"{argument}: no file fits this pattern")
+        else:
+            files = [Path(name) for name in sorted(glob.glob(argument, recursive=True)) if Path(name).is_file()]
+            if not files:
+                raise InputError(f"{argument}: no file fits this pattern")
         found += files
     return list(dict.fromkeys(found))
+
+
+def _image_sizes(images: Iterable[Path], on_problem: OnProblem) -> dict[Path, tuple[int, int]]:
+    """Return the heights and widths of the images that can be read."""
+    sizes = {}
+    for path in images:
+        with ReportTo(on_problem):
+            height, width, _ = load_image(path).shape
+            sizes[path] = height, width
+    return sizes
 
 
 def _is_image(path: Path) -> bool:
@@ -152,8 +166,8 @@ def _is_image(path: Path) -> bool:
 def _result_names(images: Sequence[Path]) -> dict[Path, str]:
     """Return what the files of each image are named in the output folder, without a suffix.
 
-    It is the image's stem; where these repeat, its path below the folder that all are in; with its own suffix where this
-    repeats as well.
+    It is the image's stem; where these repeat, its path below the folder that all are in; with its own suffix where
+    this repeats as well.
     """
     root = os.path.commonpath([path.absolute().parent for path in images])
     below = {path: path.absolute().relative_to(root) for path in images}

@@ -18,6 +18,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,8 @@ from frcnn_jax.build import (
 )
 from frcnn_jax.cli import check_at_least, command_parser, run
 from frcnn_jax.config import Config, add_config_argument, load_config, parse_multipliers
-from frcnn_jax.data.records import Dataset, Record
+from frcnn_jax.data.problems import problem_handler
+from frcnn_jax.data.records import Dataset, Record, load_problem
 from frcnn_jax.data.splits import describe_shared, shared_images
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.evaluator import Evaluator, save_pictures
@@ -45,7 +48,7 @@ from frcnn_jax.models.fast_rcnn import FastRCNN, variable_shapes
 from frcnn_jax.models.parameters import flatten, layer_names, matches
 from frcnn_jax.models.weight_files import WHERE, find_weights
 from frcnn_jax.models.weights import OUTPUTS, keep_outputs
-from frcnn_jax.proposals.load import check_source
+from frcnn_jax.proposals.load import check_source, make_search, split_source
 from frcnn_jax.training import checkpoint, hosts, loop
 from frcnn_jax.training.batches import TrainingBatches
 from frcnn_jax.training.feature_maps import FeatureMaps, StoredMaps, store_maps
@@ -55,7 +58,7 @@ from frcnn_jax.training.signals import interrupt_on_signals
 from frcnn_jax.training.solver import OPTIMIZERS, Recipe, cosine_schedule, step_schedule
 from frcnn_jax.training.step import create_state, make_train_step, replicate
 from frcnn_jax.training.watch import Watch
-from frcnn_jax.workdir import initial_variables, lock_workdir, read_results, resume_config, source_weights
+from frcnn_jax.workdir import check_split, initial_variables, lock_workdir, read_results, resume_config, source_weights
 
 _STATISTICS_IMAGES = 20_000  # images, evenly spaced, that give the targets' mean and deviation: of COCO every sixth
 
@@ -75,7 +78,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     with interrupt_on_signals(f"run the same command to resume from {workdir}"), contextlib.ExitStack() as held:
         with hosts.fail_together():
             config = resume_config(config, workdir)
-            if results := read_results(workdir):
+            if (results := read_results(workdir)) and results["step"] >= batch_recipe(config).steps:
                 print(_finished(workdir, results))
                 return results
             # find mistakes before the long work begins and before anything is written
@@ -94,6 +97,9 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         hosts.check_shared(workdir)
         out = held.enter_context(_folder_to_write(workdir))
         with hosts.fail_together():
+            check_split(workdir, train_set.records)
+            if not all(map(make_search, split_source(config["proposals"]))):  # a search decodes all images
+                val_set = _readable(config, val_set)
             train_set, proposals = load_proposals_of(config, workdir, train_set)
             evaluator = Evaluator(
                 model,
@@ -143,6 +149,18 @@ def _check(config: Config, frozen: Sequence[str]) -> None:
     if config["weights"] and not find_weights(config["weights"]).exists():
         raise InputError(f"--config.weights={config['weights']}: no such file.{where}")
     check_source(config["proposals"])
+
+
+def _readable(config: Config, dataset: Dataset) -> Dataset:
+    """Return a split without the images that can't be read, which would end the run only when it is scored."""
+    readable = []
+    with problem_handler(config["on_error"], "val images") as on_problem, ThreadPoolExecutor() as pool:
+        for record, problem in zip(dataset.records, pool.map(load_problem, dataset.records), strict=True):
+            if problem:
+                on_problem(problem)
+            else:
+                readable.append(record)
+    return replace(dataset, records=readable)
 
 
 def _remarks(train_set: Dataset, val_set: Dataset, proposals: Mapping[str, np.ndarray]) -> list[str]:

@@ -13,6 +13,8 @@ import numpy as np
 
 from frcnn_jax.build import build_model, detection_options, image_sizes, load_proposals_of, read_split_of
 from frcnn_jax.config import HOUSEKEEPING, Config, check_config, parse_config
+from frcnn_jax.data.records import Record
+from frcnn_jax.data.splits import split_digest
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.evaluator import Evaluation, Evaluator
 from frcnn_jax.evaluation.scores import format_score
@@ -31,7 +33,7 @@ from frcnn_jax.models.weights import (
     load_pretrained,
     merge_weights,
 )
-from frcnn_jax.training.checkpoint import load_model, save_model
+from frcnn_jax.training.checkpoint import load_model, save_model, saved_steps
 
 # what a detector needs of its config
 DETECTOR_FIELDS = (
@@ -67,6 +69,9 @@ def read_config(workdir: Path, *, network: str = "") -> dict[str, Any]:
 def resume_config(config: Config, workdir: Path) -> dict[str, Any]:
     """Return the config of a training in a workdir; class names are those of its earlier run, if any.
 
+    Besides the fields of HOUSEKEEPING, `steps` and drops of the learning rate may change where they lie beyond the
+    newest checkpoint.
+
     Raises:
         InputError: The workdir is a file, a field is out of range, or the earlier run had another config.
     """
@@ -78,14 +83,44 @@ def resume_config(config: Config, workdir: Path) -> dict[str, Any]:
         return current
     begun = read_config(workdir, network=current["network"])
     current["class_names"] = current["class_names"] or begun["class_names"]
+    same_past = _passed(begun, workdir) == _passed(current, workdir)
     differ = [
         f"{name} was {begun[name]!r}, is now {current[name]!r}"
         for name in sorted(set(current) - HOUSEKEEPING)
-        if begun[name] != current[name]
+        if begun[name] != current[name] and not (same_past and name in _AHEAD)
     ]
     if differ:
         raise InputError(f"{workdir} was trained with another config: {'; '.join(differ)}. Use another workdir")
     return current
+
+
+_AHEAD = ("steps", "learning_rate_drops")
+
+
+def _passed(config: Config, workdir: Path) -> list[int]:
+    """Return what lies behind the newest checkpoint, of the end of training and the drops of its rate."""
+    reached = max(saved_steps(workdir), default=0) * config["images_per_batch"] / config["reference_images"]
+    ends = [config["steps"]] if config["steps"] < reached else []
+    return [step for step in config["learning_rate_drops"] if step <= reached] + ends
+
+
+def check_split(workdir: Path, records: Sequence[Record]) -> None:
+    """Remember the training split in a workdir, and check that it is the same when training resumes.
+
+    Raises:
+        InputError: The workdir was trained on other images or objects.
+    """
+    path = workdir / "train_split.json"
+    current = {"images": len(records), "objects": sum(len(r.labels) for r in records), "digest": split_digest(records)}
+    if not path.exists():
+        if jax.process_index() == 0:
+            write_json(path, current)
+    elif (begun := read_json(path)) != current:
+        was, now = (f"{data.get('images')} images and {data.get('objects')} objects" for data in (begun, current))
+        raise InputError(
+            f"{workdir} was trained on other data: {was}, now {now}. Use another workdir, and "
+            f"--config.weights={workdir} to start from its network"
+        )
 
 
 def read_results(workdir: Path) -> dict[str, Any] | None:

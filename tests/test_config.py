@@ -233,7 +233,7 @@ def test_what_may_change_after_training_and_what_on_resuming():
         "eval_images",
     }
     pictures = {"pictures", "picture_threshold"}
-    assert logs | pictures | {"proposal_cache", "workers", "data_workers"} == HOUSEKEEPING
+    assert logs | pictures | {"data_dir", "voc_dir", "proposal_cache", "workers", "data_workers"} == HOUSEKEEPING
 
 
 def test_every_check_lets_its_default_pass_and_states_what_it_expects():

@@ -7,20 +7,22 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
-from examples import ROOT, free_port, make_batch, read_events, run_command
+from examples import ROOT, free_port, make_batch, make_dataset, read_events, run_command
 from filelock import FileLock
 from tensorboardX.proto.event_pb2 import SessionLog
 
 from frcnn_jax.build import build_model, frozen_parameters
 from frcnn_jax.config import get_config
 from frcnn_jax.data import readers
+from frcnn_jax.data.records import Dataset, ImageFile
 from frcnn_jax.data.synthetic import read_synthetic
 from frcnn_jax.errors import InputError
-from frcnn_jax.train import _training_batches, batch_recipe, train_and_evaluate
+from frcnn_jax.train import _readable, _remarks, _training_batches, batch_recipe, train_and_evaluate
 from frcnn_jax.training.checkpoint import saved_steps
 from frcnn_jax.training.logs import read_metrics
 from frcnn_jax.training.sampling import assign, target_statistics
@@ -255,6 +257,49 @@ def test_splits_are_read_once_and_scored_in_memory(finished, tmp_path, monkeypat
 def test_another_config_in_the_workdir_is_an_error(finished):
     with pytest.raises(InputError, match=r"learning_rate was 0\.01, is now 0\.5"):
         train_and_evaluate(small_config(learning_rate=0.5), finished[0])
+
+
+@pytest.mark.slow
+def test_more_steps_end_as_if_there_had_been_as_many_from_the_start(finished, tmp_path, capsys):
+    shutil.copytree(finished[0], tmp_path / "w")
+    longer = small_config(steps=40, learning_rate_drops=(20, 35), pictures=0)
+    results = train_and_evaluate(longer, tmp_path / "w")
+    assert results["step"] == 40
+    assert "resuming from step 30" in capsys.readouterr().out
+    train_and_evaluate(longer, tmp_path / "fresh")
+    (_, ours, step), (_, fresh, _) = (load_variables(w, read_config(w)) for w in (tmp_path / "w", tmp_path / "fresh"))
+    assert step == 40
+    jax.tree.map(np.testing.assert_array_equal, ours, fresh)
+
+
+def test_what_may_surprise_in_the_data_is_said(tmp_path):
+    first, second = make_dataset().records
+    none = {"boxes": second.boxes[:0], "labels": second.labels[:0], "difficult": second.difficult[:0]}
+    empty = replace(second, image_id="im2", **none)
+    train_set, val_set = (Dataset(("cat", "dog", "cow"), records) for records in ([first, empty], [first, second]))
+    lines = _remarks(train_set, val_set, {"im0": first.boxes, "im2": np.zeros((0, 4), np.float32)})
+    assert [line.split(":")[0] for line in lines] == [
+        "1 of the 2 val images are in the train split too, such as 'im0'",
+        "the train split has no objects of dog, cow, which the network can't learn to detect\n",
+        "1 of the 2 train images have no objects to train on",
+        "1 train images have no proposals",
+    ]
+    assert _remarks(make_dataset(), Dataset(("cat",), [empty]), dict.fromkeys(("im0", "im1"), first.boxes)) == [
+        "the train split has no objects of cow, which the network can't learn to detect\n"
+    ]
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_a_broken_val_image_shows_before_training(tmp_path, capsys, on_error):
+    first, second = make_dataset().records
+    (tmp_path / "a.jpg").write_text("no image")
+    dataset = Dataset(("cat",), [first, replace(second, load=ImageFile(str(tmp_path / "a.jpg")))])
+    if on_error == "skip":
+        assert _readable({"on_error": "skip"}, dataset).records == [first]
+        assert "val images: skipped 1" in capsys.readouterr().err
+    else:
+        with pytest.raises(InputError, match=r"a\.jpg: can't be read as an image"):
+            _readable({"on_error": "stop"}, dataset)
 
 
 @pytest.mark.slow

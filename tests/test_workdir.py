@@ -1,10 +1,12 @@
 import json
+from dataclasses import replace
 
 import pytest
+from examples import make_dataset
 
 from frcnn_jax.config import get_config
 from frcnn_jax.errors import InputError
-from frcnn_jax.workdir import read_config
+from frcnn_jax.workdir import check_split, read_config, resume_config
 
 
 def test_a_folder_that_is_no_workdir(tmp_path):
@@ -33,3 +35,49 @@ def test_a_config_that_was_changed_by_hand(tmp_path, field, value, text):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=text):
         read_config(tmp_path)
+
+
+def begun(workdir, **fields):
+    """The config of a training that has begun in a workdir."""
+    config = {**get_config().to_dict(), "class_names": ("cat",), **fields}
+    (workdir / "config.json").write_text(json.dumps(config))
+    return config
+
+
+@pytest.mark.parametrize(
+    ("changes", "differ"),
+    [
+        ({"steps": 3000}, ""),
+        ({"steps": 1000}, ""),
+        ({"steps": 3000, "learning_rate_drops": (500, 2500)}, ""),
+        ({"steps": 3000, "learning_rate_drops": (500,)}, ""),
+        ({"steps": 999}, "steps was 2000, is now 999"),
+        ({"learning_rate_drops": (600, 1700)}, r"learning_rate_drops was \[500, 1700\], is now \[600, 1700\]"),
+        ({"learning_rate_drops": (500, 900)}, "learning_rate_drops was"),
+        ({"steps": 3000, "momentum": 0.5, "seed": 7}, r"momentum was 0\.9, is now 0\.5; seed was 0, is now 7"),
+        ({"data_dir": "moved", "voc_dir": "moved"}, ""),
+    ],
+)
+@pytest.mark.parametrize("images", [2, 4])
+def test_what_lies_ahead_may_change(tmp_path, monkeypatch, changes, differ, images):
+    """Of a batch of 4 images, step 500 is step 1000 of the config."""
+    config = begun(tmp_path, learning_rate_drops=(500, 1700), images_per_batch=images)
+    monkeypatch.setattr("frcnn_jax.workdir.saved_steps", lambda _: [2 * 500 // images, 2 * 1000 // images])
+    changed = {**config, **changes}
+    if differ:
+        with pytest.raises(InputError, match=f"was trained with another config: .*{differ}"):
+            resume_config(changed, tmp_path)
+    else:
+        assert resume_config(changed, tmp_path)["steps"] == changed["steps"]
+
+
+def test_training_resumes_on_the_same_data_alone(tmp_path):
+    records = make_dataset().records
+    check_split(tmp_path, records)
+    moved = [replace(record, load=None) for record in records]
+    check_split(tmp_path, moved)
+    for other in (records[:1], [replace(records[0], boxes=records[0].boxes + 1), records[1]]):
+        with pytest.raises(
+            InputError, match=rf"trained on other data: 2 images and 2 objects, now {len(other)} images"
+        ):
+            check_split(tmp_path, other)

@@ -215,6 +215,15 @@ def _opened(path: str | Path, data: bytes | None = None) -> Iterator[Image.Image
         raise InputError(f"{path}: can't be read as an image ({error})") from None
 
 
+def load_problem(record: Record) -> InputError | None:
+    """Load a record's image; return the error if that fails."""
+    try:
+        record.load()
+    except InputError as problem:
+        return problem
+    return None
+
+
 def read_image(image: Any) -> np.ndarray:
     """Return an image as `(H, W, 3)` uint8 RGB.
 

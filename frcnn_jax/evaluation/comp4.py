@@ -68,8 +68,8 @@ def write_comp4(
 def read_comp4(folder: Path, dataset: Dataset, *, year: int, split: str) -> list[ClassDetections]:
     """Read result files from `folder`/results/VOC<year>/Main or, if that does not exist, from `folder`.
 
-    A class without a file has no detections, which is said on stderr. Empty lines do not count, and image ids may contain
-    white space.
+    A class without a file has no detections, which is said on stderr. Empty lines do not count, and image ids may
+    contain white space.
 
     Args:
         folder: Folder with one file comp4_det_<split>_<class>.txt per class.
