@@ -157,6 +157,45 @@ def test_check_dataset_names_every_problem(tmp_path):
     assert lines[-1].endswith("problems")
 
 
+def test_check_dataset_counts_what_images_may_hide(tmp_path):
+    for split, count in (("train", 12), ("val", 3)):
+        write_xml_folder(tmp_path, split, count)
+    for suffix in ("png", "xml"):
+        (tmp_path / f"val/copy.{suffix}").write_bytes((tmp_path / f"train/train_000001.{suffix}").read_bytes())
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    picture = Image.open(tmp_path / "val/val_000000.png")
+    picture.save(tmp_path / "val/val_000000.png", exif=exif)
+    done = run_command("check-dataset", "--config.dataset=xml", f"--config.data_dir={tmp_path}")
+    assert done.returncode == 0, done.stdout
+    assert "1 of the 4 val images are in the train split too, such as 'copy': " in done.stdout
+    assert "1 images have an EXIF orientation untold by their size: turned upright; see --config.exif" in done.stdout
+    done = run_command("check-dataset", "--config.dataset=xml", "--config.exif=ignore", f"--config.data_dir={tmp_path}")
+    assert "untold by their size: read as stored" in done.stdout
+
+
+def test_eval_voc_of_other_classes(tmp_path):
+    """A devkit of one's own classes, and result files of another program, of which one class has none."""
+    root = tmp_path / "kit/VOC2012"
+    for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (root / name).mkdir(parents=True)
+    (root / "ImageSets/Main/val.txt").write_text("a\n")
+    Image.new("RGB", (50, 40)).save(root / "JPEGImages/a.jpg")
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>20</xmax><ymax>20</ymax></bndbox>"
+    objects = "".join(f"<object><name>{name}</name>{box}</object>" for name in ("gate", "barn"))
+    size = "<size><width>50</width><height>40</height></size>"
+    (root / "Annotations/a.xml").write_text(f"<annotation>{size}{objects}</annotation>")
+    (tmp_path / "comp4_det_val_gate.txt").write_bytes(b"a 1e-3 1 1 20 20\r\n")
+    command = ("eval-voc", "--detections", tmp_path, "--voc", tmp_path / "kit", "--year", 2012, "--split", "val")
+    done = run_command(*command, "--classes", "barn,gate")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [
+        ["barn", "0.0000"], ["gate", "1.0000"], ["mAP", "0.5000"],
+    ]  # fmt: skip
+    assert done.stderr == f"{tmp_path}/comp4_det_val_barn.txt: no such result file; the class has no detections\n"
+    assert "unknown class 'gate'" in run_command(*command).stderr
+
+
 @pytest.mark.slow
 def test_check_dataset_continues_if_a_split_is_missing(tmp_path):
     write_xml_folder(tmp_path, "val", 2)

@@ -158,6 +158,8 @@ def _sizes(file: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def _is_turned(file: Image.Image, expected_size: tuple[int, int] | None, exif: str) -> bool:
     """Return whether an image is to be turned upright: by the expected size, or by `exif` where that can't tell."""
+    if _orientation(file) == 1:
+        return False
     stored, upright = _sizes(file)
     if stored != upright and expected_size in (stored, upright):
         return expected_size == upright
