@@ -177,6 +177,19 @@ def test_files_of_other_annotated_size_are_others(run, tmp_path):
             assert found["a"].tolist() == [[0, 0, size[1] - 1, size[0] - 1]]
 
 
+def test_a_file_read_upright_is_another_than_as_stored(run, tmp_path):
+    """Of a square image, which has the same size both ways; the search returns the bright pixel."""
+    image = np.zeros((20, 20, 3), np.uint8)
+    image[2, 5] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(image).save(tmp_path / "a.png", exif=exif)
+    os.utime(tmp_path / "a.png", (1e9, 1e9))
+    bright = named(lambda image: rows([*np.argwhere(image[..., 0])[0][::-1], 19, 19]))
+    for how, box in (("apply", [14, 17, 19, 19]), ("ignore", [5, 2, 19, 19])) * 2:
+        assert run({"a": ImageFile(str(tmp_path / "a.png"), (20, 20), how)}, bright)["a"].tolist() == [box]
+
+
 def test_damaged_lines_of_the_index_are_ignored(run, files, tmp_path):
     """As two machines that append to a file of a network may leave them."""
     run(files)
