@@ -1,6 +1,7 @@
 from . import ops
 from .data.batches import Sizes, TestBatches, prefetch, prepare_image, prepare_test
 from .data.coco import read_coco
+from .data.layouts.auto import read_dataset
 from .data.readers import read_split
 from .data.records import Dataset, ImageFile, Record, load_image, without_difficult
 from .data.synthetic import read_synthetic
@@ -96,6 +97,7 @@ __all__ = [
     "prepare_image",
     "prepare_test",
     "read_coco",
+    "read_dataset",
     "read_proposals",
     "read_split",
     "read_synthetic",

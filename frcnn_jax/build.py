@@ -3,6 +3,7 @@
 Only command lines and workdirs use them; all other modules take plain arguments.
 """
 
+import sys
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from contextlib import nullcontext
@@ -17,8 +18,10 @@ from frcnn_jax.config import Config
 from frcnn_jax.data.batches import Sizes
 from frcnn_jax.data.problems import OnProblem, problem_handler
 from frcnn_jax.data.readers import read_split
-from frcnn_jax.data.records import Dataset
+from frcnn_jax.data.records import Dataset, without_difficult
+from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.predict import DetectionOptions
+from frcnn_jax.files import read_json
 from frcnn_jax.models.fast_rcnn import FastRCNN, example_inputs
 from frcnn_jax.models.networks import get_network
 from frcnn_jax.models.parameters import paths_before
@@ -26,6 +29,8 @@ from frcnn_jax.models.pools import with_pool
 from frcnn_jax.proposals.cache import search_images
 from frcnn_jax.proposals.load import load_proposals, make_search, split_source
 from frcnn_jax.training.hosts import fail_together
+
+SPLIT_FILE = "split.json"  # of a workdir: the image ids of both splits, of a data set in any layout
 
 
 def build_model(config: Config, num_classes: int) -> FastRCNN:
@@ -66,13 +71,16 @@ def detection_options(config: Config) -> DetectionOptions:
     return DetectionOptions(config["nms_iou"], config["candidates_per_class"], config["test_box_regression"])
 
 
-def read_split_of(config: Config, split: str, on_problem: OnProblem | None = None) -> Dataset:
-    """Read the train or the val split.
+def read_split_of(
+    config: Config, split: str, on_problem: OnProblem | None = None, *, workdir: Path | None = None
+) -> Dataset:
+    """Read the train or the val split; say what was recognised in a data set of any layout.
 
     Args:
         config: The config.
         split: "train" or "val".
         on_problem: Called with each problem that the reader finds; where None, the config's `on_error` decides.
+        workdir: A workdir, whose `split.json` divides a data set without splits if it is there.
 
     Raises:
         InputError: See `read_split`.
@@ -80,7 +88,7 @@ def read_split_of(config: Config, split: str, on_problem: OnProblem | None = Non
     folder = config["voc_dir" if config["dataset"] == "voc" else "data_dir"]
     handler = nullcontext(on_problem) if on_problem else problem_handler(config["on_error"], f"{split} split")
     with handler as report:
-        return read_split(
+        dataset = read_split(
             config["dataset"],
             split=config[f"{split}_split"],
             folder=folder or None,
@@ -89,8 +97,27 @@ def read_split_of(config: Config, split: str, on_problem: OnProblem | None = Non
             class_names=config["class_names"],
             include_difficult=split == "val" or (config["train_difficult"] and config["dataset"] != "coco"),
             exif=config["exif"],
+            seed=config["seed"],
+            drawn=_recorded_split(workdir / SPLIT_FILE) if workdir else None,
             on_problem=report,
         )
+    if dataset.description and split == "train":
+        print(f"{config['data_dir']}: {dataset.description}", file=sys.stderr)
+    return without_difficult(dataset) if split == "train" and dataset.has_crowds else dataset
+
+
+def _recorded_split(path: Path) -> dict[str, list[str]] | None:
+    """Read the image ids of both splits; None if there is no file."""
+    if not path.exists():
+        return None
+    found = read_json(path)
+    try:
+        ids = {split: list(found[split]) for split in ("train", "val")}
+        if not all(isinstance(image_id, str) for own in ids.values() for image_id in own):
+            raise TypeError
+    except (KeyError, TypeError):
+        raise InputError(f"{path}: not a split that frcnn train wrote") from None
+    return ids
 
 
 def load_proposals_of(

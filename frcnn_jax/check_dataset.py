@@ -18,6 +18,7 @@ from tqdm import tqdm
 from frcnn_jax.build import load_proposals_of, read_split_of
 from frcnn_jax.cli import command_parser, run
 from frcnn_jax.config import add_config_argument, load_config
+from frcnn_jax.data.problems import CorrectedError, count_corrections
 from frcnn_jax.data.records import Dataset, ImageFile, Record, load_problem
 from frcnn_jax.data.splits import describe_shared, shared_images
 from frcnn_jax.errors import InputError
@@ -58,7 +59,10 @@ def main(argv: Sequence[str]) -> None:
             dataset, proposals = load_proposals_of(skip, args.recall, datasets["val"])
             table = recall_table(*split_recall(dataset, proposals, config["max_proposals"]))
             print(f"recall of the proposals of the val split:\n{table}")
-    texts = dict.fromkeys(map(str, problems))  # a problem common to both splits is printed once
+    for line in count_corrections(problems):
+        print(line)
+    # a problem common to both splits is printed once
+    texts = dict.fromkeys(str(problem) for problem in problems if not isinstance(problem, CorrectedError))
     print(*texts, f"{len(texts)} problems", sep="\n")
     if texts:
         sys.exit(1)

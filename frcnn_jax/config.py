@@ -100,13 +100,18 @@ _ROIS = Check(
 
 FIELDS: dict[str, Field] = {
     # Data
-    "dataset": Field("synthetic", f"Format of the data set: {', '.join(FORMATS)}.", _one_of(FORMATS)),
+    "dataset": Field(
+        "synthetic",
+        f"Format of the data set: {', '.join(FORMATS)}. auto recognises the layout; it is what data_dir alone means.",
+        _one_of(FORMATS),
+    ),
     "voc_dir": Field("", "voc: path of the VOCdevkit folder.", at_test=True, housekeeping=True),
     "year": Field(2007, "voc: year of the splits that do not name one.", at_test=True),
     "data_dir": Field(
         "",
-        "xml: folder of <split>/ with images and XML files; coco: folder of annotations/instances_<split>.json and "
-        "<split>/; tfds: folder of the prepared data set, ~/tensorflow_datasets if empty.",
+        "auto: folder of the data set; xml: folder of <split>/ with images and XML files; coco: folder of "
+        "annotations/instances_<split>.json and <split>/; tfds: folder of the prepared data set, "
+        "~/tensorflow_datasets if empty.",
         at_test=True,
         housekeeping=True,
     ),
@@ -318,7 +323,16 @@ def load_config(recipe: str | None, arguments: Sequence[str]) -> dict[str, Any]:
     config = _run_recipe(recipe_path(recipe)) if recipe is not None else get_config()
     changed = override_config(config, arguments, FIELDS)
     check_config(changed)
-    return changed
+    return changed | _unset_data_fields(changed, arguments)
+
+
+def _unset_data_fields(config: Config, arguments: Sequence[str]) -> dict[str, Any]:
+    """Return dataset and splits for a `data_dir` that is given where no format that reads it is."""
+    given = {found[1] for argument in arguments if (found := re.match(r"--?config\.(\w+)", argument))}
+    if "data_dir" not in given or given & {"dataset", "voc_dir"} or config["dataset"] not in ("synthetic", "voc"):
+        return {}
+    unset = {"dataset": "auto", "train_split": "train", "val_split": "val"}
+    return {name: value for name, value in unset.items() if name not in given}
 
 
 def _run_recipe(path: Path) -> ConfigDict:

@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     if args.workdir:
         config = override_config(read_config(args.workdir, network=args.network), fields, TEST_FIELDS)
         if args.comp4:
-            check_comp4(read_split_of(config, "val"), config["val_split"])
+            check_comp4(read_split_of(config, "val", workdir=args.workdir), config["val_split"])
         found = evaluate_workdir(args.workdir, config, step=args.step, images=args.images, **scoring)
     else:
         names = args.classes.split(",") if args.classes else VOC_CLASSES

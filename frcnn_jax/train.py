@@ -27,6 +27,7 @@ import jax
 import numpy as np
 
 from frcnn_jax.build import (
+    SPLIT_FILE,
     build_model,
     detection_options,
     frozen_parameters,
@@ -84,9 +85,9 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             # find mistakes before the long work begins and before anything is written
             frozen = frozen_parameters(config)
             _check(config, frozen)
-            train_set = read_split_of(config, "train")
+            train_set = read_split_of(config, "train", workdir=workdir)
             config = {**config, "class_names": list(train_set.class_names)}
-            val_set = read_split_of(config, "val")
+            val_set = read_split_of(config, "val", workdir=workdir)
             model = build_model(config, len(train_set.class_names))
             key = jax.random.key(config["seed"])
             variables = initial_variables(
@@ -96,6 +97,11 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             held.enter_context(lock_workdir(workdir))
         hosts.check_shared(workdir)
         out = held.enter_context(_folder_to_write(workdir))
+        if train_set.description and not (out / SPLIT_FILE).exists():
+            splits = {"train": train_set, "val": val_set}
+            write_json(
+                out / SPLIT_FILE, {name: [record.image_id for record in s.records] for name, s in splits.items()}
+            )
         with hosts.fail_together():
             check_split(workdir, train_set.records)
             if not all(map(make_search, split_source(config["proposals"]))):  # a search decodes all images

@@ -37,7 +37,9 @@ def main(argv: Sequence[str]) -> None:
     state = out / "svm.npz"
 
     def train(config: Config, model: FastRCNN, variables: Any) -> dict[str, Any]:
-        dataset, proposals = load_proposals_of(config, args.workdir, read_split_of(config, "train"))
+        dataset, proposals = load_proposals_of(
+            config, args.workdir, read_split_of(config, "train", workdir=args.workdir)
+        )
         (size,) = image_sizes(config)
         out.mkdir(parents=True, exist_ok=True)
         return train_svms(

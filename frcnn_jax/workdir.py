@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from frcnn_jax.build import build_model, detection_options, image_sizes, load_proposals_of, read_split_of
+from frcnn_jax.build import SPLIT_FILE, build_model, detection_options, image_sizes, load_proposals_of, read_split_of
 from frcnn_jax.config import HOUSEKEEPING, Config, check_config, parse_config
 from frcnn_jax.data.records import Record
 from frcnn_jax.data.splits import split_digest
@@ -308,7 +308,7 @@ def evaluate_workdir(
     """
     check_config(config)
     model, variables, step = load_variables(workdir, config, step)
-    dataset = read_split_of(config, "val")
+    dataset = read_split_of(config, "val", workdir=workdir)
     dataset, proposals = load_proposals_of(config, workdir, replace(dataset, records=dataset.records[:images]))
     evaluate = Evaluator(model, dataset, proposals, sizes=image_sizes(config), options=detection_options(config))
     found = evaluate(variables, metric=metric, iou_threshold=iou_threshold)
@@ -349,6 +349,8 @@ def derive_workdir(
     if not made:
         model, variables, step = load_variables(workdir, config)
         save_model(out, step, {**variables, "params": make(config, model, variables)})
+        if (workdir / SPLIT_FILE).exists():
+            write_json(out / SPLIT_FILE, read_json(workdir / SPLIT_FILE))
         write_json(out / "config.json", changed)
     if state:
         state.unlink(missing_ok=True)

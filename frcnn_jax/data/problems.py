@@ -5,7 +5,7 @@ it. If a handler returns, the reader skips that object or image and continues.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,23 +14,47 @@ from frcnn_jax.errors import InputError
 OnProblem = Callable[[InputError], None]
 
 
+class CorrectedError(InputError):
+    """A flaw that the reader corrected, such as a box one pixel over the border; `stop` lets it pass.
+
+    Attributes:
+        kind: What was corrected, in the plural, such as "boxes clipped".
+    """
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
 def stop(problem: InputError) -> None:
-    """Raise the problem: the default `on_problem`."""
-    raise problem
+    """Raise the problem unless it is a `CorrectedError`: the default `on_problem`."""
+    if not isinstance(problem, CorrectedError):
+        raise problem
+
+
+def count_corrections(problems: Iterable[Exception]) -> list[str]:
+    """Return a line per kind of `CorrectedError`: how many there are, and the first."""
+    found: dict[str, list[Exception]] = {}
+    for problem in problems:
+        if isinstance(problem, CorrectedError):
+            found.setdefault(problem.kind, []).append(problem)
+    return [f"{kind}: {len(own)}; the first: {own[0]}" for kind, own in found.items()]
 
 
 @contextmanager
 def problem_handler(on_error: str, what: str) -> Iterator[OnProblem]:
-    """Yield an `on_problem`; at the end, report in one line on stderr what readers skipped.
+    """Yield an `on_problem`; at the end, report on stderr what readers skipped, and what they corrected.
 
     Args:
         on_error: "stop" raises the first problem; "skip" counts them.
-        what: Name of the data in that line, such as "train split".
+        what: Name of the data in these lines, such as "train split".
     """
     problems: list[InputError] = []
-    yield stop if on_error == "stop" else problems.append
-    if problems:
-        print(f"{what}: skipped {len(problems)} objects, boxes or images; the first: {problems[0]}", file=sys.stderr)
+    yield noting(problems, stop) if on_error == "stop" else problems.append
+    for line in count_corrections(problems):
+        print(f"{what}: {line}", file=sys.stderr)
+    if skipped := [problem for problem in problems if not isinstance(problem, CorrectedError)]:
+        print(f"{what}: skipped {len(skipped)} objects, boxes or images; the first: {skipped[0]}", file=sys.stderr)
 
 
 def noting(problems: list[InputError], on_problem: OnProblem) -> OnProblem:

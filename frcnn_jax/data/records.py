@@ -4,6 +4,7 @@ Boxes are `(G, 4)` float32 (x1, y1, x2, y2), 0-based and inclusive; labels are 1
 """
 
 import io
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,11 +15,13 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from frcnn_jax.data.problems import OnProblem, ReportTo
+from frcnn_jax.data.problems import CorrectedError, OnProblem, ReportTo
 from frcnn_jax.errors import InputError
 from frcnn_jax.ops.boxes import as_float
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif", ".heic", ".heif", ".jfif"),
+)
 MAX_PIXELS = 100_000_000  # larger images are refused before they are decoded
 
 
@@ -48,10 +51,19 @@ class Record:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Records, and the names of labels 1 to K."""
+    """Records, and the names of labels 1 to K.
+
+    Attributes:
+        class_names: The names.
+        records: The images.
+        description: What `read_dataset` recognised, in one line; else empty.
+        has_crowds: Whether its difficult objects are regions of several objects, which are never trained on.
+    """
 
     class_names: tuple[str, ...]
     records: Sequence[Record]
+    description: str = ""
+    has_crowds: bool = False
 
 
 def float_boxes(boxes: Any, name: str) -> np.ndarray:
@@ -102,7 +114,37 @@ def without_difficult(dataset: Dataset) -> Dataset:
         replace(record, **{name: getattr(record, name)[~record.difficult] for name in ("boxes", "labels", "difficult")})
         for record in dataset.records
     ]
-    return Dataset(dataset.class_names, easy)
+    return replace(dataset, records=easy)
+
+
+@contextmanager
+def _opened(path: str | Path, data: bytes | None = None) -> Iterator[Image.Image]:
+    """Open an image; whatever keeps it from being read is an InputError."""
+    if Path(path).suffix.lower() in (".heic", ".heif"):
+        try:
+            import pillow_heif
+        except ImportError:
+            hint = "pip install 'frcnn_jax[heif]', or convert it to JPEG"
+            raise InputError(f"{path}: to read HEIC, {hint}") from None
+        pillow_heif.register_heif_opener()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path if data is None else io.BytesIO(data)) as file:
+                if file.width * file.height > MAX_PIXELS:
+                    raise InputError(
+                        f"{path}: {file.width} x {file.height} pixels, expected at most {MAX_PIXELS}; shrink it, with "
+                        "its boxes"
+                    )
+                yield file
+    except FileNotFoundError:
+        if Path(path).is_symlink():
+            raise InputError(f"{path}: a link to {os.readlink(path)}, which does not exist") from None
+        raise InputError(f"{path}: no such image") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: can't be read as an image ({error})") from None
 
 
 def load_image(
@@ -134,6 +176,8 @@ def load_image(
     with _opened(path, data) as file:
         if file.mode in ("I", "F"):
             raise InputError(f"{path}: 32-bit pixels, expected 8 or 16 bits per channel")
+        if file.format in ("GIF", "PNG", "WEBP", "AVIF") and (frames := getattr(file, "n_frames", 1)) > 1:
+            raise InputError(f"{path}: an animation of {frames} images, expected one")
         turned = ImageOps.exif_transpose(file) if _is_turned(file, expected_size, exif) else file
         if turned.mode.startswith("I;16"):
             image = np.repeat((np.asarray(turned) >> 8).astype(np.uint8)[..., None], 3, axis=2)
@@ -199,24 +243,6 @@ def read_image_size(path: str | Path, *, exif: str = "apply") -> tuple[int, int]
         return upright if exif == "apply" else stored
 
 
-@contextmanager
-def _opened(path: str | Path, data: bytes | None = None) -> Iterator[Image.Image]:
-    """Open an image; whatever keeps it from being read is an InputError."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path if data is None else io.BytesIO(data)) as file:
-                if file.width * file.height > MAX_PIXELS:
-                    raise InputError(f"{path}: {file.width} x {file.height} pixels, expected at most {MAX_PIXELS}")
-                yield file
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such image") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: can't be read as an image ({error})") from None
-
-
 def load_problem(record: Record) -> InputError | None:
     """Load a record's image; return the error if that fails."""
     try:
@@ -258,6 +284,46 @@ def image_path(folder: Path, name: str) -> Path:
     if not found:
         raise InputError(f"{path}: no such image")
     return path
+
+
+def true_size(
+    image: str | Path, annotated: tuple[int, int] | None, where: object, exif: str, on_problem: OnProblem
+) -> tuple[int, int]:
+    """Return the height and width that an image has, upright or stored as the annotation or else `exif` says.
+
+    Args:
+        image: The file.
+        annotated: Height and width by the annotation, if it has them.
+        where: The annotation, for messages.
+        exif: See `load_image`.
+        on_problem: Receives a `CorrectedError` if the annotated size is another.
+
+    Raises:
+        InputError: The file can't be read.
+    """
+    with _opened(image) as file:
+        stored, upright = _sizes(file)
+    if annotated in (stored, upright):
+        return annotated  # type: ignore[return-value]
+    size = upright if exif == "apply" else stored
+    if annotated and min(annotated) > 0:
+        (height, width), (rows, columns) = annotated, size
+        text = f"{where}: the size is {width} x {height}, that of {image} is {columns} x {rows}"
+        on_problem(CorrectedError("sizes taken from the image", text))
+    return size
+
+
+def clip_box(box: Sequence[float], height: int, width: int) -> list[float] | None:
+    """Clip an inclusive box (x1, y1, x2, y2) to its image; None if it is reversed or outside by more than a pixel."""
+    x1, y1, x2, y2 = box
+    if not (-1 <= x1 <= x2 <= width and -1 <= y1 <= y2 <= height and x1 < width and y1 < height and min(x2, y2) >= 0):
+        return None
+    return [max(x1, 0.0), max(y1, 0.0), min(x2, width - 1.0), min(y2, height - 1.0)]
+
+
+def is_moved(clipped: Sequence[float], box: Sequence[float]) -> bool:
+    """Return whether clipping moved a box by more than what rounding explains."""
+    return max(abs(a - b) for a, b in zip(clipped, box, strict=True)) > 0.05
 
 
 def collect_records(

@@ -1,17 +1,28 @@
 """PASCAL VOC: the VOCdevkit, and folders of images with one VOC-style XML file each."""
 
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from defusedxml import DefusedXmlException, ElementTree
 
-from frcnn_jax.data.problems import OnProblem, ReportTo, stop
-from frcnn_jax.data.records import IMAGE_SUFFIXES, Dataset, ImageFile, Record, collect_records, image_path, make_record
+from frcnn_jax.data.listing import Files, Pairs, check_is_folder, describe_files, image_ids, pair_images
+from frcnn_jax.data.problems import CorrectedError, OnProblem, ReportTo, stop
+from frcnn_jax.data.records import (
+    IMAGE_SUFFIXES,
+    Dataset,
+    ImageFile,
+    Record,
+    clip_box,
+    collect_records,
+    image_path,
+    is_moved,
+    make_record,
+    true_size,
+)
 from frcnn_jax.errors import InputError
 
 VOC_CLASSES = (
@@ -38,34 +49,82 @@ def read_voc(
         class_names: The names of labels 1 to K.
         exif: See `load_image`.
         on_problem: Receives missing or repeated images and annotations, malformed XML, unknown classes, and boxes that
-            are reversed or not within the image.
+            are reversed or exceed the image by more than a pixel; corrections of others, and of sizes that are not the
+            image's.
 
     Raises:
-        InputError: A split file is missing or empty.
+        InputError: `voc_dir` is no folder, or a split file is missing or empty.
     """
     voc_dir, images = Path(voc_dir), []
+    check_is_folder(voc_dir)
     for term in split.split("+"):
         named_year, name = re.fullmatch(r"(?s)(?:(\d{4})_)?(.*)", term).groups()  # type: ignore[union-attr]
-        root = voc_dir / f"VOC{named_year or year}"
-        for image_id in _split_file(root / "ImageSets" / "Main" / f"{name}.txt"):
-            images.append((image_id, root / "Annotations" / f"{image_id}.xml", root / "JPEGImages", f"{image_id}.jpg"))
-    return _read_images(images, class_names, voc_dir, exif, on_problem)
+        images += devkit_images(voc_dir / f"VOC{named_year or year}", name)
+    return read_images(voc_dir, images, class_names, exif, on_problem)
 
 
-def _split_file(path: Path) -> list[str]:
+class Annotated(NamedTuple):
+    """An image and its annotation."""
+
+    image_id: str
+    annotation: Path
+    find_image: Callable[[], Path]  # raises InputError if there is none
+
+
+def devkit_images(root: Path, split: str) -> list[Annotated]:
+    """Return the images of a split of one year's folder (`{Annotations,ImageSets/Main,JPEGImages}`).
+
+    Raises:
+        InputError: The split file is missing or empty.
+    """
+    annotations, images = root / "Annotations", root / "JPEGImages"
+    find = _DevkitImages(images)
+    ids = _split_file(root / "ImageSets" / "Main" / f"{split}.txt", annotations)
+    return [Annotated(image_id, annotations / f"{image_id}.xml", partial(find, image_id)) for image_id in ids]
+
+
+def _split_file(path: Path, annotations: Path) -> list[str]:
+    """Return the ids in a split file; one of a class has a second column, -1, 0 or 1."""
     if not path.is_file():
         found = sorted(file.stem for file in path.parent.glob("*.txt"))
         raise InputError(f"{path}: no such split file; its folder has {', '.join(found[:9]) or 'none'}")
-    image_ids = [line.split()[0] for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    lines = map(str.strip, path.read_text("utf-8-sig", errors="replace").splitlines())
+    image_ids = [_image_id(line, annotations) for line in lines if line]
     if not image_ids:
         raise InputError(f"{path}: lists no image")
     return image_ids
 
 
+def _image_id(line: str, annotations: Path) -> str:
+    """Return the id in a line of a split file: all of it, or without a mark or suffix if no annotation is named so."""
+    shorter = re.fullmatch(r"(.+?)(\s+(-1|0|1)|\.\w{3,4})", line)
+    return shorter[1] if shorter and not (annotations / f"{line}.xml").is_file() else line
+
+
+class _DevkitImages:
+    """Finds images by id, whatever the suffix and its case; lists their folder if one is no .jpg."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, image_id: str) -> Path:
+        try:
+            return image_path(self._folder, f"{image_id}.jpg")
+        except InputError:
+            if image_id in self._others:
+                return image_path(self._folder, self._others[image_id])
+            raise
+
+    @cached_property
+    def _others(self) -> dict[str, str]:
+        files = self._folder.iterdir() if self._folder.is_dir() else ()
+        return {path.stem: path.name for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
+
+
 def read_xml_folder(
     folder: str | Path, *, class_names: Sequence[str] = (), exif: str = "apply", on_problem: OnProblem = stop
 ) -> Dataset:
-    """Read a folder of images and its sub-folders, each image beside an annotation `<name>.xml` in VOC's format.
+    """Read a folder of images and its sub-folders, each image with an annotation `<name>.xml` in VOC's format.
 
     The id of an image is its path in the folder, without its suffix.
 
@@ -78,42 +137,49 @@ def read_xml_folder(
     Raises:
         InputError: The folder is missing or holds no annotation.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    files = sorted(path for path in folder.rglob("*") if "__MACOSX" not in path.parts)
-    annotations = [path for path in files if path.suffix == ".xml"]
+    files = Files(folder)
+    annotations = files.ending(".xml")
     if not annotations:
-        raise InputError(f"{folder}: no annotations (*.xml) in this folder")
-    names = defaultdict(list)
-    for path in files:
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            names[path.with_suffix("")].append(path.name)
-    images = []
-    for path in annotations:
-        stem = path.with_suffix("")
-        first, *others = names.pop(stem, [f"{stem.name}.jpg"])
-        if others:
-            on_problem(InputError(f"{path}: does it annotate {first} or {others[0]}? Image names must differ"))
-        else:
-            images.append((stem.relative_to(folder).as_posix(), path, path.parent, first))
-    for stem, unannotated in names.items():
-        for name in unannotated:
-            on_problem(InputError(f"{stem.parent / name}: its annotation {stem.name}.xml is missing"))
-    return _read_images(images, class_names or _classes_in(annotations), folder, exif, on_problem)
+        raise InputError(f"{folder}: no annotations (*.xml) in this folder; it holds {describe_files(files)}")
+    names = class_names or classes_in(files.root / path for path in annotations)
+    return read_xml_pairs(files, pair_images(files, annotations, files.image_of), names, exif, on_problem)
 
 
-def _classes_in(annotations: Iterable[Path]) -> list[str]:
+def read_xml_pairs(files: Files, pairs: Pairs, class_names: Sequence[str], exif: str, on_problem: OnProblem) -> Dataset:
+    """Read images that have an annotation each, with ids by `image_ids`."""
+    for _, problem in pairs.problems:
+        on_problem(problem)
+    ids = image_ids([image for _, image in pairs.pairs])
+    images = [
+        Annotated(image_id, files.root / annotation, partial(Path, files.root / image))
+        for image_id, (annotation, image) in zip(ids, pairs.pairs, strict=True)
+    ]
+    return read_images(files.root, images, class_names, exif, on_problem)
+
+
+def classes_in(annotations: Iterable[Path]) -> list[str]:
+    """Return the names of the objects in annotations, in alphabetical order."""
     names: set[str] = set()
     for path in annotations:
         with suppress(InputError):  # reported when the record is read
-            names.update(node.findtext("name", "").strip() for node in _parse(path).iter("object"))
+            names.update(_text(node, "name") for node in parse_xml(path).iter("object"))
     return sorted(names - {""})
 
 
-def _parse(path: Path) -> Any:
+def parse_xml(path: Path) -> Any:
+    """Return the root of an XML file, in the encoding it declares or else UTF-8, UTF-16 with a mark or Latin-1.
+
+    Raises:
+        InputError: It is missing, unreadable or not XML, or declares entities.
+    """
     try:
-        return ElementTree.fromstring(path.read_bytes())
+        data = path.read_bytes()
+        try:
+            return ElementTree.fromstring(data)
+        except (ElementTree.ParseError, ValueError, LookupError):
+            if (text := _decoded(data)) is None:
+                raise
+            return ElementTree.fromstring(text)
     except FileNotFoundError:
         raise InputError(f"{path}: no such annotation") from None
     except OSError as error:
@@ -122,58 +188,69 @@ def _parse(path: Path) -> Any:
         raise InputError(f"{path}: {error}") from None
 
 
-def _read_images(
-    images: Iterable[tuple[str, Path, Path, str]],
-    class_names: Sequence[str],
-    source: Path,
-    exif: str,
-    on_problem: OnProblem,
+def _decoded(data: bytes) -> str | None:
+    """Decode XML in an encoding that the parser does not know, or in undeclared Latin-1; None if it is UTF-8."""
+    declared = re.match(rb"""<\?xml[^>]*encoding=["']([\w.-]+)""", data)
+    name = declared[1].decode().lower() if declared else "utf-8"
+    try:
+        text = data.decode(name)
+        return None if name == "utf-8" else text
+    except UnicodeDecodeError:
+        return data.decode("latin-1") if name == "utf-8" and not data.startswith((b"\xff\xfe", b"\xfe\xff")) else None
+
+
+def _text(node: Any, tag: str) -> str:
+    return (node.findtext(tag) or "").strip()
+
+
+def read_images(
+    source: Path, images: Iterable[Annotated], class_names: Sequence[str], exif: str, on_problem: OnProblem
 ) -> Dataset:
-    """Read images given as (id, annotation, image folder, image name)."""
+    """Read the annotations of images; `source` names the data set in messages."""
     labels = {name: label for label, name in enumerate(class_names, 1)}
-    readers = ((image[0], partial(_read_image, *image, labels, exif, on_problem)) for image in images)
+    readers = ((image.image_id, partial(_read_image, image, labels, exif, on_problem)) for image in images)
     return Dataset(tuple(class_names), collect_records(readers, source, on_problem))
 
 
-def _read_image(
-    image_id: str, path: Path, folder: Path, name: str, labels: dict[str, int], exif: str, on_problem: OnProblem
-) -> Record:
-    image = image_path(folder, name)
-    tree = _parse(path)
-    width, height = (_positive_integer(tree, f"size/{side}", path) for side in ("width", "height"))
+def _read_image(annotated: Annotated, labels: dict[str, int], exif: str, on_problem: OnProblem) -> Record:
+    path, image = annotated.annotation, annotated.find_image()
+    tree = parse_xml(path)
+    if tree.tag != "annotation":
+        raise InputError(f"{path}: expected VOC's <annotation>, got <{tree.tag}>")
+    sides = [_text(tree, f"size/{side}") for side in ("height", "width")]
+    known = all(text.isascii() and text.isdecimal() and len(text) < 9 for text in sides)
+    size = true_size(image, (int(sides[0]), int(sides[1])) if known else None, path, exif, on_problem)
     objects = []
     for node in tree.iter("object"):
         with ReportTo(on_problem, path):
-            objects.append(_read_object(node, labels, height, width))
-    return make_record(image_id, height, width, objects, ImageFile(str(image), (height, width), exif))
+            objects.append(_read_object(node, labels, *size, path, on_problem))
+    return make_record(annotated.image_id, *size, objects, ImageFile(str(image), size, exif))
 
 
-def _positive_integer(tree: Any, tag: str, path: Path) -> int:
-    text = tree.findtext(tag, "").strip()
-    if not (text.isascii() and text.isdecimal() and len(text) < 9 and int(text) > 0):
-        raise InputError(f"{path}: {tag} must be a positive integer, got {text!r}")
-    return int(text)
-
-
-def _read_object(node: Any, labels: dict[str, int], height: int, width: int) -> tuple[list[float], int, bool]:
-    name = node.findtext("name", "").strip()
+def _read_object(
+    node: Any, labels: dict[str, int], height: int, width: int, path: Path, on_problem: OnProblem
+) -> tuple[list[float], int, bool]:
+    name = _text(node, "name")
     if name not in labels:
         raise InputError(f"unknown class {name!r}; the classes are {', '.join(labels)}")
     corners = [node.findtext(f"bndbox/{side}", "") for side in ("xmin", "ymin", "xmax", "ymax")]
-    return voc_box(name, corners, height, width), labels[name], node.findtext("difficult", "0").strip() == "1"
+    box = voc_box(name, corners, height, width)
+    if is_moved(box, [float(corner) - 1 for corner in corners]):
+        on_problem(CorrectedError("boxes clipped", f"{path}: box of {name!r} ({', '.join(corners)})"))
+    return box, labels[name], _text(node, "difficult") == "1"
 
 
 def voc_box(name: str, corners: Sequence[Any], height: int, width: int) -> list[float]:
-    """Return a 0-based box from VOC's 1-based (xmin, ymin, xmax, ymax), numbers or text.
+    """Return a 0-based box from VOC's 1-based (xmin, ymin, xmax, ymax), numbers or text, clipped by up to a pixel.
 
     Raises:
         InputError: They are not four numbers, reversed or outside the image; the message names them and the class.
     """
     try:
-        x1, y1, x2, y2 = (float(corner) - 1 for corner in corners)
+        box = [float(corner) - 1 for corner in corners]
     except ValueError:
         raise InputError(f"box of {name!r}: expected four numbers, got {', '.join(map(repr, corners))}") from None
-    if not (0 <= x1 < x2 < width and 0 <= y1 < y2 < height):
-        expected = f"1 <= xmin < xmax <= {width} and 1 <= ymin < ymax <= {height}"
-        raise InputError(f"box of {name!r} ({', '.join(map(str, corners))}): expected {expected}")
-    return [x1, y1, x2, y2]
+    if clipped := clip_box(box, height, width):
+        return clipped
+    expected = f"1 <= xmin <= xmax <= {width} and 1 <= ymin <= ymax <= {height}"
+    raise InputError(f"box of {name!r} ({', '.join(map(str, corners))}): expected {expected}")

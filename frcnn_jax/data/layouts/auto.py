@@ -1,0 +1,193 @@
+"""The table of layouts, and the function that recognises a data set among them.
+
+To add a layout, write a function in a module of its own that returns `common.Found`, or None if the files are of
+another layout, and add a row to `LAYOUTS`.
+"""
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from frcnn_jax.data.layouts.coco import find_coco
+from frcnn_jax.data.layouts.common import Found
+from frcnn_jax.data.layouts.cvat import find_cvat
+from frcnn_jax.data.layouts.labelme import find_labelme
+from frcnn_jax.data.layouts.tables import find_csv
+from frcnn_jax.data.layouts.voc import find_voc
+from frcnn_jax.data.layouts.vott import find_vott
+from frcnn_jax.data.layouts.yolo import find_yolo
+from frcnn_jax.data.listing import ARCHIVES, Files, describe_files, split_of
+from frcnn_jax.data.problems import CorrectedError, OnProblem, stop
+from frcnn_jax.data.records import Dataset, Record
+from frcnn_jax.errors import InputError
+
+
+class Layout(NamedTuple):
+    """A row of `LAYOUTS`."""
+
+    find: Callable[[Files], Found | None]
+    needs: str  # what a folder of this layout holds
+
+
+LAYOUTS = {
+    "voc": Layout(find_voc, "VOC's XML per image"),
+    "coco": Layout(find_coco, "COCO's JSON per split"),
+    "yolo": Layout(find_yolo, "YOLO's data.yaml and .txt per image"),
+    "labelme": Layout(find_labelme, "LabelMe's JSON per image"),
+    "cvat": Layout(find_cvat, "CVAT's annotations.xml"),
+    "vott": Layout(find_vott, "VoTT's JSON"),
+    "csv": Layout(find_csv, "CSV with a row per box"),
+}
+
+
+def read_dataset(
+    folder: str | Path,
+    layout: str = "auto",
+    *,
+    class_names: Sequence[str] = (),
+    exif: str = "apply",
+    seed: int = 0,
+    on_problem: OnProblem = stop,
+) -> dict[str, Dataset]:
+    """Read a data set in the layout of a labelling tool or an exporter, by split.
+
+    A folder whose files name no splits, or one split alone, is divided: a fifth of its images, drawn by `seed`, is
+    "val", the rest "train".
+
+    Args:
+        folder: The data set's folder. Sub-folders are read.
+        layout: A row of LAYOUTS; "auto" recognises it.
+        class_names: The names of labels 1 to K; by default those that the data set declares or else those of its
+            objects, in alphabetical order.
+        exif: See `load_image`.
+        seed: Seed of the division.
+        on_problem: Receives what is missing, broken, unknown or outside an image, and `CorrectedError`s.
+
+    Returns:
+        The splits, "train", "val" and "test" as far as there are any. `Dataset.description` says what was recognised:
+        "COCO, Roboflow layout: 3 splits, 1,204 images, 12 classes".
+
+    Raises:
+        InputError: The folder holds no data set in this layout, or several; the message says what it holds.
+    """
+    source = open_dataset(folder, layout, class_names=class_names, exif=exif, seed=seed)
+    return {split: source.read(split, on_problem) for split in source.splits}
+
+
+class OpenDataset(NamedTuple):
+    """A data set whose splits can be read."""
+
+    folder: Path
+    found: Found
+    class_names: tuple[str, ...]
+    exif: str
+    seed: int
+    drawn: Mapping[str, Collection[str]] | None  # ids by split, where a division was recorded
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits."""
+        return ["train", "val"] if self.is_divided else list(self.found.splits)
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether the folder has one split only, which is divided."""
+        return len(self.found.splits) == 1 and next(iter(self.found.splits)) in ("all", "train")
+
+    @property
+    def description(self) -> str:
+        """What was recognised, in one line."""
+        images = sum(split.images for split in self.found.splits.values())
+        counts = f"{_count(images, 'image')}, {_count(len(self.class_names), 'class', 'classes')}"
+        if self.is_divided:
+            how = "as recorded" if self.drawn else f"by seed {self.seed}"
+            return f"{self.found.title}: {counts}; no val split, a fifth drawn {how}"
+        return f"{self.found.title}: {_count(len(self.found.splits), 'split')}, {counts}"
+
+    def read(self, split: str, on_problem: OnProblem) -> Dataset:
+        """Read a split.
+
+        Args:
+            split: "train", "val" or "test", or another name for one of them, such as "valid" or "val2017".
+            on_problem: See `read_dataset`; receives images that a recorded division has and the folder has not too,
+                and those that it has not.
+
+        Raises:
+            InputError: There is no such split.
+        """
+        name = split if split in self.splits else split_of(Path(split), by_name=True)
+        if name not in self.splits:
+            raise InputError(f"{self.folder}: no split {split!r}; it has {', '.join(self.splits)}")
+        (whole, *_) = self.found.splits.values()
+        dataset = (whole if self.is_divided else self.found.splits[name]).read(self.class_names, self.exif, on_problem)
+        records = dataset.records
+        if self.is_divided:
+            records = self._divided(dataset.records, name, on_problem)
+        return Dataset(dataset.class_names, records, self.description, self.found.has_crowds)
+
+    def _divided(self, records: Sequence[Record], split: str, on_problem: OnProblem) -> list[Record]:
+        by_id = {record.image_id: record for record in records}
+        drawn = self.drawn or divide(list(by_id), self.seed)
+        for image_id in drawn[split]:
+            if image_id not in by_id:
+                on_problem(InputError(f"{self.folder}: image {image_id!r} was in the {split} split, and is missing"))
+        for image_id in by_id.keys() - {image_id for ids in drawn.values() for image_id in ids}:
+            where = f"{self.folder}: image {image_id!r}"
+            on_problem(CorrectedError("images that are newer than the recorded split left out", where))
+        return [by_id[image_id] for image_id in drawn[split] if image_id in by_id]
+
+
+def open_dataset(
+    folder: str | Path,
+    layout: str = "auto",
+    *,
+    class_names: Sequence[str] = (),
+    exif: str = "apply",
+    seed: int = 0,
+    drawn: Mapping[str, Collection[str]] | None = None,
+) -> OpenDataset:
+    """Recognise a data set; see `read_dataset`.
+
+    Args:
+        folder: The data set's folder.
+        layout: A row of LAYOUTS or "auto".
+        class_names: The names of labels 1 to K.
+        exif: See `load_image`.
+        seed: Seed of the division.
+        drawn: Image ids by split of an earlier division, which takes the place of the seed's.
+    """
+    files = Files(folder)
+    found = _recognise(files, layout)
+    names = tuple(class_names) or tuple(found.find_classes())
+    return OpenDataset(files.root, found, names, exif, seed, drawn)
+
+
+def _recognise(files: Files, layout: str) -> Found:
+    if layout != "auto" and layout not in LAYOUTS:
+        raise InputError(f"layout must be one of auto, {', '.join(LAYOUTS)}, got {layout!r}")
+    rows = LAYOUTS if layout == "auto" else {layout: LAYOUTS[layout]}
+    found = {name: result for name, row in rows.items() if (result := row.find(files))}
+    if len(found) > 1:
+        titles = " and ".join(result.title for result in found.values())
+        choices = " or ".join(f"--config.dataset=auto:{name}" for name in found)
+        raise InputError(f"{files.root}: holds {titles} annotations; choose one by {choices}")
+    if not found:
+        wanted = ", ".join(row.needs for row in rows.values())
+        packed = [path for path in files.paths if path.suffix.lower() in ARCHIVES]
+        hint = f"; unpack {packed[0]} and pass its folder" if packed else f"; expected {wanted}"
+        raise InputError(f"{files.root}: no annotations found; it holds {describe_files(files)}{hint}")
+    return next(iter(found.values()))
+
+
+def divide(image_ids: Sequence[str], seed: int) -> dict[str, list[str]]:
+    """Divide images: a fifth, at least one if there are two, is "val"; the order of `image_ids` does not matter."""
+    drawn = sorted(
+        image_ids, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()
+    )
+    count = max(round(len(drawn) / 5), int(len(drawn) > 1))
+    return {"train": sorted(drawn[count:]), "val": sorted(drawn[:count])}
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"

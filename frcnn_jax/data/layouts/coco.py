@@ -1,0 +1,101 @@
+"""COCO's JSON as COCO, Roboflow, CVAT and Label Studio lay it out: one file per split, images wherever they lie."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from frcnn_jax.data.coco import coco_id, id_order, read_coco
+from frcnn_jax.data.layouts.common import Found, Split
+from frcnn_jax.data.listing import Files, split_of
+from frcnn_jax.data.problems import OnProblem
+from frcnn_jax.data.records import Dataset
+from frcnn_jax.errors import InputError
+from frcnn_jax.files import read_json
+
+_TITLES = {
+    "_annotations.coco.json": "COCO, Roboflow layout",
+    "instances_default.json": "COCO, CVAT layout",
+    "result.json": "COCO, Label Studio layout",
+}
+_PEEK = 65_536  # bytes at either end of a file that show what it is
+_OTHER_TASKS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
+
+
+def find_coco(files: Files) -> Found | None:
+    """Find COCO instances files; see `common.Found`."""
+    sources = [
+        path
+        for path in files.ending(".json")
+        if not path.name.startswith(_OTHER_TASKS) and has_key(files.root / path, "images", r"\[")
+    ]
+    if not sources:
+        return None
+    by_split: dict[str, Path] = {}
+    for path in sources:
+        name = split_of(path, by_name=True)
+        if (other := by_split.setdefault(name, path)) != path:
+            raise InputError(f"{files.root}: which file is the split {name!r}, {other} or {path}? Move one elsewhere")
+    title = _TITLES.get(sources[0].name.lower(), "COCO")
+    contents = {name: _Contents(files, path) for name, path in by_split.items()}
+    splits = {name: Split(len(found.images), found.read) for name, found in contents.items()}
+    names = _class_names(list(contents.values()), "Roboflow" in title)
+    return Found(title, splits, lambda: names, has_crowds=True)
+
+
+def has_key(path: Path, key: str, value: str) -> bool:
+    """Return whether a JSON file has a key with a value of this pattern, as far as its two ends show."""
+    try:
+        with path.open("rb") as file:
+            ends = file.read(_PEEK)
+            file.seek(max(len(ends), path.stat().st_size - _PEEK))
+            ends += b"\n" + file.read()
+    except OSError:
+        return False
+    return bool(re.search(rf'"{key}"\s*:\s*{value}'.encode(), ends))
+
+
+class _Contents:
+    """What a file lists: its images and classes."""
+
+    def __init__(self, files: Files, source: Path) -> None:
+        self._path = files.root / source
+        content = read_json(self._path)
+        try:
+            self.images = list(content["images"])
+            self.used = {annotation.get("category_id") for annotation in content.get("annotations", ())}
+            categories = [(coco_id(category["id"]), str(category["name"])) for category in content["categories"]]
+            self.categories = sorted(categories, key=lambda category: id_order(category[0]))
+            names = [str(image["file_name"]) for image in self.images]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{self._path}: not a COCO instances file ({type(error).__name__}: {error})") from None
+        self._folder = _image_folder(files, source, names)
+
+    def read(self, class_names: Sequence[str], exif: str, on_problem: OnProblem) -> Dataset:
+        return read_coco(self._path, image_dir=self._folder, class_names=class_names, exif=exif, on_problem=on_problem)
+
+
+def _class_names(contents: Sequence[_Contents], by_roboflow: bool) -> list[str]:
+    """Return the names of all files in the order of ids; Roboflow's category 0 groups the others unless it is used."""
+    used = {number for found in contents for number in found.used}
+    categories = [category for found in contents for category in found.categories]
+    grouping = [0] if by_roboflow and 0 not in used and len(categories) > 1 else []
+    return list(dict.fromkeys(name for number, name in categories if number not in grouping))
+
+
+def _image_folder(files: Files, source: Path, names: Sequence[str]) -> Path:
+    """Return the folder to which a file's image names are relative: the one where most of the first names exist."""
+    near = source.parent
+    folders = {near, *near.parents, *(parent for image in files.images for parent in image.parents)}
+    present = set(files.images)
+
+    def rank(folder: Path) -> tuple[int, bool, bool]:
+        exist = sum(folder / name in present for name in names[:20])
+        return exist, split_of(folder / "_") == split_of(source, by_name=True), folder == near
+
+    best = max(sorted(folders), key=rank)
+    if names and not rank(best)[0]:
+        try:
+            best = files.image_named(names[0], source).parent
+        except InputError:
+            best = near
+    return files.root / best

@@ -1,0 +1,199 @@
+"""YOLO: a text file per image, with lines `class x y width height` in fractions of the image's sides.
+
+Lines of more values are outlines (class x1 y1 x2 y2 ...), whose outer boxes are taken. An image without such a file, or
+with an empty one, has no objects.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from frcnn_jax.data.layouts.common import (
+    Annotated,
+    Found,
+    Shape,
+    Split,
+    check_names,
+    inclusive,
+    numbers,
+    outer_box,
+    read_annotated,
+    read_names,
+    read_text,
+)
+from frcnn_jax.data.listing import Files, split_of
+from frcnn_jax.data.problems import OnProblem
+from frcnn_jax.data.records import Dataset
+from frcnn_jax.errors import InputError
+
+_KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
+
+
+def find_yolo(files: Files) -> Found | None:
+    """Find `data.yaml`, or label files next to a list of class names; see `common.Found`."""
+    described = [(path, content) for path in files.ending(".yaml", ".yml") if (content := _description(files, path))]
+    if len(described) > 1:
+        paths = " or ".join(str(path) for path, _ in described[:2])
+        raise InputError(f"{files.root}: which file describes the data set, {paths}? Move one elsewhere")
+    labels = _label_files(files)
+    if described:
+        path, content = described[0]
+        names = _names(content, files.root / path)
+        images = _described_splits(files, path, content)
+    elif labels:
+        lists = files.named("classes.txt", "obj.names") or files.ending(".names")
+        if not lists:
+            raise InputError(
+                f"{files.root}: YOLO labels ({labels[0]}) without class names; add data.yaml, or classes.txt with a "
+                "name per line"
+            )
+        names = read_names(files.root / lists[0])
+        images = {}
+        for image in files.images:
+            images.setdefault(split_of(image), []).append(image)
+    else:
+        return None
+    splits = {name: Split(len(own), partial(_read, files, own, names)) for name, own in images.items() if own}
+    return Found("YOLO", splits, lambda: names)
+
+
+def _description(files: Files, path: Path) -> dict[str, Any] | None:
+    """Return the content of a YAML file if it describes a data set."""
+    try:
+        content = yaml.safe_load(read_text(files.root / path))
+    except (yaml.YAMLError, RecursionError):
+        if path.name.lower() not in ("data.yaml", "data.yml"):
+            return None
+        raise InputError(f"{files.root / path}: not a YAML file") from None
+    is_one = isinstance(content, dict) and "names" in content and any(key in content for key in (*_KEYS, "path", "nc"))
+    return content if is_one else None
+
+
+def _names(content: dict[str, Any], path: Path) -> list[str]:
+    given, count = content["names"], content.get("nc")
+    if isinstance(given, dict):
+        if sorted(given, key=str) != sorted(range(len(given)), key=str):
+            raise InputError(f"{path}: names must have the numbers 0 to {len(given) - 1}, got {list(given)[:9]}")
+        given = [given[i] for i in range(len(given))]
+    if not isinstance(given, list) or not given:
+        raise InputError(f"{path}: names must list the classes, got {given!r}")
+    if count is not None and count != len(given):
+        raise InputError(f"{path}: nc is {count}, but names has {len(given)}")
+    names = [str(name).strip() for name in given]
+    check_names(names, path)
+    return names
+
+
+def _described_splits(files: Files, path: Path, content: dict[str, Any]) -> dict[str, list[Path]]:
+    """Return the images of each split: those in its folders or lists; or those of all folders if none is named."""
+    splits: dict[str, list[Path]] = {}
+    for key, name in _KEYS.items():
+        entries = content.get(key) or []
+        for entry in [entries] if isinstance(entries, str) else entries:
+            splits.setdefault(name, []).extend(_images_of(files, path, str(content.get("path") or ""), str(entry)))
+    if not splits:
+        for image in files.images:
+            splits.setdefault(split_of(image), []).append(image)
+    return {name: sorted(set(images)) for name, images in splits.items()}
+
+
+def _images_of(files: Files, path: Path, base: str, entry: str) -> list[Path]:
+    """Return the images in a folder, or in a list of images, that `data.yaml` names; it may be moved since."""
+    plain = entry.replace("\\", "/")
+    parts = [part for part in PurePosixPath(plain).parts if part not in ("/", ".", "..") and not part.endswith(":")]
+    base_parts = [part for part in PurePosixPath(base.replace("\\", "/")).parts if part not in ("/", ".", "..")]
+    for start in (path.parent / Path(*base_parts), path.parent, Path()):
+        for i in range(len(parts) + 1):
+            folder = start / Path(*parts[i:])
+            if i == len(parts) and parts:
+                break
+            if folder in files.paths:
+                lines = read_text(files.root / folder).splitlines()
+                return [files.image_named(line.strip(), folder) for line in lines if line.strip()]
+            if found := [image for image in files.images if folder in image.parents]:
+                return found
+    has = ", ".join(sorted({str(image.parent) for image in files.images})[:6]) or "none"
+    raise InputError(f"{files.root / path}: no images in {entry}; folders with images: {has}")
+
+
+def _label_files(files: Files) -> list[Path]:
+    """Return text files that have the stem of an image and hold labels, or nothing."""
+    stems = {image.stem for image in files.images}
+    found = [path for path in files.ending(".txt") if path.stem in stems]
+    return found if any(_is_label(files.root / path) for path in found) else []
+
+
+def _is_label(path: Path) -> bool:
+    words = read_text(path).split()[:5]
+    try:
+        return len(words) == 5 and int(words[0]) >= 0 and all(-0.1 <= float(word) <= 1.1 for word in words[1:])
+    except ValueError:
+        return False
+
+
+def _read(
+    files: Files,
+    images: Sequence[Path],
+    names: Sequence[str],
+    class_names: Sequence[str],
+    exif: str,
+    on_problem: OnProblem,
+) -> Dataset:
+    texts = set(files.ending(".txt"))
+    read = partial(_read_shape, names)
+    annotated = [_annotated(files.root, image, texts) for image in images]
+    for problem in _orphans(files, images, texts):
+        on_problem(problem)
+    return read_annotated(files.root, annotated, read, class_names, exif, on_problem)
+
+
+def _label_path(image: Path) -> Path:
+    """Return where the labels of an image are: in `labels` in place of the last `images`, or else next to it."""
+    parts = list(image.parts)
+    for i in reversed(range(len(parts) - 1)):
+        if parts[i].lower() in ("images", "jpegimages"):
+            parts[i] = "labels"
+            break
+    return Path(*parts).with_suffix(".txt")
+
+
+def _annotated(root: Path, image: Path, texts: set[Path]) -> Annotated:
+    label = next((path for path in (_label_path(image), image.with_suffix(".txt")) if path in texts), None)
+    if label is None:
+        return Annotated(lambda: image, str(root / image), None, ())
+    lines = read_text(root / label).splitlines()
+    rows = [(f"{root / label}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    return Annotated(lambda: image, str(root / label), None, rows)
+
+
+def _orphans(files: Files, images: Sequence[Path], texts: set[Path]) -> list[InputError]:
+    """Return a problem per file of labels that has no image."""
+    folders = {_label_path(image).parent for image in images} & {path.parent for path in texts}
+    folders = {folder for folder in folders if "labels" in folder.parts}
+    used = {_label_path(image) for image in files.images}
+    return [
+        InputError(f"{files.root / path}: no image {path.stem}.*")
+        for path in sorted(texts)
+        if path.parent in folders and path not in used and path.stem != "classes"
+    ]
+
+
+def _read_shape(names: Sequence[str], line: str, height: int, width: int) -> Shape:
+    words = line.split()
+    kind, *values = numbers(words, "labels")
+    if not (kind.is_integer() and 0 <= kind < len(names)):
+        raise InputError(f"class {words[0]}: expected 0 to {len(names) - 1}, the numbers of {', '.join(names)}")
+    if any(abs(value) > 2 for value in values):
+        raise InputError(f"expected fractions of the image's sides, got {line.strip()[:80]!r}")
+    name = names[int(kind)]
+    if len(values) == 4:
+        x, y, w, h = values
+        edges = (x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height
+        return Shape(name, inclusive(*edges))
+    if len(values) >= 6 and len(values) % 2 == 0:
+        points = [(x * width, y * height) for x, y in zip(values[::2], values[1::2], strict=True)]
+        return Shape(name, outer_box(points))
+    raise InputError(f"expected class x y width height, got {line.strip()[:80]!r}")
