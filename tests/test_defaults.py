@@ -7,7 +7,9 @@ import pkgutil
 import pytest
 
 from frcnn_jax import detector
-from frcnn_jax.data import batches, coco, readers, records, synthetic, voc
+from frcnn_jax.data import batches, coco, listing, readers, records, synthetic, voc
+from frcnn_jax.data.layouts import auto
+from frcnn_jax.data.layouts import common as layouts_common
 from frcnn_jax.evaluation import calibration, evaluator, metrics, pictures, predict, regions, report, scores
 from frcnn_jax.models import backbones, efficientnet, fast_rcnn, heads, layers, networks, pixels, pools, resnet, weights
 from frcnn_jax.ops import _box_ops, _roi_align, _roi_pool, boxes
@@ -66,7 +68,14 @@ DEFAULTS = {
     coco.read_coco: {"class_names": (), "exif": "apply"},
     readers.Format: {"needs": ""},
     readers.read_split: {"year": 2007, "images": 600, "class_names": (), "include_difficult": True}
-    | {"exif": "apply"},
+    | {"exif": "apply", "seed": 0},
+    readers.Source: {"seed": 0},
+    auto.read_dataset: {"layout": "auto", "class_names": (), "exif": "apply", "seed": 0},
+    auto.open_dataset: {"layout": "auto", "class_names": (), "exif": "apply", "seed": 0},
+    layouts_common.Found: {"has_crowds": False},
+    layouts_common.Shape: {"difficult": False},
+    listing.split_of: {"by_name": False},
+    records.Dataset: {"description": "", "has_crowds": False},
     synthetic.read_synthetic: {"seed": 0},
     voc.read_voc: {"year": 2007, "class_names": voc.VOC_CLASSES, "exif": "apply"},
     voc.read_xml_folder: {"class_names": (), "exif": "apply"},
@@ -144,7 +153,7 @@ def test_no_function_is_left_out():
     """But for those with a leading underscore, methods, and helpers of the modules."""
     helpers = {"check_batched", "partitioned", "ReportTo"}
     found = set()
-    for package in ("ops", "models", "data", "proposals", "training", "evaluation"):
+    for package in ("ops", "models", "data", "data.layouts", "proposals", "training", "evaluation"):
         for info in pkgutil.iter_modules(importlib.import_module(f"frcnn_jax.{package}").__path__):
             module = importlib.import_module(f"frcnn_jax.{package}.{info.name}")
             for name, value in vars(module).items():

@@ -63,6 +63,7 @@ SUBJECTS = {
     "image",
     "images",
     "key",
+    "layout",
     "learning_rate",
 }
 SUBJECTS |= {"model", "name", "num_classes", "optimizer", "path", "rng", "schedule", "self", "source", "voc_dir"}
@@ -464,7 +465,13 @@ ROWS = {
             ((), {"split": "train", "images": 0}, "needs at least 1 image, got 0"),
         )
     ),
-    "read_voc": Row(errors=((("missing",), {"split": "val"}, "missing/VOC2007/.*val.txt: no such split file"),)),
+    "read_voc": Row(errors=((("missing",), {"split": "val"}, "missing: no such folder"),)),
+    "read_dataset": Row(
+        errors=(
+            (("missing",), {}, "missing: no such folder"),
+            ((".",), {"layout": "kitti"}, "layout must be one of auto, voc, coco, .*got 'kitti'"),
+        )
+    ),
     "read_xml_folder": Row(errors=((("missing",), {}, "missing: no such folder"),)),
     "read_coco": Row(errors=((("missing.json",), {"image_dir": "."}, "missing.json: no such file"),)),
     "read_tfds": Row(

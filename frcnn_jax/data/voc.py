@@ -215,7 +215,7 @@ def read_images(
 def _read_image(annotated: Annotated, labels: dict[str, int], exif: str, on_problem: OnProblem) -> Record:
     path, image = annotated.annotation, annotated.find_image()
     tree = parse_xml(path)
-    if tree.tag != "annotation":
+    if tree.tag != "annotation" and tree.find("size") is None:
         raise InputError(f"{path}: expected VOC's <annotation>, got <{tree.tag}>")
     sides = [_text(tree, f"size/{side}") for side in ("height", "width")]
     known = all(text.isascii() and text.isdecimal() and len(text) < 9 for text in sides)

@@ -6,6 +6,7 @@ another layout, and add a row to `LAYOUTS`.
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +20,10 @@ from frcnn_jax.data.layouts.vott import find_vott
 from frcnn_jax.data.layouts.yolo import find_yolo
 from frcnn_jax.data.listing import ARCHIVES, Files, describe_files, split_of
 from frcnn_jax.data.problems import CorrectedError, OnProblem, stop
-from frcnn_jax.data.records import Dataset, Record
+from frcnn_jax.data.records import Dataset
 from frcnn_jax.errors import InputError
+
+_ORDER = ("train", "val", "test", "trainval", "all")
 
 
 class Layout(NamedTuple):
@@ -71,8 +74,7 @@ def read_dataset(
     Raises:
         InputError: The folder holds no data set in this layout, or several; the message says what it holds.
     """
-    source = open_dataset(folder, layout, class_names=class_names, exif=exif, seed=seed)
-    return {split: source.read(split, on_problem) for split in source.splits}
+    return open_dataset(folder, layout, class_names=class_names, exif=exif, seed=seed).read_all(on_problem)
 
 
 class OpenDataset(NamedTuple):
@@ -88,7 +90,7 @@ class OpenDataset(NamedTuple):
     @property
     def splits(self) -> list[str]:
         """Names of the splits."""
-        return ["train", "val"] if self.is_divided else list(self.found.splits)
+        return ["train", "val"] if self.is_divided else sorted(self.found.splits, key=_ORDER.index)
 
     @property
     def is_divided(self) -> bool:
@@ -119,15 +121,28 @@ class OpenDataset(NamedTuple):
         name = split if split in self.splits else split_of(Path(split), by_name=True)
         if name not in self.splits:
             raise InputError(f"{self.folder}: no split {split!r}; it has {', '.join(self.splits)}")
-        (whole, *_) = self.found.splits.values()
-        dataset = (whole if self.is_divided else self.found.splits[name]).read(self.class_names, self.exif, on_problem)
-        records = dataset.records
-        if self.is_divided:
-            records = self._divided(dataset.records, name, on_problem)
-        return Dataset(dataset.class_names, records, self.description, self.found.has_crowds)
+        if not self.is_divided:
+            return self._read(name, on_problem)
+        return self._part(self._whole(on_problem), name, on_problem)
 
-    def _divided(self, records: Sequence[Record], split: str, on_problem: OnProblem) -> list[Record]:
-        by_id = {record.image_id: record for record in records}
+    def read_all(self, on_problem: OnProblem) -> dict[str, Dataset]:
+        """Read all splits; see `read_dataset`."""
+        if not self.is_divided:
+            return {split: self._read(split, on_problem) for split in self.splits}
+        whole = self._whole(on_problem)
+        return {split: self._part(whole, split, on_problem) for split in self.splits}
+
+    def _whole(self, on_problem: OnProblem) -> Dataset:
+        (only,) = self.found.splits
+        return self._read(only, on_problem)
+
+    def _read(self, split: str, on_problem: OnProblem) -> Dataset:
+        dataset = self.found.splits[split].read(self.class_names, self.exif, on_problem)
+        return replace(dataset, description=self.description, has_crowds=self.found.has_crowds)
+
+    def _part(self, whole: Dataset, split: str, on_problem: OnProblem) -> Dataset:
+        """Return a part of a data set that is divided."""
+        by_id = {record.image_id: record for record in whole.records}
         drawn = self.drawn or divide(list(by_id), self.seed)
         for image_id in drawn[split]:
             if image_id not in by_id:
@@ -135,7 +150,7 @@ class OpenDataset(NamedTuple):
         for image_id in by_id.keys() - {image_id for ids in drawn.values() for image_id in ids}:
             where = f"{self.folder}: image {image_id!r}"
             on_problem(CorrectedError("images that are newer than the recorded split left out", where))
-        return [by_id[image_id] for image_id in drawn[split] if image_id in by_id]
+        return replace(whole, records=[by_id[image_id] for image_id in drawn[split] if image_id in by_id])
 
 
 def open_dataset(

@@ -1,0 +1,736 @@
+"""Data sets as tools write them: each layout, what is odd in it, and what is refused."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from frcnn_jax import read_dataset
+from frcnn_jax.data.layouts.auto import LAYOUTS, divide, open_dataset
+from frcnn_jax.data.problems import CorrectedError
+from frcnn_jax.data.readers import read_split
+from frcnn_jax.errors import InputError
+
+WIDTH, HEIGHT = 50, 40
+OBJECTS = {  # 0-based, inclusive
+    "a": [("cat", (10, 5, 29, 24))],
+    "b": [("dog", (0, 0, 9, 19)), ("cat", (5, 5, 44, 34))],
+    "c": [("cat", (20, 10, 49, 39))],
+}
+SPLITS = {"train": "ab", "val": "c"}
+
+
+def picture(path, size=(WIDTH, HEIGHT), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size).save(path, **options)
+
+
+def text(path, content, encoding="utf-8"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode(encoding))
+
+
+def pictures(folder, names):
+    for name in names:
+        picture(folder / f"{name}.jpg")
+
+
+def voc_xml(objects, size=f"<size><width>{WIDTH}</width><height>{HEIGHT}</height></size>"):
+    """VOC's XML, 1-based."""
+    rows = "".join(
+        f"<object><name>{name}</name><bndbox>"
+        + "".join(f"<{k}>{v + 1}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
+        + "</bndbox></object>"
+        for name, box in objects
+    )
+    return f"<annotation><filename>other.jpg</filename>{size}{rows}</annotation>"
+
+
+def coco(names, prefix="", categories=((1, "cat"), (2, "dog"))):
+    numbers = {name: number for number, name in categories}
+    rows = [
+        {"image_id": i, "category_id": numbers[kind], "bbox": [x, y, x2 - x + 1, y2 - y + 1], "iscrowd": 0}
+        for i, name in enumerate(names)
+        for kind, (x, y, x2, y2) in OBJECTS[name]
+    ]
+    return json.dumps(
+        {
+            "images": [
+                {"id": i, "file_name": f"{prefix}{name}.jpg", "width": WIDTH, "height": HEIGHT}
+                for i, name in enumerate(names)
+            ],
+            "annotations": [{"id": i, **row} for i, row in enumerate(rows)],
+            "categories": [{"id": number, "name": name, "supercategory": "x"} for number, name in categories],
+        }
+    )
+
+
+def yolo(objects, classes=("cat", "dog")):
+    """Lines of class, centre and sides in fractions."""
+    sides = np.array([WIDTH, HEIGHT])
+    lines = []
+    for name, box in objects:
+        first, last = np.array(box[:2]) / sides, (np.array(box[2:]) + 1) / sides
+        lines.append(" ".join(map(str, [classes.index(name), *(first + last) / 2, *(last - first)])))
+    return "\n".join(lines) + "\n"
+
+
+def write_voc(root):
+    for split, names in SPLITS.items():
+        pictures(root / "VOC2007/JPEGImages", names)
+        text(root / f"VOC2007/ImageSets/Main/{split}.txt", "\n".join(names))
+        for name in names:
+            text(root / f"VOC2007/Annotations/{name}.xml", voc_xml(OBJECTS[name]))
+
+
+def write_xml(root):
+    for split, names in (("train", "ab"), ("Validation", "c")):
+        pictures(root / split, names)
+        for name in names:
+            text(root / split / f"{name}.XML", voc_xml(OBJECTS[name]))
+
+
+def write_rectlabel(root):
+    for split, names in SPLITS.items():
+        pictures(root / split, names)
+        for name in names:
+            text(root / split / "annotations" / f"{name}.xml", voc_xml(OBJECTS[name]))
+
+
+def write_images_by_split(root):
+    """One folder of annotations; the images' folders are the splits."""
+    for split, names in SPLITS.items():
+        pictures(root / "images" / split, names)
+        for name in names:
+            text(root / "annotations" / f"{name}.xml", voc_xml(OBJECTS[name]))
+
+
+def write_roboflow(root):
+    groups = ((0, "pets"), (1, "cat"), (2, "dog"))
+    for split, names in (("train", "ab"), ("valid", "c")):
+        pictures(root / split, names)
+        text(root / split / "_annotations.coco.json", coco(names, categories=groups))
+
+
+def write_coco(root):
+    for split, names in SPLITS.items():
+        pictures(root / "images" / f"{split}2017", names)
+        text(root / f"annotations/instances_{split}2017.json", coco(names))
+        text(root / f"annotations/captions_{split}2017.json", json.dumps({"images": [], "annotations": []}))
+
+
+def write_coco_cvat(root):
+    pictures(root / "images/default", "abc")
+    text(root / "annotations/instances_default.json", coco("abc"))
+
+
+def write_coco_label_studio(root):
+    pictures(root / "images", "abc")
+    text(root / "result.json", coco("abc", "images/", categories=((0, "cat"), (1, "dog"))))
+
+
+def write_yolo(root):
+    for split, names in SPLITS.items():
+        pictures(root / "images" / split, names)
+        for name in names:
+            text(root / "labels" / split / f"{name}.txt", yolo(OBJECTS[name]))
+    text(root / "data.yaml", "path: /home/ann/pets\ntrain: images/train\nval: [images/val]\nnames: {0: cat, 1: dog}\n")
+
+
+def write_yolo_roboflow(root):
+    for split, names in (("train", "ab"), ("valid", "c")):
+        pictures(root / split / "images", names)
+        for name in names:
+            text(root / split / "labels" / f"{name}.txt", yolo(OBJECTS[name]))
+    text(root / "data.yaml", "train: ../train/images\nval: ../valid/images\n\nnc: 2\nnames: ['cat', 'dog']\n")
+
+
+def write_yolo_lists(root):
+    write_yolo(root)
+    for split, names in SPLITS.items():
+        text(root / f"{split}.txt", "".join(f"./images/{split}/{name}.jpg\n" for name in names))
+    text(root / "data.yaml", "train: train.txt\nval: val.txt\nnames: [cat, dog]\n")
+
+
+def write_yolo_classes(root):
+    write_yolo(root)
+    (root / "data.yaml").unlink()
+    text(root / "classes.txt", "cat\r\ndog\r\n")
+    text(root / "notes.json", json.dumps({"categories": [{"id": 0, "name": "cat"}], "info": {}}))
+
+
+def write_yolo_outlines(root):
+    write_yolo(root)
+    for path in root.glob("labels/*/*.txt"):
+        lines = []
+        for line in path.read_text().splitlines():
+            kind, x, y, w, h = line.split()
+            x, y, w, h = float(x), float(y), float(w) / 2, float(h) / 2
+            corners = [(x - w, y - h), (x + w, y - h), (x + w, y), (x + w, y + h), (x - w, y + h)]
+            lines.append(f"{kind} " + " ".join(f"{u} {v}" for u, v in corners))
+        path.write_text("\n".join(lines))
+
+
+def labelme(name, **changes):
+    shapes = [
+        {"label": kind, "points": [[x2 + 1, y2 + 1], [x, y]], "shape_type": "rectangle"}
+        for kind, (x, y, x2, y2) in OBJECTS[name]
+    ]
+    content = {"version": "5.4.1", "shapes": shapes, "imagePath": f"C:\\pictures\\{name}.jpg", "imageData": None}
+    return json.dumps({**content, "imageHeight": HEIGHT, "imageWidth": WIDTH, **changes})
+
+
+def write_labelme(root):
+    for split, names in SPLITS.items():
+        pictures(root / split, names)
+        for name in names:
+            text(root / split / f"{name}.json", labelme(name))
+
+
+def cvat(names, labels=("cat", "dog"), subset=""):
+    images = "".join(
+        f'<image id="{i}" name="{name}.jpg" width="{WIDTH}" height="{HEIGHT}"{subset}>'
+        + "".join(
+            f'<box label="{kind}" xtl="{x}" ytl="{y}" xbr="{x2 + 1}" ybr="{y2 + 1}"></box>'
+            for kind, (x, y, x2, y2) in OBJECTS[name]
+        )
+        + "</image>"
+        for i, name in enumerate(names)
+    )
+    listed = "".join(f"<label><name>{name}</name></label>" for name in labels)
+    return f"<annotations><meta><task><labels>{listed}</labels></task></meta>{images}</annotations>"
+
+
+def write_cvat(root):
+    pictures(root / "images", "abc")
+    text(root / "annotations.xml", cvat("abc"))
+
+
+def vott():
+    def region(kind, box):
+        left, top, right, bottom = box
+        return {
+            "tags": [kind],
+            "boundingBox": {"left": left, "top": top, "width": right + 1 - left, "height": bottom + 1 - top},
+        }
+
+    assets = {
+        name: {
+            "asset": {"name": f"{name}.jpg", "size": {"width": WIDTH, "height": HEIGHT}},
+            "regions": [region(*row) for row in rows],
+        }
+        for name, rows in OBJECTS.items()
+    }
+    return {"name": "pets", "tags": [{"name": "cat"}, {"name": "dog"}], "assets": assets}
+
+
+def write_vott(root):
+    pictures(root, "abc")
+    text(root / "pets-export.json", json.dumps(vott()))
+
+
+def table(names, row, head=""):
+    return head + "".join(row(name, kind, *box) for name in names for kind, box in OBJECTS[name])
+
+
+def write_csv_tensorflow(root):
+    for split, names in SPLITS.items():
+        pictures(root / "images", names)
+        row = lambda n, k, x, y, x2, y2: f"{n}.jpg,{WIDTH},{HEIGHT},{k},{x + 1},{y + 1},{x2 + 1},{y2 + 1}\n"  # noqa: E731
+        text(root / f"data/{split}_labels.csv", table(names, row, "filename,width,height,class,xmin,ymin,xmax,ymax\n"))
+
+
+def write_csv_corners(root):
+    for split, names in SPLITS.items():
+        pictures(root / split, names)
+        row = lambda n, k, x, y, x2, y2: f'"{n}.jpg";{x}.0;{y}.0;{x2 + 1}.0;{y2 + 1}.0;{k}\r\n'  # noqa: E731
+        text(root / split / "labels.csv", table(names, row, "\ufeffimage;xmin;ymin;xmax;ymax;label\r\n"))
+
+
+def write_csv_retinanet(root):
+    for split, names in SPLITS.items():
+        pictures(root / "images", names)
+        row = lambda n, k, x, y, x2, y2: f"images/{n}.jpg,{x},{y},{x2 + 1},{y2 + 1},{k}\n"  # noqa: E731
+        text(root / f"{split}.csv", table(names, row))
+    text(root / "classes.csv", "cat,0\ndog,1\n")
+
+
+def write_csv_open_images(root):
+    for split, names in (("train", "ab"), ("validation", "c")):
+        pictures(root / split, names)
+        row = lambda n, k, x, y, x2, y2: (  # noqa: E731
+            f"{n},xclick,/m/{k},1,{x / WIDTH},{(x2 + 1) / WIDTH},{y / HEIGHT},{(y2 + 1) / HEIGHT},0,0,0,0,0\n"
+        )
+        head = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax"
+        head += ",IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside\n"
+        text(root / f"{split}-annotations-bbox.csv", table(names, row, head))
+    text(root / "class-descriptions-boxable.csv", "/m/cat,cat\n/m/dog,dog\n")
+
+
+ALL = {  # by writer, the title and whether it has splits
+    write_voc: ("PASCAL VOC", True),
+    write_xml: ("VOC XML", True),
+    write_rectlabel: ("VOC XML", True),
+    write_images_by_split: ("VOC XML", True),
+    write_roboflow: ("COCO, Roboflow layout", True),
+    write_coco: ("COCO", True),
+    write_coco_cvat: ("COCO, CVAT layout", False),
+    write_coco_label_studio: ("COCO, Label Studio layout", False),
+    write_yolo: ("YOLO", True),
+    write_yolo_roboflow: ("YOLO", True),
+    write_yolo_lists: ("YOLO", True),
+    write_yolo_classes: ("YOLO", True),
+    write_yolo_outlines: ("YOLO", True),
+    write_labelme: ("LabelMe", True),
+    write_cvat: ("CVAT for images", False),
+    write_vott: ("VoTT", False),
+    write_csv_tensorflow: ("CSV, TensorFlow's object detection", True),
+    write_csv_corners: ("CSV, corners", True),
+    write_csv_retinanet: ("CSV, RetinaNet", True),
+    write_csv_open_images: ("CSV, Open Images", True),
+}
+
+
+def objects_of(dataset):
+    """Objects by the name of the image's file."""
+    return {
+        Path(record.load.path).name: sorted(
+            (dataset.class_names[label - 1], *np.round(box, 3).tolist())
+            for label, box in zip(record.labels, record.boxes, strict=True)
+        )
+        for record in dataset.records
+    }
+
+
+def expected(names):
+    return {f"{name}.jpg": sorted((kind, *map(float, box)) for kind, box in OBJECTS[name]) for name in names}
+
+
+@pytest.mark.parametrize("write", ALL, ids=lambda write: write.__name__)
+def test_a_layout_is_recognised_and_read(tmp_path, write):
+    write(tmp_path)
+    title, has_splits = ALL[write]
+    found = read_dataset(tmp_path)
+    assert list(found) == ["train", "val"]
+    how = (
+        "2 splits, 3 images, 2 classes" if has_splits else "3 images, 2 classes; no val split, a fifth drawn by seed 0"
+    )
+    for dataset in found.values():
+        assert dataset.class_names == ("cat", "dog")
+        assert dataset.description == f"{title}: {how}"
+        assert all(record.load().shape == (HEIGHT, WIDTH, 3) for record in dataset.records)
+        assert not any(record.difficult.any() for record in dataset.records)
+    if has_splits:
+        assert {split: objects_of(dataset) for split, dataset in found.items()} == {
+            split: expected(names) for split, names in SPLITS.items()
+        }
+    else:
+        assert objects_of(found["train"]) | objects_of(found["val"]) == expected("abc")
+
+
+@pytest.mark.parametrize("write", ALL, ids=lambda write: write.__name__)
+def test_what_systems_leave_is_no_data(tmp_path, write):
+    write(tmp_path)
+    for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
+        for name in (f"._{path.name}", ".DS_Store", "Thumbs.db", f"__MACOSX/._{path.name}", f"__MACOSX/{path.name}"):
+            text(path.parent / name, "\0\x05\x16\x07")
+    assert read_dataset(tmp_path)["train"].description.startswith(ALL[write][0])
+
+
+def test_every_layout_is_tested_and_chosen_by_name(tmp_path):
+    for write in ALL:
+        folder = tmp_path / write.__name__
+        write(folder)
+        taken = []
+        for name in LAYOUTS:
+            try:
+                read_dataset(folder, name)
+            except InputError:
+                continue
+            taken.append(name)
+        assert len(taken) == 1
+
+
+def test_two_layouts_at_once_are_a_choice(tmp_path):
+    write_labelme(tmp_path)
+    for path in tmp_path.glob("*/*.json"):
+        text(path.with_suffix(".xml"), voc_xml(OBJECTS[path.stem]))
+    with pytest.raises(
+        InputError, match=r"VOC XML and LabelMe annotations; choose one by --config.dataset=auto:voc or"
+    ):
+        read_dataset(tmp_path)
+    assert objects_of(read_dataset(tmp_path, "labelme")["train"]) == expected("ab")
+    assert objects_of(read_split("auto:labelme", split="train", folder=tmp_path)) == expected("ab")
+
+
+@pytest.mark.parametrize(
+    ("write", "text"),
+    [
+        (lambda root: None, "no annotations found; it holds no files; expected VOC's XML per image, COCO's JSON"),
+        (lambda root: pictures(root, "abc"), r"it holds 3 \.jpg \(a\.jpg, b\.jpg, \.\.\.\)"),
+        (lambda root: text(root / "a.json", "[1]"), r"it holds 1 \.json \(a\.json\)"),
+        (lambda root: text(root / "pets.zip", "PK"), r"it holds 1 \.zip \(pets\.zip\); unpack pets\.zip"),
+    ],
+)
+def test_a_folder_of_something_else_says_what_it_holds(tmp_path, write, text):
+    write(tmp_path)
+    with pytest.raises(InputError, match=text):
+        read_dataset(tmp_path)
+
+
+def test_a_file_in_place_of_the_folder(tmp_path):
+    path = tmp_path / "pets.download"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "")
+    text(tmp_path / "data.yaml", "names: [cat]")
+    for dataset in ("auto", "xml", "coco"):
+        with pytest.raises(InputError, match=r"pets\.download: an archive; unpack it, and pass the folder"):
+            read_split(dataset, split="train", folder=path)
+        with pytest.raises(InputError, match=r"data\.yaml: a file, expected the folder that holds it"):
+            read_split(dataset, split="train", folder=tmp_path / "data.yaml")
+
+
+def test_another_format_in_the_folder_is_proposed(tmp_path):
+    write_yolo(tmp_path)
+    for dataset, missing in (("xml", "train: no such folder"), ("coco", r"instances_train\.json: no such file")):
+        said = rf"{missing}; .* holds YOLO: 2 splits, 3 images, 2 classes; did you mean --config\.dataset=auto\?"
+        with pytest.raises(InputError, match=said):
+            read_split(dataset, split="train", folder=tmp_path)
+    (tmp_path / "data.yaml").unlink()
+    with pytest.raises(InputError, match=r"train: no such folder; .* holds 3 \.jpg"):
+        read_split("xml", split="train", folder=tmp_path)
+
+
+def test_a_split_that_is_not_there(tmp_path):
+    write_xml(tmp_path)
+    assert objects_of(read_split("auto", split="valid", folder=tmp_path)) == expected("c")
+    with pytest.raises(InputError, match="no split 'test'; it has train, val"):
+        read_split("auto", split="test", folder=tmp_path)
+
+
+def test_a_division_depends_on_ids_and_seed_alone():
+    ids = [f"image {i}" for i in range(100)]
+    found = divide(ids, 0)
+    assert (len(found["train"]), len(found["val"])) == (80, 20)
+    assert set(found["train"]) | set(found["val"]) == set(ids)
+    assert divide(ids[::-1], 0) == found
+    assert divide(ids, 1)["val"] != found["val"]
+    assert {n: len(divide(ids[:n], 0)["val"]) for n in (1, 2, 3, 8)} == {1: 0, 2: 1, 3: 1, 8: 2}
+
+
+def test_a_recorded_division_takes_the_place_of_the_seed(tmp_path):
+    write_cvat(tmp_path)
+    problems = []
+    opened = open_dataset(tmp_path, drawn={"train": ["b", "gone"], "val": ["a"]})
+    assert "no val split, a fifth drawn as recorded" in opened.description
+    assert objects_of(opened.read("train", problems.append)) == expected("b")
+    assert objects_of(opened.read("val", lambda problem: None)) == expected("a")
+    missing, newer = problems
+    assert "image 'gone' was in the train split, and is missing" in str(missing)
+    assert isinstance(newer, CorrectedError)
+    assert "image 'c'" in str(newer)
+
+
+def test_a_train_split_alone_is_divided_and_others_are_kept(tmp_path):
+    pictures(tmp_path / "train", "abc")
+    text(tmp_path / "train/_annotations.coco.json", coco("abc"))
+    found = read_dataset(tmp_path)
+    assert [len(dataset.records) for dataset in found.values()] == [2, 1]
+    pictures(tmp_path / "test", "c")
+    text(tmp_path / "test/_annotations.coco.json", coco("c"))
+    assert {split: len(dataset.records) for split, dataset in read_dataset(tmp_path).items()} == {"train": 3, "test": 1}
+
+
+def test_class_names_and_their_order(tmp_path):
+    write_xml(tmp_path)
+    text(tmp_path / "labels.txt", "dog\ncat\n")
+    found = read_dataset(tmp_path)
+    assert found["val"].class_names == ("dog", "cat")
+    assert list(found["train"].records[0].labels) == [2]
+    assert read_dataset(tmp_path, class_names=["cat", "dog"])["val"].class_names == ("cat", "dog")
+    text(tmp_path / "labels.txt", "dog\n")
+    with pytest.raises(InputError, match=r"a\.XML: unknown class 'cat'; the classes are dog"):
+        read_dataset(tmp_path)
+    text(tmp_path / "labels.txt", "dog\ndog\n")
+    with pytest.raises(InputError, match=r"labels\.txt: the class 'dog' comes twice"):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a/b", "CON", "방", "two words", "<&>"])
+def test_names_of_any_kind(tmp_path, name):
+    escaped = name.replace("&", "&amp;").replace("<", "&lt;")
+    for split in SPLITS:
+        picture(tmp_path / split / "Käfer 방 1.png")
+        text(tmp_path / split / "Käfer 방 1.xml", voc_xml([(escaped, (0, 0, 9, 9))]))
+    for dataset in read_dataset(tmp_path).values():
+        assert dataset.class_names == (name,)
+        assert [record.image_id for record in dataset.records] == ["Käfer 방 1"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "head"),
+    [
+        ("utf-8-sig", ""),
+        ("utf-16", ""),
+        ("utf-16", '<?xml version="1.0" encoding="utf-16"?>'),
+        ("latin-1", '<?xml version="1.0" encoding="iso-8859-1"?>'),
+        ("latin-1", ""),
+        ("gbk", '<?xml version="1.0" encoding="GBK"?>'),
+    ],
+)
+def test_encodings_of_xml(tmp_path, encoding, head):
+    name = "猫" if encoding == "gbk" else "Würfel"
+    picture(tmp_path / "a.jpg")
+    text(tmp_path / "a.xml", head + voc_xml([(name, (0, 0, 9, 9))]), encoding)
+    assert read_dataset(tmp_path)["train"].class_names == (name,)
+
+
+def test_split_files_with_marks_spaces_and_line_ends(tmp_path):
+    root = tmp_path / "VOC2007"
+    pictures(root / "JPEGImages", ["my cat 1", "b"])
+    picture(root / "JPEGImages/c.JPEG")
+    for name in ("my cat 1", "b", "c"):
+        text(root / f"Annotations/{name}.xml", voc_xml(OBJECTS["a"]))
+    text(root / "ImageSets/Main/train.txt", "\ufeffmy cat 1\r\n  b.jpg  \r\n\r\n")
+    text(root / "ImageSets/Main/val.txt", "c  -1\n")
+    text(root / "ImageSets/Main/cat_train.txt", "b 1\n")
+    found = read_dataset(tmp_path)
+    assert {split: [r.image_id for r in dataset.records] for split, dataset in found.items()} == {
+        "train": ["my cat 1", "b"],
+        "val": ["c"],
+    }
+
+
+def test_several_devkits_are_a_choice(tmp_path):
+    write_voc(tmp_path)
+    (tmp_path / "VOC2007").rename(tmp_path / "VOC2012")
+    write_voc(tmp_path)
+    with pytest.raises(InputError, match=r"holds several VOC folders, VOC2007, VOC2012; pass one of them"):
+        read_dataset(tmp_path)
+    assert objects_of(read_dataset(tmp_path / "VOC2012")["train"]) == expected("ab")
+
+
+def test_trainval_is_the_training_split_where_there_is_no_other(tmp_path):
+    write_voc(tmp_path)
+    sets = tmp_path / "VOC2007/ImageSets/Main"
+    (sets / "train.txt").rename(sets / "trainval.txt")
+    (sets / "val.txt").rename(sets / "test.txt")
+    found = read_dataset(tmp_path)
+    assert set(found) == {"train", "trainval", "test"}
+    assert objects_of(found["train"]) == objects_of(found["trainval"]) == expected("ab")
+
+
+def test_the_same_name_in_two_folders(tmp_path):
+    for folder in ("monday", "tuesday"):
+        picture(tmp_path / "JPEGImages" / folder / "1.jpg")
+        text(tmp_path / "Annotations" / folder / "1.xml", voc_xml(OBJECTS["a"]))
+    found = read_dataset(tmp_path)
+    ids = {record.image_id: record.load.path for dataset in found.values() for record in dataset.records}
+    assert ids == {f"{f}/1": str(tmp_path / "JPEGImages" / f / "1.jpg") for f in ("monday", "tuesday")}
+    picture(tmp_path / "JPEGImages/monday/1.png")
+    with pytest.raises(InputError, match=r"monday/1\.xml: does it annotate .*monday/1\.jpg or .*monday/1\.png"):
+        read_dataset(tmp_path)
+
+
+def test_boxes_over_the_border_and_sizes_are_corrected_and_counted(tmp_path):
+    for i, (box, size) in enumerate(
+        [
+            ((-1, -1, 50, 40), None),
+            ((3, 4, 3, 4), ""),
+            ((0.25, 0.5, 9.75, 9.5), "<size><width>0</width><height>0</height></size>"),
+            ((0, 0, 9, 9), "<size><width>80</width><height>40</height></size>"),
+        ]
+    ):
+        picture(tmp_path / f"{i}.jpg")
+        options = {} if size is None else {"size": size}
+        text(tmp_path / f"{i}.xml", voc_xml([("cat", box)], **options))
+    problems = []
+    records = sorted(
+        (r for dataset in read_dataset(tmp_path, on_problem=problems.append).values() for r in dataset.records),
+        key=lambda record: record.image_id,
+    )
+    boxes = [[0, 0, 49, 39], [3, 4, 3, 4], [0.25, 0.5, 9.75, 9.5], [0, 0, 9, 9]]
+    np.testing.assert_allclose(np.concatenate([record.boxes for record in records]), boxes)
+    assert {(record.height, record.width) for record in records} == {(HEIGHT, WIDTH)}
+    assert {(p.kind, str(p)) for p in problems} == {
+        ("boxes clipped", f"{tmp_path}/0.xml: box of 'cat' (0, 0, 51, 41)"),
+        ("sizes taken from the image", f"{tmp_path}/3.xml: the size is 80 x 40, that of {tmp_path}/3.jpg is 50 x 40"),
+    }
+    read_dataset(tmp_path)  # none of it stops
+
+
+@pytest.mark.parametrize(
+    ("write", "path", "change", "message"),
+    [
+        (write_yolo, "labels/train/a.txt", lambda t: "2 0.5 0.5 0.1 0.1", r"a\.txt:1: class 2: expected 0 to 1, .*cat"),
+        (write_yolo, "labels/train/a.txt", lambda t: "0 12 20 30 30", r"a\.txt:1: expected fractions of the image's"),
+        (write_yolo, "labels/train/a.txt", lambda t: "\n0 0.5 0.5", r"a\.txt:2: expected class x y width height"),
+        (write_yolo, "labels/train/a.txt", lambda t: "cat 0 0 1 1", r"a\.txt:1: labels: expected numbers, got cat"),
+        (write_yolo, "labels/train/a.txt", lambda t: "0 0.5 0.5 0 0.1", r"a\.txt:1: box .*expected left < right"),
+        (write_yolo, "labels/train/z.txt", lambda t: "", r"z\.txt: no image z\.\*"),
+        (
+            write_yolo,
+            "data.yaml",
+            lambda t: "train: nowhere\nnames: [a]",
+            r"no images in nowhere; folders .*images/train",
+        ),
+        (write_yolo, "data.yaml", lambda t: "train: images/train\nnames: [a]\nnc: 3", "nc is 3, but names has 1"),
+        (write_yolo, "data.yaml", lambda t: "train: images/train\nnames: {1: a}", "names must have the numbers 0 to 0"),
+        (write_yolo, "data.yaml", lambda t: "train: images/train\nnames: [a, a]", "the class 'a' comes twice"),
+        (write_yolo, "data.yaml", lambda t: "train: !!python/object:os.system x", "not a YAML file"),
+        (write_labelme, "train/a.json", lambda t: t.replace("rectangle", "point"), r"a\.json: shape 0: a point has no"),
+        (write_labelme, "train/a.json", lambda t: t.replace("[30, 25]", "[30]"), r"a\.json: shape 0: points must be"),
+        (
+            write_labelme,
+            "train/a.json",
+            lambda t: t.replace("30, 25", "90, 25"),
+            r"shape 0: box of 'cat' from \(10, 5\)",
+        ),
+        (write_labelme, "train/d.json", lambda t: labelme("a"), r"a\.jpg, as train/a\.json does"),
+        (
+            write_cvat,
+            "annotations.xml",
+            lambda t: t.replace('xtl="20"', 'xtl="60"'),
+            r"image 'c\.jpg': box 0: box .*left < right",
+        ),
+        (write_cvat, "annotations.xml", lambda t: t.replace("a.jpg", "z.jpg"), r"annotations\.xml: no image 'z\.jpg'"),
+        (write_cvat, "annotations.xml", lambda t: t.replace("<box ", '<box rotation="9" ', 1), "rotated by 9 degrees"),
+        (
+            write_cvat,
+            "annotations.xml",
+            lambda t: t.replace("<box", "<points", 1).replace("</box", "</points", 1),
+            "a points has no box",
+        ),
+        (
+            write_cvat,
+            "annotations.xml",
+            lambda t: t.replace("<meta>", "<track/><meta>"),
+            "CVAT for video; export it as",
+        ),
+        (write_vott, "pets-export.json", lambda t: t.replace('["dog"]', '["dog", "cat"]'), "expected one tag, got"),
+        (
+            write_csv_corners,
+            "train/labels.csv",
+            lambda t: t.replace("30.0", "3.0"),
+            r"labels\.csv:2: box .*left < right",
+        ),
+        (write_csv_corners, "train/labels.csv", lambda t: t.replace("30.0", "x"), r"labels\.csv:2: .*expected numbers"),
+        (write_csv_tensorflow, "data/train_labels.csv", lambda t: t.replace("30", "3"), r":2: box .*xmin <= xmax"),
+        (
+            write_csv_corners,
+            "train/labels.csv",
+            lambda t: "image,xmin,ymin,xmax,ymax,label\na.jpg,0.1,0.1,0.5,0.5,cat\n",
+            "expected pixels, got fractions",
+        ),
+        (
+            write_roboflow,
+            "train/_annotations.coco.json",
+            lambda t: t.replace("a.jpg", "z.jpg"),
+            r"z\.jpg: no such image",
+        ),
+        (write_coco_cvat, "more.json", lambda t: coco("a"), "which file is the split 'all', .* or more.json"),
+        (write_roboflow, "train/_annotations.coco.json", lambda t: t[:-9], "not a JSON file"),
+        (write_xml, "train/b.XML", lambda t: t.replace("<annotation>", "<annotation"), r"b\.XML"),
+        (write_xml, "train/z.xml", lambda t: voc_xml([]), r"z\.xml: no image z\.\*"),
+        (
+            write_xml,
+            "train/b.XML",
+            lambda t: t.replace("<xmin>1<", "<xmin>11<"),
+            r"b\.XML: box of 'dog' \(11, 1, 10, 20\)",
+        ),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_place(tmp_path, write, path, change, message):
+    write(tmp_path)
+    path = tmp_path / path
+    text(path, change(path.read_text() if path.exists() else ""))
+    with pytest.raises(InputError, match=message) as error:
+        read_dataset(tmp_path)
+    assert "\n" not in str(error.value)
+    problems = []
+    try:
+        found = read_dataset(tmp_path, on_problem=problems.append)
+    except InputError:
+        return  # the whole data set can't be read
+    assert len([problem for problem in problems if not isinstance(problem, CorrectedError)]) == 1
+    assert sum(map(len, (dataset.records for dataset in found.values()))) in (2, 3)
+
+
+def test_images_without_objects(tmp_path):
+    write_yolo(tmp_path / "yolo")
+    for name in ("d", "e"):
+        picture(tmp_path / f"yolo/images/train/{name}.jpg")
+    text(tmp_path / "yolo/labels/train/e.txt", "\n")
+    write_csv_retinanet(tmp_path / "csv")
+    picture(tmp_path / "csv/images/d.jpg")
+    picture(tmp_path / "csv/images/e.jpg")
+    with (tmp_path / "csv/train.csv").open("a") as file:
+        file.write("images/d.jpg,,,,,\nimages/e.jpg,,,,,\n")
+    write_labelme(tmp_path / "labelme")
+    write_xml(tmp_path / "xml")
+    for folder, name, content in (("labelme", "json", '{"shapes": []}'), ("xml", "xml", voc_xml([]))):
+        for stem in ("d", "e"):
+            picture(tmp_path / folder / f"train/{stem}.jpg")
+            text(tmp_path / folder / f"train/{stem}.{name}", content)
+    for folder in ("yolo", "csv", "labelme", "xml"):
+        found = objects_of(read_dataset(tmp_path / folder)["train"])
+        assert found == {**expected("ab"), "d.jpg": [], "e.jpg": []}
+
+
+def test_images_without_a_row_are_counted(tmp_path):
+    write_csv_corners(tmp_path)
+    picture(tmp_path / "train/d.jpg")
+    problems = []
+    assert objects_of(read_dataset(tmp_path, on_problem=problems.append)["train"]) == expected("ab")
+    assert [(p.kind, str(p)) for p in problems] == [("images without a row left out", str(tmp_path / "train/d.jpg"))]
+
+
+def test_crowds_are_no_objects_to_train_on(tmp_path):
+    write_roboflow(tmp_path)
+    path = tmp_path / "train/_annotations.coco.json"
+    path.write_text(path.read_text().replace('"iscrowd": 0', '"iscrowd": 1', 1))
+    found = read_dataset(tmp_path)
+    assert found["train"].has_crowds
+    assert [list(record.difficult) for record in found["train"].records] == [[True], [False, False]]
+
+
+def test_open_images_groups_are_crowds(tmp_path):
+    write_csv_open_images(tmp_path)
+    path = tmp_path / "train-annotations-bbox.csv"
+    path.write_text(path.read_text().replace(",0,0,0,0,0\n", ",0,0,1,0,0\n", 1))
+    found = read_dataset(tmp_path)
+    assert found["train"].has_crowds
+    assert [list(record.difficult) for record in found["train"].records] == [[True], [False, False]]
+
+
+def test_classes_of_all_splits_are_those_of_each(tmp_path):
+    write_xml(tmp_path)
+    text(tmp_path / "Validation/c.XML", voc_xml([("cow", (0, 0, 9, 9))]))
+    assert {dataset.class_names for dataset in read_dataset(tmp_path).values()} == {("cat", "cow", "dog")}
+
+
+def test_subsets_of_cvat_are_splits(tmp_path):
+    pictures(tmp_path / "images", "ac")
+    train = cvat("a", subset=' subset="Train"').removesuffix("</annotations>")
+    val = cvat("c", subset=' subset="Validation"').partition("</meta>")[2]
+    text(tmp_path / "annotations.xml", train + val)
+    assert {split: list(objects_of(d)) for split, d in read_dataset(tmp_path).items()} == {
+        "train": ["a.jpg"],
+        "val": ["c.jpg"],
+    }
+
+
+def test_links_are_followed_once(tmp_path):
+    write_xml(tmp_path / "store")
+    (tmp_path / "pets").mkdir()
+    for name in ("train", "Validation"):
+        (tmp_path / "pets" / name).symlink_to(tmp_path / "store" / name)
+    (tmp_path / "store/train/again").symlink_to(tmp_path / "pets")
+    assert objects_of(read_dataset(tmp_path / "pets")["train"]) == expected("ab")
+    (tmp_path / "store/train/a.jpg").unlink()
+    (tmp_path / "store/train/a.jpg").symlink_to("/nowhere/a.jpg")
+    with pytest.raises(InputError, match=r"a\.jpg: a link to /nowhere/a\.jpg, which does not exist"):
+        read_dataset(tmp_path / "pets")
