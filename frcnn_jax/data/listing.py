@@ -61,6 +61,7 @@ class Files:
             InputError: There is none, or there are several.
         """
         found = self._by_stem.get(_key(annotation.stem), [])
+        found = [path for path in found if path.stem == annotation.stem] or found
         return self._nearest(found, annotation, f"no image {annotation.stem}.*")
 
     def image_named(self, name: str, annotation: Path) -> Path:
@@ -78,6 +79,7 @@ class Files:
             return self.image_named(plain, annotation)
         shared = [_shared_end(_parts(path), parts) for path in found]
         found = [path for path, count in zip(found, shared, strict=True) if count == max(shared)]
+        found = [path for path in found if path.name == Path(name).name] or found
         return self._nearest(found, annotation, f"no image {name!r}")
 
     def _nearest(self, found: Sequence[Path], annotation: Path, missing: str) -> Path:
@@ -193,6 +195,11 @@ class Pairs(NamedTuple):
     pairs: list[tuple[Path, Path]]  # (annotation, image)
     problems: list[tuple[Path, InputError]]  # files without a counterpart
 
+    def splits(self, annotations: Sequence[Path]) -> list[str]:
+        """Return the splits of the pairs, and of annotations without an image."""
+        lone = {path for path, _ in self.problems} & set(annotations)
+        return sorted({*map(split_of_pair, self.pairs), *map(split_of, lone)})
+
     def of_split(self, split: str) -> "Pairs":
         """Return those of a split by their folders, the annotation's or else the image's."""
         pairs = [pair for pair in self.pairs if split_of_pair(pair) == split]
@@ -223,6 +230,10 @@ def pair_images(files: Files, annotations: Iterable[Path], find: Callable[[Path]
             pairs.append((annotation, image))
         except InputError as problem:
             problems.append((annotation, problem))
+    if problems and not pairs:
+        names = ", ".join(str(path) for path, _ in problems[:3]) + (", ..." if len(problems) > 3 else "")
+        text = f"{files.root}: {len(problems)} annotations without images: {names}; it holds {describe_files(files)}"
+        return Pairs([], [(problems[0][0], InputError(text))])
     for image in files.images:
         if image not in owners:
             problems.append((image, InputError(f"{files.root / image}: its annotation is missing")))

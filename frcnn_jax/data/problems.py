@@ -34,11 +34,11 @@ def stop(problem: InputError) -> None:
 
 def count_corrections(problems: Iterable[Exception]) -> list[str]:
     """Return a line per kind of `CorrectedError`: how many there are, and the first."""
-    found: dict[str, list[Exception]] = {}
+    found: dict[str, dict[str, None]] = {}  # texts: a problem of both splits counts once
     for problem in problems:
         if isinstance(problem, CorrectedError):
-            found.setdefault(problem.kind, []).append(problem)
-    return [f"{kind}: {len(own)}; the first: {own[0]}" for kind, own in found.items()]
+            found.setdefault(problem.kind, {})[str(problem)] = None
+    return [f"{kind}: {len(texts)}; the first: {next(iter(texts))}" for kind, texts in found.items()]
 
 
 @contextmanager

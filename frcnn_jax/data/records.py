@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, features
 
 from frcnn_jax.data.problems import CorrectedError, OnProblem, ReportTo
 from frcnn_jax.errors import InputError
@@ -124,9 +124,10 @@ def _opened(path: str | Path, data: bytes | None = None) -> Iterator[Image.Image
         try:
             import pillow_heif
         except ImportError:
-            hint = "pip install 'frcnn_jax[heif]', or convert it to JPEG"
-            raise InputError(f"{path}: to read HEIC, {hint}") from None
+            raise InputError(f"{path}: HEIC needs pip install 'frcnn_jax[heif]'; or convert it to JPEG") from None
         pillow_heif.register_heif_opener()
+    if Path(path).suffix.lower() == ".avif" and not features.check("avif"):
+        raise InputError(f"{path}: AVIF needs pip install 'pillow>=11.3'; or convert it to JPEG")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

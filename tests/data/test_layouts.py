@@ -723,6 +723,48 @@ def test_subsets_of_cvat_are_splits(tmp_path):
     }
 
 
+def test_a_folder_that_a_description_names_is_missing(tmp_path):
+    write_yolo_roboflow(tmp_path)
+    with (tmp_path / "data.yaml").open("a") as file:
+        file.write("test: ../test/images\n")
+    assert list(read_dataset(tmp_path)) == ["train", "val"]
+    pictures(tmp_path / "images", "abc")
+    text(tmp_path / "data.yaml", "train: ../train/images\nval: ../gone/images\nnames: [cat, dog]\n")
+    with pytest.raises(
+        InputError, match=r"data\.yaml: no images in \.\./gone/images; folders with images: images, train"
+    ):
+        read_dataset(tmp_path)
+
+
+def test_images_outside_the_splits(tmp_path):
+    write_xml(tmp_path)
+    picture(tmp_path / "d.jpg")
+    text(tmp_path / "d.xml", voc_xml([]))
+    with pytest.raises(InputError, match="VOC XML has 1 image outside its splits train, val; move them into one"):
+        read_dataset(tmp_path)
+
+
+def test_annotations_alone(tmp_path):
+    for name in "abcd":
+        text(tmp_path / f"train/{name}.xml", voc_xml(OBJECTS["a"]))
+    text(tmp_path / "train/pictures.zip", "PK")
+    said = r"train: 4 annotations without images: a\.xml, b\.xml, c\.xml, \.\.\.; it holds 4 \.xml .*, 1 \.zip"
+    with pytest.raises(InputError, match=said):
+        read_split("xml", split="train", folder=tmp_path)
+    with pytest.raises(InputError, match=r": 4 annotations without images: train/a\.xml"):
+        read_dataset(tmp_path)
+
+
+def test_names_that_differ_by_case_alone(tmp_path):
+    for name in ("a", "A"):
+        picture(tmp_path / f"{name}.jpg")
+        text(tmp_path / f"{name}.xml", voc_xml(OBJECTS["a"]))
+    text(tmp_path / "b.xml", voc_xml(OBJECTS["a"]))
+    picture(tmp_path / "B.JPG")
+    found = [record.load.path for dataset in read_dataset(tmp_path).values() for record in dataset.records]
+    assert sorted(Path(path).name for path in found) == ["A.jpg", "B.JPG", "a.jpg"]
+
+
 def test_links_are_followed_once(tmp_path):
     write_xml(tmp_path / "store")
     (tmp_path / "pets").mkdir()

@@ -1,4 +1,5 @@
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -284,6 +285,33 @@ def test_an_image_file_loads_as_load_image_does_even_after_pickling(tmp_path):
         assert (load.path, load.size) == (str(path), size)
     with pytest.raises(InputError, match=r"a\.png: annotated as \(30, 20\)"):
         ImageFile(str(path), (30, 20))()
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
+def test_an_animation_is_refused_and_a_single_frame_read(tmp_path, suffix):
+    frames = [Image.new("L", (30, 20), shade) for shade in (0, 99)]
+    frames[1].save(tmp_path / f"a.{suffix}")
+    assert load_image(tmp_path / f"a.{suffix}").shape == (20, 30, 3)
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
+    with pytest.raises(InputError, match=rf"a\.{suffix}: an animation of 2 images, expected one"):
+        load_image(tmp_path / f"a.{suffix}")
+
+
+def test_heic_and_avif_say_what_they_need(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr("frcnn_jax.data.records.features.check", lambda name: False)
+    for name, text in (("a.HEIC", r"HEIC needs pip install 'frcnn_jax\[heif\]'"), ("a.avif", "AVIF needs pip install")):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(InputError, match=f"{name}: {text}"):
+            load_image(tmp_path / name)
+
+
+def test_reads_heic(tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    heif.from_pillow(Image.new("RGB", (30, 20), (200, 10, 10))).save(tmp_path / "a.heic")
+    image = load_image(tmp_path / "a.heic")
+    assert image.shape == (20, 30, 3)
+    np.testing.assert_allclose(image[10, 10], (200, 10, 10), atol=9)
 
 
 def test_pixels_of_32_bits_are_refused(tmp_path):

@@ -192,7 +192,13 @@ def _recognise(files: Files, layout: str) -> Found:
         packed = [path for path in files.paths if path.suffix.lower() in ARCHIVES]
         hint = f"; unpack {packed[0]} and pass its folder" if packed else f"; expected {wanted}"
         raise InputError(f"{files.root}: no annotations found; it holds {describe_files(files)}{hint}")
-    return next(iter(found.values()))
+    (one,) = found.values()
+    if "all" in one.splits and len(one.splits) > 1:
+        others = ", ".join(name for name in _ORDER if name in one.splits and name != "all")
+        images = one.splits["all"].images
+        what = _count(images, "image") if images else "annotations without images"
+        raise InputError(f"{files.root}: {one.title} has {what} outside its splits {others}; move them into one")
+    return one
 
 
 def divide(image_ids: Sequence[str], seed: int) -> dict[str, list[str]]:

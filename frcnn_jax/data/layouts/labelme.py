@@ -17,7 +17,7 @@ from frcnn_jax.data.layouts.common import (
     read_annotated,
     sorted_names,
 )
-from frcnn_jax.data.listing import Files, Pairs, pair_images, split_of_pair
+from frcnn_jax.data.listing import Files, Pairs, pair_images
 from frcnn_jax.data.problems import OnProblem
 from frcnn_jax.data.records import Dataset
 from frcnn_jax.errors import InputError
@@ -32,7 +32,7 @@ def find_labelme(files: Files) -> Found | None:
     contents = {path: _content(files.root / path) for path in sources}
     pairs = pair_images(files, sources, lambda path: _find_image(files, path, contents[path]))
     splits = {}
-    for name in dict.fromkeys([split_of_pair(pair) for pair in pairs.pairs] or ["all"]):
+    for name in pairs.splits(sources):
         own = pairs.of_split(name)
         splits[name] = Split(len(own.pairs), partial(_read, files, own, contents))
     names = (str(shape.get("label", "")).strip() for content in contents.values() for shape in content["shapes"])

@@ -157,7 +157,7 @@ def _read(
     found = read_annotated(files.root, images, _read_shape, class_names, exif, on_problem)
     listed = {record.load.path for record in found.records}  # type: ignore[attr-defined]
     for image in files.images:
-        if split_of(image) in (split, "all") and split == split_of(image) and str(files.root / image) not in listed:
+        if split_of(image) == split and str(files.root / image) not in listed:
             on_problem(CorrectedError("images without a row left out", str(files.root / image)))
     return found
 

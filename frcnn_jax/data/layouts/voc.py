@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from frcnn_jax.data.layouts.common import Found, Split, read_names
-from frcnn_jax.data.listing import Files, pair_images, split_of, split_of_pair
+from frcnn_jax.data.listing import Files, pair_images, split_of
 from frcnn_jax.data.voc import classes_in, devkit_images, parse_xml, read_images, read_xml_pairs
 from frcnn_jax.errors import InputError
 
@@ -25,10 +25,8 @@ def find_voc(files: Files) -> Found | None:
     if splits := _devkit_splits(files.root, sets):
         return Found("PASCAL VOC", splits, find_classes)
     pairs = pair_images(files, annotations, files.image_of)
-    names = dict.fromkeys([split_of_pair(pair) for pair in pairs.pairs] or ["all"])
-    names |= dict.fromkeys(split_of(path) for path, _ in pairs.problems if path in annotations)
     splits = {}
-    for name in names:
+    for name in pairs.splits(annotations):
         own = pairs.of_split(name)
         splits[name] = Split(len(own.pairs), partial(read_xml_pairs, files, own))
     return Found("VOC XML", splits, find_classes)

@@ -93,7 +93,11 @@ def _described_splits(files: Files, path: Path, content: dict[str, Any]) -> dict
     for key, name in _KEYS.items():
         entries = content.get(key) or []
         for entry in [entries] if isinstance(entries, str) else entries:
-            splits.setdefault(name, []).extend(_images_of(files, path, str(content.get("path") or ""), str(entry)))
+            found = _images_of(files, path, str(content.get("path") or ""), str(entry))
+            if not found and name != "test":  # exporters name a test folder whether they write it or not
+                has = ", ".join(sorted({str(image.parent) for image in files.images})[:6]) or "none"
+                raise InputError(f"{files.root / path}: no images in {entry}; folders with images: {has}")
+            splits.setdefault(name, []).extend(found)
     if not splits:
         for image in files.images:
             splits.setdefault(split_of(image), []).append(image)
@@ -106,17 +110,16 @@ def _images_of(files: Files, path: Path, base: str, entry: str) -> list[Path]:
     parts = [part for part in PurePosixPath(plain).parts if part not in ("/", ".", "..") and not part.endswith(":")]
     base_parts = [part for part in PurePosixPath(base.replace("\\", "/")).parts if part not in ("/", ".", "..")]
     for start in (path.parent / Path(*base_parts), path.parent, Path()):
-        for i in range(len(parts) + 1):
+        for i in range(max(len(parts), 1)):
+            if i and [part.lower() for part in parts[i:]] == ["images"]:
+                continue  # of whichever split
             folder = start / Path(*parts[i:])
-            if i == len(parts) and parts:
-                break
             if folder in files.paths:
                 lines = read_text(files.root / folder).splitlines()
                 return [files.image_named(line.strip(), folder) for line in lines if line.strip()]
             if found := [image for image in files.images if folder in image.parents]:
                 return found
-    has = ", ".join(sorted({str(image.parent) for image in files.images})[:6]) or "none"
-    raise InputError(f"{files.root / path}: no images in {entry}; folders with images: {has}")
+    return []
 
 
 def _label_files(files: Files) -> list[Path]:
