@@ -6,11 +6,13 @@ from types import SimpleNamespace
 from unittest import mock
 
 import jax
+import numpy as np
 import pytest
 from examples import make_dataset
 
 from frcnn_jax.build import image_sizes, load_proposals_of, read_split_of
 from frcnn_jax.config import FIELDS, get_config
+from frcnn_jax.errors import InputError
 from frcnn_jax.models.pools import RoIAlign
 from frcnn_jax.proposals.search import SelectiveSearch
 from frcnn_jax.train import train_and_evaluate
@@ -202,6 +204,27 @@ def test_difficult_objects_are_left_out_of_training_alone_and_coco_always(seen):
     """Training and validation on VOC without, validation and training on COCO with, training on VOC with them."""
     found = [call.kwargs["include_difficult"] for call in seen.read_split.call_args_list]
     assert found == [False, True, True, False, True]
+
+
+def test_a_data_set_of_any_layout_says_what_it_is_and_keeps_its_recorded_split(tmp_path, monkeypatch, capsys):
+    dataset = replace(make_dataset(), description="COCO: 2 images", has_crowds=True)
+    crowd = replace(dataset.records[0], difficult=np.ones(1, bool))
+    dataset = replace(dataset, records=[crowd, dataset.records[1]])
+    read = mock.Mock(return_value=dataset)
+    monkeypatch.setattr("frcnn_jax.build.read_split", read)
+    config = {**get_config(), "dataset": "auto", "data_dir": "pets", "seed": 3}
+    assert [len(record.boxes) for record in read_split_of(config, "train", workdir=tmp_path).records] == [0, 1]
+    assert read_split_of(config, "val") is dataset
+    assert capsys.readouterr().err == "pets: COCO: 2 images\n"
+    assert [call.kwargs["drawn"] for call in read.call_args_list] == [None, None]
+    assert read.call_args.kwargs["seed"] == 3
+    for text in ("[]", '{"train": ["a"]}', '{"train": [1], "val": []}', '{"train": 1, "val": []}'):
+        (tmp_path / "split.json").write_text(text)
+        with pytest.raises(InputError, match=r"split\.json: not a split that frcnn train wrote"):
+            read_split_of(config, "train", workdir=tmp_path)
+    (tmp_path / "split.json").write_text('{"train": ["a"], "val": ["b"]}')
+    read_split_of(config, "train", workdir=tmp_path)
+    assert read.call_args.kwargs["drawn"] == {"train": ["a"], "val": ["b"]}
 
 
 def test_the_cache_lies_in_the_workdir_and_all_cores_search_by_default(tmp_path, monkeypatch):

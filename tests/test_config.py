@@ -27,6 +27,24 @@ def test_defaults_and_overrides():
     }
 
 
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "expected"),
+    [
+        (None, [], ("auto", "train", "val")),
+        (None, ["--config.val_split=test"], ("auto", "train", "test")),
+        (None, ["--config.dataset=xml"], ("xml", "train", "val")),
+        (None, ["--config.dataset", "synthetic"], ("synthetic", "train", "val")),
+        ("voc07_l", [], ("auto", "train", "val")),
+        ("voc07_l", ["--config.voc_dir=D"], ("voc", "trainval", "test")),
+        ("coco_l", [], ("coco", "train2014", "val2014")),
+    ],
+)
+def test_a_data_dir_alone_is_a_data_set_of_any_layout(recipe, arguments, expected):
+    config = load_config(recipe, ["--config.data_dir=F", *arguments])
+    assert (config["dataset"], config["train_split"], config["val_split"]) == expected
+    assert load_config(recipe, arguments)["dataset"] != "auto"
+
+
 @pytest.mark.parametrize("recipe", sorted((ROOT / "experiments").glob("*.py")), ids=lambda path: path.stem)
 def test_recipes_are_deltas(recipe):
     config = load_config(str(recipe), ["--config.seed=5"])

@@ -122,10 +122,10 @@ def write_xml_folder(folder, split, count):
 
 @pytest.mark.slow
 def test_own_images_from_a_folder_to_a_detector(tmp_path):
-    """The README's walk-through."""
-    for split, count in (("train", 30), ("val", 6)):
-        write_xml_folder(tmp_path / "own", split, count)
-    data = ("--config.dataset=xml", f"--config.data_dir={tmp_path / 'own'}")
+    """The README's walk-through, without splits."""
+    write_xml_folder(tmp_path / "own", "train", 37)
+    (tmp_path / "own/train").rename(tmp_path / "own/images")
+    data = (f"--config.data_dir={tmp_path / 'own'}",)
     checked = run_command("check-dataset", "--recall", tmp_path / "p", "--config.max_proposals=200", *data)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert checked.stdout.endswith("0 problems\n")
@@ -136,6 +136,14 @@ def test_own_images_from_a_folder_to_a_detector(tmp_path):
     trained = run_command("train", "--workdir", workdir, *data, *options)
     assert trained.returncode == 0, trained.stderr
     assert set(read_config(workdir)["class_names"]) <= set(CLASS_NAMES)
+    assert "VOC XML: 37 images, 6 classes; no val split, a fifth drawn by seed 0\n" in trained.stderr
+    split = json.loads((workdir / "split.json").read_text())
+    assert {name: len(ids) for name, ids in split.items()} == {"train": 30, "val": 7}
+    drawn = {"train": split["train"] + split["val"][1:], "val": split["val"][:1]}
+    (workdir / "split.json").write_text(json.dumps(drawn))
+    scored = run_command("eval-voc", "--workdir", workdir, "--json", tmp_path / "scores.json")
+    assert scored.returncode == 0, scored.stderr
+    assert json.loads((tmp_path / "scores.json").read_text())["images"] == 1
     assert list((workdir / "pictures").glob("*.png"))
 
 
@@ -210,7 +218,7 @@ def test_check_dataset_continues_if_a_split_is_missing(tmp_path):
     assert "1 images, 192 to 192 pixels wide, 144 to 144 high" in done.stdout
     assert "recall of the proposals of the val split:\nno objects" in done.stdout
     missing, broken, count = done.stdout.splitlines()[-3:]
-    assert missing == f"{tmp_path}/train: no such folder"
+    assert missing.startswith(f"{tmp_path}/train: no such folder; {tmp_path} holds VOC XML: 1 split, 2 images, ")
     assert broken.startswith(str(first))
     assert count == "2 problems"
     refused = run_command("check-dataset", "--recall", second, *data)
