@@ -40,6 +40,7 @@ def read_coco(
     image_dir: str | Path,
     class_names: Sequence[str] = (),
     exif: str = "apply",
+    find_image: Callable[[str], str] | None = None,
     on_problem: OnProblem = stop,
 ) -> Dataset:
     """Read a COCO instances file (`{"images": [..], "annotations": [..], "categories": [..]}`).
@@ -55,6 +56,7 @@ def read_coco(
             encoding, Unicode in another normal form, and without leading folders.
         class_names: The names of labels 1 to K; by default its categories, by ascending id.
         exif: See `load_image`.
+        find_image: Returns the path of an image by its file name, or raises InputError; by default in `image_dir`.
         on_problem: Receives missing or repeated images, repeated annotations, unknown categories, and boxes that are
             empty or exceed the image by more than one pixel.
 
@@ -83,7 +85,7 @@ def read_coco(
     owner = _first_of_file(file_names)
     order, bounds = _sort_by_image(entries, numbers, owner, annotations, on_problem)
     objects = _convert_objects(entries, order, bounds, images, labels)
-    find = _image_finder(Path(image_dir))
+    find = find_image or _image_finder(Path(image_dir))
     names_of_number = defaultdict(set)
     for number, name in zip(numbers, file_names, strict=True):
         names_of_number[number].add(str(name))

@@ -236,7 +236,7 @@ def _read_object(
     corners = [node.findtext(f"bndbox/{side}", "") for side in ("xmin", "ymin", "xmax", "ymax")]
     box = voc_box(name, corners, height, width)
     if is_moved(box, [float(corner) - 1 for corner in corners]):
-        on_problem(CorrectedError("boxes clipped", f"{path}: box of {name!r} ({', '.join(corners)})"))
+        on_problem(CorrectedError("boxes clipped", f"{path}: box of {name!r} ({', '.join(map(str.strip, corners))})"))
     return box, labels[name], _text(node, "difficult") == "1"
 
 
@@ -253,4 +253,4 @@ def voc_box(name: str, corners: Sequence[Any], height: int, width: int) -> list[
     if clipped := clip_box(box, height, width):
         return clipped
     expected = f"1 <= xmin <= xmax <= {width} and 1 <= ymin <= ymax <= {height}"
-    raise InputError(f"box of {name!r} ({', '.join(map(str, corners))}): expected {expected}")
+    raise InputError(f"box of {name!r} ({', '.join(str(corner).strip() for corner in corners)}): expected {expected}")

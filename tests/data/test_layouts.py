@@ -519,8 +519,10 @@ def test_trainval_is_the_training_split_where_there_is_no_other(tmp_path):
     (sets / "train.txt").rename(sets / "trainval.txt")
     (sets / "val.txt").rename(sets / "test.txt")
     found = read_dataset(tmp_path)
-    assert set(found) == {"train", "trainval", "test"}
-    assert objects_of(found["train"]) == objects_of(found["trainval"]) == expected("ab")
+    assert {split: objects_of(dataset) for split, dataset in found.items()} == {
+        "train": expected("ab"),
+        "test": expected("c"),
+    }
 
 
 def test_the_same_name_in_two_folders(tmp_path):
@@ -629,7 +631,7 @@ def test_boxes_over_the_border_and_sizes_are_corrected_and_counted(tmp_path):
             write_roboflow,
             "train/_annotations.coco.json",
             lambda t: t.replace("a.jpg", "z.jpg"),
-            r"z\.jpg: no such image",
+            r"no image 'z\.jpg'",
         ),
         (write_coco_cvat, "more.json", lambda t: coco("a"), "which file is the split 'all', .* or more.json"),
         (write_roboflow, "train/_annotations.coco.json", lambda t: t[:-9], "not a JSON file"),
@@ -734,6 +736,25 @@ def test_a_folder_that_a_description_names_is_missing(tmp_path):
         InputError, match=r"data\.yaml: no images in \.\./gone/images; folders with images: images, train"
     ):
         read_dataset(tmp_path)
+
+
+def test_names_of_coco_are_found_in_any_folder(tmp_path):
+    pictures(tmp_path / "images/monday", "a")
+    pictures(tmp_path / "images/tuesday", "bc")
+    for prefix in ("", "/home/ann/", "C:\\pets\\", "images/"):
+        text(tmp_path / "coco.json", coco("abc", prefix))
+        found = read_dataset(tmp_path)
+        assert objects_of(found["train"]) | objects_of(found["val"]) == expected("abc")
+
+
+def test_the_same_names_in_the_splits_of_coco(tmp_path):
+    for split, shade in (("train", 10), ("val", 200)):
+        path = tmp_path / f"{split}2017/a.png"
+        path.parent.mkdir()
+        Image.new("L", (WIDTH, HEIGHT), shade).save(path)
+        text(tmp_path / f"annotations/instances_{split}2017.json", coco("a").replace(".jpg", ".png"))
+    found = read_dataset(tmp_path)
+    assert {split: dataset.records[0].load()[0, 0, 0] for split, dataset in found.items()} == {"train": 10, "val": 200}
 
 
 def test_images_outside_the_splits(tmp_path):

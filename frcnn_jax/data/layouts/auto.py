@@ -23,7 +23,7 @@ from frcnn_jax.data.problems import CorrectedError, OnProblem, stop
 from frcnn_jax.data.records import Dataset
 from frcnn_jax.errors import InputError
 
-_ORDER = ("train", "val", "test", "trainval", "all")
+_ORDER = ("train", "val", "test", "all")
 
 
 class Layout(NamedTuple):

@@ -68,10 +68,25 @@ class _Contents:
             names = [str(image["file_name"]) for image in self.images]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{self._path}: not a COCO instances file ({type(error).__name__}: {error})") from None
+        self._files, self._source = files, source
+        self._present = set(files.images)
         self._folder = _image_folder(files, source, names)
 
     def read(self, class_names: Sequence[str], exif: str, on_problem: OnProblem) -> Dataset:
-        return read_coco(self._path, image_dir=self._folder, class_names=class_names, exif=exif, on_problem=on_problem)
+        """Read the split; see `common.Read`."""
+        return read_coco(
+            self._path,
+            image_dir=self._files.root / self._folder,
+            class_names=class_names,
+            exif=exif,
+            find_image=self._find,
+            on_problem=on_problem,
+        )
+
+    def _find(self, name: str) -> str:
+        """Return the path of an image, in the folder of most images or else where its name fits best."""
+        path = self._folder / name
+        return str(self._files.root / (path if path in self._present else self._files.image_named(name, self._source)))
 
 
 def _class_names(contents: Sequence[_Contents], by_roboflow: bool) -> list[str]:
@@ -92,10 +107,4 @@ def _image_folder(files: Files, source: Path, names: Sequence[str]) -> Path:
         exist = sum(folder / name in present for name in names[:20])
         return exist, split_of(folder / "_") == split_of(source, by_name=True), folder == near
 
-    best = max(sorted(folders), key=rank)
-    if names and not rank(best)[0]:
-        try:
-            best = files.image_named(names[0], source).parent
-        except InputError:
-            best = near
-    return files.root / best
+    return max(sorted(folders), key=rank)

@@ -50,7 +50,6 @@ def _devkit_splits(root: Path, sets: list[Path]) -> dict[str, Split]:
     by_name = {split_of(Path(stem), by_name=True): stem for stem in sorted(stems)}
     if any(path.stem == "trainval" for path in sets):
         by_name.setdefault("train", "trainval")
-        by_name["trainval"] = "trainval"
     return {name: _devkit_split(root / folders[0], stem) for name, stem in by_name.items()}
 
 

@@ -50,8 +50,10 @@ def _annotated(files: Files, source: Path, item: dict[str, Any]) -> Annotated:
 
 
 def _read_shape(region: dict[str, Any], height: int, width: int) -> Shape:
-    tags, box = region.get("tags"), region.get("boundingBox") or {}
+    tags, box = (region.get(key) if isinstance(region, dict) else None for key in ("tags", "boundingBox"))
     if not isinstance(tags, list) or len(tags) != 1:
-        raise InputError(f"expected one tag, got {tags!r}")
+        raise InputError(f"expected one tag, got {tags!r:.80}")
+    if not isinstance(box, dict):
+        raise InputError(f"expected a boundingBox, got {box!r:.80}")
     left, top, w, h = numbers((box.get(key) for key in ("left", "top", "width", "height")), "boundingBox")
     return Shape(str(tags[0]).strip(), inclusive(left, top, left + w, top + h))
