@@ -20,6 +20,7 @@ from frcnn_jax.errors import InputError
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _LEFT_BEHIND = {"__macosx", "thumbs.db", "desktop.ini"}
+_MASK_FOLDERS = {"segmentationclass", "segmentationobject"}
 _IMAGE_FOLDERS = {"images", "jpegimages"}
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -34,7 +35,7 @@ class Files:
     Attributes:
         root: The folder.
         paths: The files, sorted, relative to it.
-        images: Those that are images.
+        images: Those that are images, but not the masks of VOC's segmentations.
 
     Raises:
         InputError: `root` is no folder.
@@ -44,7 +45,7 @@ class Files:
         self.root = Path(root)
         check_is_folder(self.root)
         self.paths = sorted(_walk(self.root))
-        self.images = self.ending(*IMAGE_SUFFIXES)
+        self.images = [path for path in self.ending(*IMAGE_SUFFIXES) if path.parent.name.lower() not in _MASK_FOLDERS]
 
     def ending(self, *suffixes: str) -> list[Path]:
         """Return the files with one of these suffixes, in any case."""

@@ -504,6 +504,18 @@ def test_split_files_with_marks_spaces_and_line_ends(tmp_path):
     }
 
 
+def test_masks_are_no_images(tmp_path):
+    write_voc(tmp_path)
+    for folder in ("SegmentationClass", "SegmentationObject"):
+        for name in "abc":
+            picture(tmp_path / "VOC2007" / folder / f"{name}.png")
+    assert objects_of(read_dataset(tmp_path)["train"]) == expected("ab")
+    for path in tmp_path.glob("VOC2007/ImageSets/Main/*.txt"):
+        path.unlink()
+    found = read_dataset(tmp_path)
+    assert objects_of(found["train"]) | objects_of(found["val"]) == expected("abc")
+
+
 def test_several_devkits_are_a_choice(tmp_path):
     write_voc(tmp_path)
     (tmp_path / "VOC2007").rename(tmp_path / "VOC2012")

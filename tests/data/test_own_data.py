@@ -82,6 +82,10 @@ def test_own_data(case):
         told = {"all": as_told(replace(splits["train"], records=list(whole)))}
     else:
         told = {split: as_told(dataset) for split, dataset in splits.items()}
+    if expected["expect"] == "remark":
+        options = [flag.format(dir=OWN / case / "data") for flag in expected["layout"]]
+        checked = run_command("check-dataset", *options)
+        assert all(word in checked.stdout + checked.stderr for word in expected["must_mention"])
     for split, (images, objects) in told.items():
         assert len(images) == len(expected["images"][split])
         assert all(any(path.endswith(f"/{name}") for path in images) for name in expected["images"][split])
