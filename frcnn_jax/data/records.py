@@ -319,7 +319,8 @@ def clip_box(box: Sequence[float], height: int, width: int) -> list[float] | Non
     x1, y1, x2, y2 = box
     if not (-1 <= x1 <= x2 <= width and -1 <= y1 <= y2 <= height and x1 < width and y1 < height and min(x2, y2) >= 0):
         return None
-    return [max(x1, 0.0), max(y1, 0.0), min(x2, width - 1.0), min(y2, height - 1.0)]
+    right, bottom = width - 1.0, height - 1.0
+    return [min(max(x1, 0.0), right), min(max(y1, 0.0), bottom), min(x2, right), min(y2, bottom)]
 
 
 def is_moved(clipped: Sequence[float], box: Sequence[float]) -> bool:

@@ -1,6 +1,7 @@
 """Data sets as tools write them: each layout, what is odd in it, and what is refused."""
 
 import json
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -504,6 +505,55 @@ def test_split_files_with_marks_spaces_and_line_ends(tmp_path):
     }
 
 
+def test_ids_are_short_and_unique(tmp_path):
+    write_csv_corners(tmp_path)
+    picture(tmp_path / "train/a.png")
+    with (tmp_path / "train/labels.csv").open("a") as file:
+        file.write("a.png;1;1;9;9;cat\n")
+    ids = [record.image_id for record in read_dataset(tmp_path)["train"].records]
+    assert ids == ["train/a.jpg", "b", "train/a.png"]
+
+
+def test_accents_in_either_form(tmp_path):
+    for form, name in (("NFC", "b"), ("NFD", "c")):
+        picture(tmp_path / f"images/{unicodedata.normalize(form, f'é{name}')}.jpg")
+    for form in ("NFC", "NFD"):
+        names = {name: unicodedata.normalize(form, f"é{name}") for name in "bc"}
+        content = cvat("bc").replace('"b.jpg"', f'"{names["b"]}.jpg"').replace('"c.jpg"', f'"{names["c"]}.jpg"')
+        text(tmp_path / "annotations.xml", content)
+        assert sum(len(dataset.records) for dataset in read_dataset(tmp_path).values()) == 2
+
+
+def test_small_boxes(tmp_path):
+    write_cvat(tmp_path)
+    path = tmp_path / "annotations.xml"
+    path.write_text(path.read_text().replace('xtl="20"', 'xtl="49.2"').replace('ytl="10"', 'ytl="39.5"'))
+    found = {name: rows for dataset in read_dataset(tmp_path).values() for name, rows in objects_of(dataset).items()}
+    assert found["c.jpg"] == [("cat", 49, 39, 49, 39)]
+    write_xml(tmp_path / "xml")
+    text(tmp_path / "xml/train/a.XML", voc_xml([("cat", (-1, 0, -1, 9))]))
+    with pytest.raises(InputError, match=r"a\.XML: box of 'cat' \(0, 1, 0, 10\): expected"):
+        read_dataset(tmp_path / "xml")
+
+
+def test_circles_of_labelme(tmp_path):
+    write_labelme(tmp_path)
+    circle = {"label": "cat", "points": [[20, 20], [23, 24]], "shape_type": "circle"}
+    text(tmp_path / "train/a.json", labelme("a", shapes=[circle]))
+    assert objects_of(read_dataset(tmp_path)["train"])["a.jpg"] == [("cat", 15, 15, 24, 24)]
+
+
+def test_category_0_is_a_class_if_it_is_used_or_not_by_roboflow(tmp_path):
+    groups = ((0, "pets"), (1, "cat"), (2, "dog"))
+    write_roboflow(tmp_path / "used")
+    path = tmp_path / "used/valid/_annotations.coco.json"
+    path.write_text(path.read_text().replace('"category_id": 1', '"category_id": 0'))
+    pictures(tmp_path / "other", "abc")
+    text(tmp_path / "other/coco.json", coco("abc", categories=groups))
+    for name in ("used", "other"):
+        assert read_dataset(tmp_path / name)["train"].class_names == ("pets", "cat", "dog")
+
+
 def test_masks_are_no_images(tmp_path):
     write_voc(tmp_path)
     for folder in ("SegmentationClass", "SegmentationObject"):
@@ -582,6 +632,7 @@ def test_boxes_over_the_border_and_sizes_are_corrected_and_counted(tmp_path):
         (write_yolo, "labels/train/a.txt", lambda t: "2 0.5 0.5 0.1 0.1", r"a\.txt:1: class 2: expected 0 to 1, .*cat"),
         (write_yolo, "labels/train/a.txt", lambda t: "0 12 20 30 30", r"a\.txt:1: expected fractions of the image's"),
         (write_yolo, "labels/train/a.txt", lambda t: "\n0 0.5 0.5", r"a\.txt:2: expected class x y width height"),
+        (write_yolo, "labels/train/a.txt", lambda t: "0 0 0 1 1 1 0 1", r"a\.txt:1: expected class x y width height"),
         (write_yolo, "labels/train/a.txt", lambda t: "cat 0 0 1 1", r"a\.txt:1: labels: expected numbers, got cat"),
         (write_yolo, "labels/train/a.txt", lambda t: "0 0.5 0.5 0 0.1", r"a\.txt:1: box .*expected left < right"),
         (write_yolo, "labels/train/z.txt", lambda t: "", r"z\.txt: no image z\.\*"),
