@@ -1,0 +1,38 @@
+r"""EfficientNet-Lite0 on VOC2007 train, scored on val: the detector that comes with the package, in two stages.
+
+First the head, on maps that are computed once; then the last two stages of the network as well:
+
+    frcnn train --workdir HEAD --config voc07_lite0 --config.voc_dir=VOCDEVKIT --config.weights=lite0 \
+        --config.freeze='("backbone", "neck")' --config.feature_cache=MAPS
+    frcnn train --workdir W --config voc07_lite0 --config.voc_dir=VOCDEVKIT --config.weights=HEAD \
+        --config.feature_cache=MAPS --config.learning_rate=0.0003
+"""
+
+from ml_collections import ConfigDict
+
+from frcnn_jax.config import voc07_config
+
+
+def get_config() -> ConfigDict:
+    """Return the recipe for batches of four images."""
+    config = voc07_config("efficientnet_lite0_dilated")
+    config.update(
+        proposals="standard",
+        train_split="train",
+        val_split="val",
+        min_size=480,
+        max_size=640,
+        freeze=("backbone",),
+        images_per_batch=4,
+        reference_images=4,
+        rois_per_batch=512,
+        optimizer="adamw",
+        schedule="cosine",
+        learning_rate=0.0005,
+        weight_decay=0.05,
+        warmup_steps=200,
+        steps=4000,
+        checkpoint_every=500,
+        candidates_per_class=300,
+    )
+    return config
