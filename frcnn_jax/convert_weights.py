@@ -74,7 +74,7 @@ def _make_detector(arrays: Mapping[str, np.ndarray], source: Path, out: Path, co
 
 def _halved(arrays: Weights) -> Weights:
     halved = {name: np.clip(array, -65504, 65504).astype(np.float16) for name, array in arrays.items()}
-    return Weights(halved, arrays.pixels, arrays.stride_in_1x1, arrays.config)
+    return Weights(halved, arrays.pixels, arrays.stride_in_1x1, arrays.detector)
 
 
 def _names(text: str) -> list[str]:

@@ -56,7 +56,7 @@ from frcnn_jax.training.feature_maps import FeatureMaps, StoredMaps, store_maps
 from frcnn_jax.training.logs import RunLog, read_metrics
 from frcnn_jax.training.sampling import assign, target_statistics
 from frcnn_jax.training.signals import interrupt_on_signals
-from frcnn_jax.training.solver import OPTIMIZERS, Recipe, cosine_schedule, step_schedule
+from frcnn_jax.training.solver import Recipe, adamw, caffe_sgd, cosine_schedule, step_schedule
 from frcnn_jax.training.step import create_state, make_train_step, replicate
 from frcnn_jax.training.watch import Watch
 from frcnn_jax.workdir import check_split, initial_variables, lock_workdir, read_results, resume_config, source_weights
@@ -271,12 +271,12 @@ def _train(
 ) -> tuple[int, Any]:
     """Train, from the newest checkpoint if there is one; return the last step and its variables."""
     recipe = batch_recipe(config)
-    learning_rate = (
-        cosine_schedule(recipe.learning_rate, steps=recipe.steps, warmup_steps=recipe.warmup_steps)
-        if config["schedule"] == "cosine"
-        else step_schedule(recipe.learning_rate, recipe.drops, warmup_steps=recipe.warmup_steps)
-    )
-    optimizer = OPTIMIZERS[config["optimizer"]](
+    rate, warmup = recipe.learning_rate, recipe.warmup_steps
+    learning_rate = {
+        "step": step_schedule(rate, recipe.drops, warmup_steps=warmup),
+        "cosine": cosine_schedule(rate, steps=recipe.steps, warmup_steps=warmup),
+    }[config["schedule"]]
+    optimizer = {"sgd": caffe_sgd, "adamw": adamw}[config["optimizer"]](
         learning_rate,
         momentum=config["momentum"],
         weight_decay=config["weight_decay"],

@@ -196,10 +196,10 @@ def detector_of(arrays: Weights, source: str) -> tuple[dict[str, Any], FastRCNN,
     Raises:
         InputError: They are not of a complete detector, or its network is a function.
     """
-    if not arrays.config:
+    if not arrays.detector:
         raise InputError(f"{source}: not a detector: it has no config; frcnn convert-weights WORKDIR FILE writes one")
     try:
-        config = parse_config(json.dumps(arrays.config))
+        config = parse_config(json.dumps(arrays.detector))
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     if is_custom(config["network"]):

@@ -54,7 +54,7 @@ def given(function, name):
 
 
 def multipliers(s):
-    return given("caffe_sgd", "multipliers")(s)
+    return given("adamw", "multipliers")(s)
 
 
 def first_trained(s):
@@ -111,9 +111,11 @@ PLACES = {
     "steps": (1000, lambda s: 2 * len(s.batches)),
     "learning_rate": (0.002, lambda s: s.step_schedule.call_args.args[0] / 2),
     "learning_rate_drops": ((600, 800), lambda s: tuple(2 * step for step in s.step_schedule.call_args.args[1])),
-    "momentum": (0.8, given("caffe_sgd", "momentum")),
-    "weight_decay": (0.25, given("caffe_sgd", "weight_decay")),
-    "decay_biases": (True, given("caffe_sgd", "decay_biases")),
+    "optimizer": ("adamw", lambda s: s.create_state.call_args.args[1] is s.adamw.return_value and "adamw"),
+    "schedule": ("cosine", lambda s: given("train", "learning_rate")(s) is s.cosine_schedule.return_value and "cosine"),
+    "momentum": (0.8, given("adamw", "momentum")),
+    "weight_decay": (0.25, given("adamw", "weight_decay")),
+    "decay_biases": (True, given("adamw", "decay_biases")),
     "warmup_steps": (100, lambda s: 2 * s.step_schedule.call_args.kwargs["warmup_steps"]),
     "seed": (5, lambda s: same(s.batches.seed, *map(seed_of, (s.train.call_args.args[3], s.initial_key)))),
     "nms_iou": (0.4, option("nms_iou")),
@@ -130,8 +132,8 @@ PLACES = {
     "picture_threshold": (0.25, given("save_pictures", "score_threshold")),
 }
 IN_TRAIN = (
-    "initial_variables", "create_state", "step_schedule", "caffe_sgd", "make_train_step", "replicate", "Evaluator",
-    "save_pictures", "plot_losses", "store_maps",
+    "initial_variables", "create_state", "step_schedule", "cosine_schedule", "adamw", "make_train_step", "replicate",
+    "Evaluator", "save_pictures", "plot_losses", "store_maps", "source_weights", "keep_outputs",
 )  # fmt: skip
 
 
@@ -151,6 +153,8 @@ def seen(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         mocks = {name: mock.MagicMock() for name in IN_TRAIN}
+        mocks["initial_variables"].return_value = {"params": {}}
+        mocks["keep_outputs"].return_value = {}, []
         mocks["replicate"].side_effect = lambda tree: tree
         mocks["target_statistics"] = mock.Mock(wraps=target_statistics)
         mocks["Evaluator"].return_value.return_value.results = {"map": 0.5}

@@ -62,14 +62,14 @@ def test_a_file_that_is_no_detector(workdir, tmp_path):
     path, weights = tmp_path / "d.safetensors", workdir_weights(workdir)
     for change, message in (
         ({}, "not a detector: it has no config"),
-        ({**weights.config, "nms_iou": 2.0}, "nms_iou must be from 0 to 1, got 2.0"),
+        ({**weights.detector, "nms_iou": 2.0}, "nms_iou must be from 0 to 1, got 2.0"),
         (
-            {**weights.config, "network": "os:getcwd"},
+            {**weights.detector, "network": "os:getcwd"},
             "its network is code, os:getcwd, which a file of weights does not",
         ),
-        ({**weights.config, "class_names": ["one"]}, r"does not fit the network: .*bbox_pred\.bias is"),
+        ({**weights.detector, "class_names": ["one"]}, r"does not fit the network: .*bbox_pred\.bias is"),
     ):
-        weights.config = change
+        weights.detector = change
         write_weights(path, weights)
         with pytest.raises(InputError, match=f"{path}: .*{message}"):
             Detector.from_file(path)

@@ -128,7 +128,7 @@ _DESCRIPTION = "frcnn_jax"  # the entry that says what network the arrays are of
 
 def _description(weights: Weights) -> str:
     pixels = weights.pixels and asdict(weights.pixels)
-    return json.dumps({"pixels": pixels, "stride_in_1x1": weights.stride_in_1x1, "config": weights.config})
+    return json.dumps({"pixels": pixels, "stride_in_1x1": weights.stride_in_1x1, "detector": weights.detector})
 
 
 def _described(arrays: Arrays, text: str) -> Weights:
@@ -137,10 +137,10 @@ def _described(arrays: Arrays, text: str) -> Weights:
         found = json.loads(text)
         pixels, stride_in_1x1 = found["pixels"], found["stride_in_1x1"]
         norm = pixels and PixelNorm(pixels["order"], tuple(pixels["mean"]), tuple(pixels["std"]))
-        config = dict(found.get("config") or {})
+        detector = dict(found.get("detector") or {})
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError("its description is not one that frcnn convert-weights wrote") from None
-    return Weights(arrays, norm, stride_in_1x1, config)
+    return Weights(arrays, norm, stride_in_1x1, detector)
 
 
 # ---- Caffe

@@ -34,8 +34,7 @@ class Weights(dict[str, np.ndarray]):
     Attributes:
         pixels: How its images are normalised; None for this library's network of the same layers.
         stride_in_1x1: Of a ResNet, see `ResNet`; None if the weights are not of one.
-        config: Of a trained detector, the fields of its config that it needs to detect, and its class names; else
-            empty.
+        detector: Of a trained detector, its class names and the other fields of its config that it needs; else empty.
     """
 
     def __init__(
@@ -43,15 +42,15 @@ class Weights(dict[str, np.ndarray]):
         arrays: Mapping[str, np.ndarray],
         pixels: PixelNorm | None = None,
         stride_in_1x1: bool | None = None,
-        config: Mapping[str, Any] | None = None,
+        detector: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(arrays)
-        self.pixels, self.stride_in_1x1, self.config = pixels, stride_in_1x1, dict(config or {})
+        self.pixels, self.stride_in_1x1, self.detector = pixels, stride_in_1x1, dict(detector or {})
 
 
-def described(arrays: Mapping[str, np.ndarray], model: FastRCNN, config: Mapping[str, Any] | None = None) -> Weights:
+def described(arrays: Mapping[str, np.ndarray], model: FastRCNN, detector: Mapping[str, Any] | None = None) -> Weights:
     """Return canonical arrays with the description of the model that they are from, and its config if it is trained."""
-    return Weights(arrays, model.pixels, getattr(model.backbone, "stride_in_1x1", None), config)
+    return Weights(arrays, model.pixels, getattr(model.backbone, "stride_in_1x1", None), detector)
 
 
 def to_canonical(array: np.ndarray, pooled: tuple[int, int, int] | None = None) -> np.ndarray:
@@ -317,7 +316,7 @@ def keep_outputs(
         The parameters, and the names of the classes kept: none if the weights are of no detector with softmax and boxes
         by class, or its last layer has another width.
     """
-    theirs, ours = (("background", *names) for names in (weights.config.get("class_names", ()), class_names))
+    theirs, ours = (("background", *names) for names in (weights.detector.get("class_names", ()), class_names))
     kept = [name for name in ours if name in theirs]
     to, of = [ours.index(name) for name in kept], [theirs.index(name) for name in kept]
     outputs: dict[str, dict[str, Any]] = {layer: {} for layer in OUTPUTS}
@@ -327,7 +326,7 @@ def keep_outputs(
             new = np.asarray(weights.get(f"{layer}.{kind}", np.zeros(0)), np.float32).T
             expected = (*old.shape[:-1], width * len(theirs))
             agnostic = layer == "bbox_pred" and old.shape[-1] == 4
-            if weights.config.get("classifier") != "softmax" or new.shape != expected or agnostic:
+            if weights.detector.get("classifier") != "softmax" or new.shape != expected or agnostic:
                 return dict(params), []
             by_class = old.reshape(*old.shape[:-1], -1, width).copy()
             rows = new.reshape(*new.shape[:-1], -1, width)[..., of, :]

@@ -170,6 +170,3 @@ def _multiplied(multipliers: Mapping[str, float]) -> list[optax.GradientTransfor
         return {part: {} for part in updates} | unflatten(leaves)
 
     return [optax.stateless(multiplied)] if multipliers else []
-
-
-OPTIMIZERS = {"sgd": caffe_sgd, "adamw": adamw}

@@ -156,6 +156,6 @@ def test_output_layers_start_from_a_detectors(model_and_variables, rng):
         params["head"]["cls_score"]["kernel"][:, 2], fresh["head"]["cls_score"]["kernel"][:, 2]
     )
     for unlike in ({}, {**config, "classifier": "svm"}, {**config, "class_names": theirs[:2]}):
-        same, kept = keep_outputs(fresh, Weights(weights, config=unlike), class_names=names, **stats)
+        same, kept = keep_outputs(fresh, Weights(weights, detector=unlike), class_names=names, **stats)
         assert kept == []
         jax.tree.map(np.testing.assert_array_equal, same, fresh)
