@@ -40,6 +40,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--json": {"type": Path, "help": "file to write the scores to"},
 }
 
+ANY_DETECTOR = "workdir of a training or a detector's .safetensors file; default: the detector that the package has"
+
 
 def command_parser(doc: str | None, *options: str) -> argparse.ArgumentParser:
     """Return a parser with options of OPTIONS; its help begins with the command's docstring, unchanged."""

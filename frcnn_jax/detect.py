@@ -1,12 +1,13 @@
 """Detect objects in images, and draw and list the detections:
 
-    frcnn detect --workdir W IMAGE... --out DIR [--write pictures,json,coco,voc,yolo] [--boxes FILE]
+    frcnn detect [--workdir W] IMAGE... --out DIR [--write pictures,json,coco,voc,yolo] [--boxes FILE]
 
-An IMAGE is a file, a folder, whose images and those in its sub-folders are taken, or a pattern such as 'photos/*.jpg'.
-DIR receives what --write names: a picture with boxes, NAME.png, for each image; detections.json with all labels, scores
-and boxes; coco.json, a COCO instances file with scores; VOC's NAME.xml; YOLO's labels/NAME.txt and labels/classes.txt.
-Where images of several folders have the same name, NAME has their folder before it. Images that can't be read are
-named and skipped, and the exit status is 3.
+W is a workdir or a detector's .safetensors file; without it, the detector that comes with the package finds PASCAL
+VOC's 20 classes. An IMAGE is a file, a folder, whose images and those in its sub-folders are taken, or a pattern such
+as 'photos/*.jpg'. DIR receives what --write names: a picture with boxes, NAME.png, for each image; detections.json with
+all labels, scores and boxes; coco.json, a COCO instances file with scores; VOC's NAME.xml; YOLO's labels/NAME.txt and
+labels/classes.txt. Where images of several folders have the same name, NAME has their folder before it. Images that
+can't be read are named and skipped, and the exit status is 3.
 
 With --boxes, the boxes of FILE are classified instead, all of them and in their order: for each the best class and its
 probability, this class's box and the probabilities of all classes; pictures and annotations have those of at least
@@ -28,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from frcnn_jax.cli import command_parser, run
+from frcnn_jax.cli import ANY_DETECTOR, command_parser, run
 from frcnn_jax.data.problems import OnProblem, ReportTo
 from frcnn_jax.data.records import IMAGE_SUFFIXES, load_image
 from frcnn_jax.data.region_files import read_regions
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     args, formats = _parse(argv)
     images = _find_images(args.images)
     regions = dict(zip(images, read_regions(args.boxes, images), strict=True)) if args.boxes else None
-    detector = Detector.from_workdir(args.workdir, step=args.step, network=args.network)
+    detector = Detector.load(args.workdir, step=args.step, network=args.network)
     # fail on a wrong box, and find unreadable images, before anything is written
     problems: list[InputError] = []
     sizes = _image_sizes(images, problems.append)
@@ -91,7 +92,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = command_parser(__doc__, "--workdir", "--network", "--step")
+    parser = command_parser(__doc__, "--network", "--step")
+    parser.add_argument("--workdir", type=Path, help=ANY_DETECTOR)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, folder of images, or pattern")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument(

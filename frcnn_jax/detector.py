@@ -116,6 +116,23 @@ class Detector:
         return _of_config(cls, config, model, variables)
 
     @classmethod
+    def load(cls, source: str | Path | None, *, step: int | None = None, network: str = "") -> "Detector":
+        """Load a detector from a workdir or a single file, or the one that comes with the package where None.
+
+        Args:
+            source: The workdir or file.
+            step, network: Of a workdir, as in `from_workdir`.
+
+        Raises:
+            InputError: As in `from_workdir` and `from_file`, or `step` or `network` is given without a workdir.
+        """
+        if source is not None and not Path(source).is_file():
+            return cls.from_workdir(source, step=step, network=network)
+        if step is not None or network:
+            raise InputError("--step and --network belong to a --workdir")
+        return cls.pretrained() if source is None else cls.from_file(source)
+
+    @classmethod
     def from_weights(cls, weights: str | Path, *, network: str, sizes: Sequence[Sizes] = (Sizes(),)) -> "Detector":
         """Load a pretrained network, such as one from ImageNet, for `embed` alone: it has no trained classifier.
 

@@ -1,6 +1,6 @@
 """Write the features of given boxes, a row per box:
 
-    frcnn embed --workdir W IMAGE... --boxes FILE --out F.npz
+    frcnn embed [--workdir W] IMAGE... --boxes FILE --out F.npz
     frcnn embed --weights FILE --network vgg16 IMAGE... --boxes FILE --out F.npz
 
 FILE lists boxes by image: JSON {"image": [[x1, y1, x2, y2], ..]}, COCO instances or results, or .npz. F holds, with a
@@ -21,7 +21,7 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from frcnn_jax.cli import command_parser, run
+from frcnn_jax.cli import ANY_DETECTOR, command_parser, run
 from frcnn_jax.data.region_files import read_regions
 from frcnn_jax.detector import Detector
 from frcnn_jax.errors import InputError
@@ -36,8 +36,8 @@ def main(argv: Sequence[str]) -> None:
     """Run the command line."""
     parser = command_parser(__doc__, "--step")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image file")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", type=Path, help="workdir of a training")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--workdir", type=Path, help=ANY_DETECTOR)
     source.add_argument("--weights", type=Path, help="pretrained weights; needs --network")
     parser.add_argument(
         "--network", default="", help="network of --weights; or the function that makes the workdir's, if it is yours"
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
     if args.weights:
         detector = Detector.from_weights(args.weights, network=args.network)
     else:
-        detector = Detector.from_workdir(args.workdir, step=args.step, network=args.network)
+        detector = Detector.load(args.workdir, step=args.step, network=args.network)
     with interrupt_on_signals("run the same command to resume"):
         _write(detector, args.images, boxes, args.out, layer=args.layer, invalid=args.invalid)
     print(f"{args.out}: features of {sum(map(len, boxes))} boxes in {len(boxes)} images")
