@@ -160,7 +160,7 @@ FIELDS: dict[str, Field] = {
     "feature_cache": Field(
         "",
         "Folder in which the feature maps of a frozen backbone are kept, so that it runs once per training image; none "
-        "if empty.",
+        "if empty; workdir for one in it.",
     ),
     "rate_multipliers": Field(
         (), 'Factors of the learning rate by pattern, such as ("backbone=0.1",).',
@@ -204,6 +204,10 @@ FIELDS: dict[str, Field] = {
     "optimizer": Field("sgd", "sgd, with momentum by Caffe's rule, or adamw.", _one_of(("sgd", "adamw"))),
     "schedule": Field(
         "step", "Learning rate by step: step, with drops, or cosine, to 0 at the end.", _one_of(("step", "cosine"))
+    ),
+    "epochs": Field(
+        0.0, "Passes over the training images that training lasts for at least, besides steps; 0 or more.",
+        _NOT_NEGATIVE,
     ),
     "learning_rate": Field(0.01, "Initial learning rate, over 0.", _RATE),
     "learning_rate_drops": Field((1700,), "Steps at which the learning rate is divided by 10.", _STEPS),

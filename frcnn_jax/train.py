@@ -115,7 +115,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             )
             if jax.process_index() == 0:
                 print(*_remarks(train_set, val_set, proposals), sep="", end="", file=sys.stderr)
-            maps = _stored_maps(config, model, variables, train_set)
+            maps = _stored_maps(config, workdir, model, variables, train_set)
             batches = _training_batches(config, model, train_set, proposals, maps)
         write_json(out / "config.json", config)
         variables = _with_outputs(config, {**variables, "box_stats": dict(batches.box_stats)}, frozen)
@@ -204,10 +204,11 @@ def _folder_to_write(workdir: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def batch_recipe(config: Config) -> Recipe:
-    """Return the learning rate and steps of a config, scaled to its images per batch."""
-    values = (config[name] for name in ("learning_rate", "steps", "learning_rate_drops", "warmup_steps"))
-    return Recipe(*values).for_batch(config["images_per_batch"], config["reference_images"])
+def batch_recipe(config: Config, images: int = 0) -> Recipe:
+    """Return the learning rate and steps of a config for a training split, scaled to its images per batch."""
+    steps = max(config["steps"], math.ceil(config["epochs"] * images / config["reference_images"]))
+    recipe = Recipe(config["learning_rate"], steps, config["learning_rate_drops"], config["warmup_steps"])
+    return recipe.for_batch(config["images_per_batch"], config["reference_images"])
 
 
 def _with_outputs(config: Config, variables: dict[str, Any], frozen: Sequence[str]) -> dict[str, Any]:
@@ -221,10 +222,13 @@ def _with_outputs(config: Config, variables: dict[str, Any], frozen: Sequence[st
     return {**variables, "params": params}
 
 
-def _stored_maps(config: Config, model: FastRCNN, variables: Any, dataset: Dataset) -> FeatureMaps | None:
+def _stored_maps(
+    config: Config, workdir: Path, model: FastRCNN, variables: Any, dataset: Dataset
+) -> FeatureMaps | None:
     if not config["feature_cache"]:
         return None
-    options = {"sizes": image_sizes(config), "flip": config["flip"], "folder": Path(config["feature_cache"])}
+    folder = workdir / "features" if config["feature_cache"] == "workdir" else Path(config["feature_cache"])
+    options = {"sizes": image_sizes(config), "flip": config["flip"], "folder": folder}
     return store_maps(model, variables, dataset.records, **options)
 
 
@@ -245,7 +249,7 @@ def _training_batches(
         {"mean": mean, "std": std},
         image_sizes(config),
         model.pixels,
-        batch_recipe(config).steps,
+        batch_recipe(config, len(dataset.records)).steps,
         images_per_batch=config["images_per_batch"],
         rois_per_image=config["rois_per_batch"] // config["images_per_batch"],
         fg_fraction=config["fg_fraction"],
@@ -270,7 +274,7 @@ def _train(
     key: jax.Array,
 ) -> tuple[int, Any]:
     """Train, from the newest checkpoint if there is one; return the last step and its variables."""
-    recipe = batch_recipe(config)
+    recipe = batch_recipe(config, len(batches.records))
     rate, warmup = recipe.learning_rate, recipe.warmup_steps
     learning_rate = {
         "step": step_schedule(rate, recipe.drops, warmup_steps=warmup),

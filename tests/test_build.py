@@ -15,7 +15,7 @@ from frcnn_jax.config import FIELDS, get_config
 from frcnn_jax.errors import InputError
 from frcnn_jax.models.pools import RoIAlign
 from frcnn_jax.proposals.search import SelectiveSearch
-from frcnn_jax.train import train_and_evaluate
+from frcnn_jax.train import batch_recipe, train_and_evaluate
 from frcnn_jax.training.sampling import target_statistics
 
 
@@ -111,6 +111,7 @@ PLACES = {
     "steps": (1000, lambda s: 2 * len(s.batches)),
     "learning_rate": (0.002, lambda s: s.step_schedule.call_args.args[0] / 2),
     "learning_rate_drops": ((600, 800), lambda s: tuple(2 * step for step in s.step_schedule.call_args.args[1])),
+    "epochs": (1.0, lambda s: batch_recipe(s.config, 6000).steps * 8 / 6000),
     "optimizer": ("adamw", lambda s: s.create_state.call_args.args[1] is s.adamw.return_value and "adamw"),
     "schedule": ("cosine", lambda s: given("train", "learning_rate")(s) is s.cosine_schedule.return_value and "cosine"),
     "momentum": (0.8, given("adamw", "momentum")),

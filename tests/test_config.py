@@ -196,6 +196,7 @@ BOUNDS = {  # by field, values that are accepted and values that are not; all ot
     "rois_per_batch": ([2], [0, -2, 3]),
     "bg_iou_low": ([0, 0.49], [-0.01, 0.5]),
     "steps": ([1, 2**31 - 1], [0, 2**31]),
+    "epochs": ([0.0, 1.5], [-0.5, NAN]),
     "optimizer": (["sgd", "adamw"], ["adam", ""]),
     "schedule": (["step", "cosine"], ["steps", ""]),
     "learning_rate": ([1e-9], [0, -1, INF, NAN]),

@@ -13,6 +13,7 @@ from PIL import Image
 from frcnn_jax.config import get_config, load_config, voc07_config
 from frcnn_jax.data.voc import VOC_CLASSES
 from frcnn_jax.errors import InputError
+from frcnn_jax.models.efficientnet import EfficientNetLite, LiteNeck
 from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables
 from frcnn_jax.models.heads import FullyConnectedHead
 from frcnn_jax.models.layers import Conv
@@ -39,7 +40,7 @@ DEFAULTS = {
     "fg_iou": 0.5, "bg_iou_low": 0.0, "bg_iou_high": 0.5, "flip": True, "box_loss_weight": 1.0,
     # solver
     "reference_images": 2, "steps": 2000, "learning_rate": 0.01, "learning_rate_drops": (1700,), "momentum": 0.9,
-    "optimizer": "sgd", "schedule": "step",
+    "epochs": 0.0, "optimizer": "sgd", "schedule": "step",
     "weight_decay": 0.0005, "decay_biases": False, "warmup_steps": 0, "seed": 0,
     # test
     "nms_iou": 0.3, "test_box_regression": True, "candidates_per_class": 100,
@@ -54,6 +55,11 @@ PAPER = {
 }  # fmt: skip
 S, M, L = ({"network": name} for name in ("caffenet", "vgg_cnn_m_1024", "vgg16"))
 FIVE_SCALES = {"scales": (480, 576, 688, 864, 1200), "max_size": 2000}
+LITE = {
+    "network": "efficientnet_lite0_dilated", "min_size": 480, "max_size": 640, "images_per_batch": 4,
+    "reference_images": 4, "rois_per_batch": 512, "optimizer": "adamw", "schedule": "cosine", "learning_rate": 0.0005,
+    "weight_decay": 0.05, "candidates_per_class": 300,
+}  # fmt: skip
 RECIPES = {
     "voc07_s": S,
     "voc07_m": M,
@@ -94,6 +100,17 @@ RECIPES = {
         "learning_rate_drops": (1500,),
         "checkpoint_every": 500,
         "candidates_per_class": 300,
+    },
+    "voc07_lite0": LITE
+    | {
+        "proposals": "standard", "train_split": "train", "val_split": "val", "freeze": ("backbone",),
+        "warmup_steps": 200, "steps": 4000, "checkpoint_every": 500,
+    },
+    "finetune": {name: DEFAULTS[name] for name in PAPER}
+    | LITE
+    | {
+        "dataset": "auto", "weights": "pretrained", "freeze": ("backbone", "neck"), "feature_cache": "workdir",
+        "warmup_steps": 50, "steps": 600, "epochs": 10.0,
     },
     "coco_r50_fpn": {name: DEFAULTS[name] for name in PAPER}
     | {
@@ -183,9 +200,16 @@ def data(common):
 
 def small(name):
     """A network with a narrow fc6 and fc7."""
+    if name == "efficientnet_lite0_dilated":
+        return FunctionNetwork(small_lite, NETWORKS[name].frozen)
     if name not in LAYER_NETWORKS:
         return FunctionNetwork(small_pyramid, NETWORKS[name].frozen)
     return LAYER_NETWORKS[name]._replace(fc=(24, 16))
+
+
+def small_lite(num_classes):
+    backbone, head = EfficientNetLite(), FullyConnectedHead(num_classes, (24, 16), reduce=8)
+    return FastRCNN(backbone, head, RoIAlign((3, 3), backbone.spatial_scale), neck=LiteNeck())
 
 
 def small_pyramid(num_classes):
@@ -218,7 +242,8 @@ def test_two_steps(name, data, weights, tmp_path, monkeypatch):
     file = weights(network)
     monkeypatch.setitem(NETWORKS, network, small(network))
     changes = {"weights": str(file), "proposals": str(data / "proposals.npz"), "steps": 2, "log_every": 1}
-    changes |= {"voc_dir" if recipe["dataset"] == "voc" else "data_dir": str(data), "pictures": 0}
+    changes |= {"data_dir" if recipe["dataset"] == "coco" else "voc_dir": str(data), "pictures": 0, "epochs": 0.0}
+    changes |= {"dataset": "voc"} if recipe["dataset"] == "auto" else {}
     changes |= {"min_size": 64, "max_size": 96, "scales": (64, 80) if recipe["scales"] else ()}
     changes |= {"images_per_batch": 2, "rois_per_batch": 128, "reference_images": 2}
     fields = [f"--config.{field}={value}" for field, value in changes.items()]
@@ -241,12 +266,17 @@ def test_two_steps(name, data, weights, tmp_path, monkeypatch):
         layers += ["fc6", "fc7", "cls_score", "bbox_pred"]
         first = recipe["train_from"] or ("conv3_1" if network == "vgg16" else "conv2")
         trained = {f"{layer}.{kind}" for layer in layers[layers.index(first) :] for kind in ("weight", "bias")}
+    elif recipe["freeze"]:
+        heads = ("reduce", "fc6", "fc7", "cls_score", "bbox_pred") + ("blocks.5", "blocks.6") * (
+            "neck" not in recipe["freeze"]
+        )
+        trained = {name for name in after if name.startswith(heads)}
     else:
         trained = {name for name in after if name.split(".")[0] not in ("conv1", "layer1")}
     if not recipe["box_loss_weight"]:
         trained.remove("bbox_pred.bias")  # it has no gradient and no decay
     changed = {name for name, array in after.items() if not np.array_equal(array, before[name])}
-    if network in LAYER_NETWORKS:
+    if network in LAYER_NETWORKS or recipe["freeze"]:
         assert changed == trained
     else:  # small images reach the finest level of the pyramid alone, and deep layers hardly move in two steps
         assert {"fc6.weight", "fpn_output2.weight", "fpn_lateral5.weight", "bbox_pred.weight"} <= changed <= trained
