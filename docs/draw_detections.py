@@ -25,7 +25,7 @@ def default_photographs() -> list[np.ndarray]:
     """Return the three photographs, `(H, W, 3)` uint8 RGB."""
     from skimage import data
 
-    return [data.astronaut(), data.chelsea(), np.asarray(get_sample_data("grace_hopper.jpg"))]
+    return [data.astronaut(), data.chelsea(), load_image(get_sample_data("grace_hopper.jpg", asfileobj=False))]
 
 
 def drawn(detector: Detector, photograph: np.ndarray, threshold: float) -> Image.Image:
