@@ -57,23 +57,23 @@ def outcome(target: Target, content: bytes, folder: Path) -> str:
         finally:
             os._exit(0)
     os.close(send)
-    text, deadline = b"", time.monotonic() + SECONDS
+    received, deadline = b"", time.monotonic() + SECONDS
     while select.select([receive], [], [], max(deadline - time.monotonic(), 0))[0]:
         part = os.read(receive, 65536)
         if not part:
             break
-        text += part
+        received += part
     else:
         os.killpg(child, signal.SIGKILL)
-        text = b"fault: it takes more than 10 seconds"
+        received = b"fault: it takes more than 10 seconds"
     os.close(receive)
     _, status, usage = os.wait4(child, 0)
-    if not text:
+    if not received:
         return f"fault: the process ended ({status})"
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if usage.ru_maxrss - own > BYTES >> 10:
         return f"fault: {usage.ru_maxrss >> 10} MB of memory"
-    return text.decode()
+    return received.decode()
 
 
 def _read(target: Target, content: bytes, folder: Path) -> str:
@@ -96,7 +96,9 @@ def _read(target: Target, content: bytes, folder: Path) -> str:
         text = _refusal(error, folder)
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        own = [frame for frame in traceback.extract_tb(error.__traceback__) if "frcnn_jax/" in frame.filename] or [where]
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if "frcnn_jax/" in frame.filename] or [
+            where
+        ]
         text = f"fault: {type(error).__name__}: {str(error)[:200]!r} at {own[-1].filename}:{own[-1].lineno}"
     return f"fault: {forbidden[0]}" if forbidden else text
 
@@ -109,7 +111,7 @@ def _refusal(error: BaseException, folder: Path) -> str:
         cause = cause.__context__
     if str(folder) not in line:
         return f"fault: the line does not name the file: {line}"
-    if "\n" in line or len(line) > 3000:
+    if "\n" in line or len(line) > 4000:
         return f"fault: not one line: {line}"
     return f"refused: {line}"
 

@@ -16,7 +16,21 @@ NASTY_NUMBERS = (
     "0", "-1", "1", "255", "65536", "2147483648", "-9223372036854775809", "1e308", "1e400", "-1e400", "NaN", "Infinity",
     "9" * 400, "9" * 5000, "1.5", "-0.0",
 )  # fmt: skip
-NASTY_TEXTS = ("", "\0", "..", "/etc/passwd", "../x", "a" * 5000, "\ud800", "é\u0301", " ", "\n", "nan", "%s{}", "rot13")
+NASTY_TEXTS = (
+    "",
+    "\0",
+    "..",
+    "/etc/passwd",
+    "../x",
+    "a" * 5000,
+    "\ud800",
+    "é\u0301",
+    " ",
+    "\n",
+    "nan",
+    "%s{}",
+    "rot13",
+)
 
 
 def mutate(data: bytes, other: bytes, rng: random.Random) -> bytes:
@@ -143,7 +157,9 @@ def _zip(data: bytes, other: bytes, rng: random.Random) -> bytes:
     if kind != 2:
         members[i] = name, content
     out = io.BytesIO()
-    method = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
+    method = rng.choice(
+        (zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+    )
     with warnings.catch_warnings(), zipfile.ZipFile(out, "w", method) as archive:
         warnings.simplefilter("ignore")
         for name, content in members:
@@ -155,8 +171,12 @@ def _npy(data: bytes, other: bytes, rng: random.Random) -> bytes:
     """Change the shape or the type in the header."""
     (length,) = struct.unpack_from("<H", data, 8)
     header = data[10 : 10 + length].decode("latin1")
-    dtype = rng.choice(("<f8", "|O", ">f2", "<U4", "|S0", "<c16", "|b1", "<M8[s]", "|V8", "<i8", "(9999999,)<f8", "<u8"))
-    shape = rng.choice(("()", "(1,)", "(2, 2)", "(-1, 4)", "(10**9, 4)", "(1000000000, 4)", "(0, 4)", "(4, 0)", "(((())))"))
+    dtype = rng.choice(
+        ("<f8", "|O", ">f2", "<U4", "|S0", "<c16", "|b1", "<M8[s]", "|V8", "<i8", "(9999999,)<f8", "<u8")
+    )
+    shape = rng.choice(
+        ("()", "(1,)", "(2, 2)", "(-1, 4)", "(10**9, 4)", "(1000000000, 4)", "(0, 4)", "(4, 0)", "(((())))")
+    )
     if rng.random() < 0.5:
         header = re.sub(r"'descr': [^:]*, '", f"'descr': '{dtype}', '", header)
     else:
@@ -189,7 +209,24 @@ def _pickle(data: bytes, other: bytes, rng: random.Random) -> bytes:
         return data[:begin] + data[end:]
     if kind == 1:
         return data[:end] + data[begin:end] * rng.choice((1, 2, 40)) + data[end:]
-    codes = (b"0", b"2", b"(", b"]", b")", b"}", b"K\x05", b"N", b"\x85", b"\x86", b"\x94", b"R", b"b", b"s", b"a", b"h\0")
+    codes = (
+        b"0",
+        b"2",
+        b"(",
+        b"]",
+        b")",
+        b"}",
+        b"K\x05",
+        b"N",
+        b"\x85",
+        b"\x86",
+        b"\x94",
+        b"R",
+        b"b",
+        b"s",
+        b"a",
+        b"h\0",
+    )
     return data[:begin] + rng.choice(codes) * rng.choice((1, 1, 30)) + data[begin:]
 
 

@@ -1,4 +1,4 @@
-"""What `fuzz.py` feeds: every reader with valid files, from this project's writers where it has one, and hostile ones."""
+"""What `fuzz.py` feeds to each reader: valid files, by this project's writer where it has one, and hostile ones."""
 
 import io
 import json
@@ -11,29 +11,32 @@ import zipfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image
 
 from frcnn_jax.build import build_model
 from frcnn_jax.config import get_config
 from frcnn_jax.convert_proposals import WRITERS
+from frcnn_jax.data import records
+from frcnn_jax.data.coco import read_coco
 from frcnn_jax.data.records import Dataset, Record, load_image
 from frcnn_jax.data.region_files import read_regions
 from frcnn_jax.data.synthetic import draw_scene
-from frcnn_jax.data.coco import read_coco
 from frcnn_jax.data.voc import read_voc, read_xml_folder
-from frcnn_jax.evaluation.coco_metrics import coco_ground_truth, coco_metrics
+from frcnn_jax.errors import InputError
+from frcnn_jax.evaluation.coco_metrics import coco_ground_truth
 from frcnn_jax.evaluation.comp4 import read_comp4, write_comp4
 from frcnn_jax.evaluation.metrics import ClassDetections
-from frcnn_jax.files import read_json, write_json
+from frcnn_jax.files import write_json
+from frcnn_jax.models.pixels import TORCHVISION
 from frcnn_jax.models.weight_files import read_weights, write_weights
 from frcnn_jax.models.weights import Weights
-from frcnn_jax.models.pixels import TORCHVISION
-from frcnn_jax.proposals.cache import SearchedProposals, search_images
+from frcnn_jax.proposals.cache import SearchedProposals
 from frcnn_jax.proposals.files import read_proposals
 from frcnn_jax.training.logs import RunLog, read_metrics
 from frcnn_jax.workdir import read_config, read_results
@@ -106,13 +109,13 @@ def crafted_images() -> dict[str, bytes]:
     }
     return {
         "EPS": EPS,
-        "WebP of 100 megapixels": encode(Image.new("RGB", (10_000, 10_000)), "WEBP", lossless=True, quality=0, method=0),
+        "WebP of 100 megapixels": encode(Image.new("RGB", (10_000, 10_000)), "WEBP", lossless=True, method=0),
         "PNG of 100 megapixels": encode(Image.new("L", (10_000, 10_000)), "PNG"),
         "GIF of 100 megapixels": encode(Image.new("P", (10_000, 10_000)), "GIF"),
         "JPEG of 1000 scans": jpeg_of_scans(1000),
         "JPEG of 60 scans": jpeg_of_scans(60),
         "PNG of text": b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 9, 9, 8, 2, 0, 0, 0))
-        + png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(900_000_000), 1)),
+        + png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(200_000_000), 1)),
         "name of a device": b"/dev/zero",
         **exif,
     }  # fmt: skip
@@ -155,8 +158,13 @@ def crafted_xml() -> dict[str, bytes]:
         "laughs": f"<!DOCTYPE a [{LAUGHS}]><annotation>&l9;</annotation>".encode(),
         "a file": file.encode(),
         "deep": b"<a>" * 1_000_000,
-        "many objects": b"<annotation><size><width>9</width><height>9</height></size>" + b"<object/>" * 9 + b"</annotation>",
-        **{f"encoding {e}": f'<?xml version="1.0" encoding="{e}"?><a/>'.encode() for e in ("none", "rot13", "hex", "uu")},
+        "many objects": b"<annotation><size><width>9</width><height>9</height></size>"
+        + b"<object/>" * 9
+        + b"</annotation>",
+        **{
+            f"encoding {e}": f'<?xml version="1.0" encoding="{e}"?><a/>'.encode()
+            for e in ("none", "rot13", "hex", "uu")
+        },
     }
 
 
@@ -205,11 +213,12 @@ def read_split_file(path: Path) -> None:
 
 def dataset(seed: int = 0) -> Dataset:
     scenes = [draw_scene(seed + i, "val", 1) for i in range(2)]
-    records = [
-        Record(str(i), *s.image.shape[:2], s.boxes, s.labels % 2 + 1, np.zeros(len(s.labels), bool), lambda: s.image)
-        for i, s in enumerate(scenes, 1)
-    ]  # fmt: skip
-    return Dataset(CLASSES, records)
+    found = []
+    for i, scene in enumerate(scenes, 1):
+        height, width, _ = scene.image.shape
+        arrays = scene.boxes, scene.labels % 2 + 1, np.zeros(len(scene.labels), bool)
+        found.append(Record(str(i), height, width, *arrays, partial(Image.new, "RGB")))  # type: ignore[arg-type]
+    return Dataset(CLASSES, found)
 
 
 def coco_seed(seed: int) -> bytes:
@@ -225,7 +234,11 @@ def coco_seeds() -> list[bytes]:
 
 def crafted_json() -> dict[str, bytes]:
     """Return hostile JSON for any reader of it."""
-    deep = {f"{what} nested {n}": a * n + b * n for n in (900, 100_000) for what, a, b in (("lists", "[", "]"), ("objects", '{"a":', "}"))}
+    deep = {
+        f"{what} nested {n}": a * n + b * n
+        for n in (900, 100_000)
+        for what, a, b in (("lists", "[", "]"), ("objects", '{"a":', "}"))
+    }
     return {name: text.replace(":}", ":1}").encode() for name, text in deep.items()} | {
         "number of 5000 digits": b"9" * 5000,
         "UTF-16": json.dumps({"step": 1}).encode("utf-16"),
@@ -305,13 +318,9 @@ def crafted_pickles() -> dict[str, bytes]:
     deep = b"\x80\x04]" + b"]" * 500_000 + b"a" * 500_000 + b"."
     tuples = b"\x80\x04)" + b"\x85" * 2_000_000
 
-    def twice(close: bytes) -> bytes:
-        return b"\x80\x04" + b")\x94" + b"".join(b"0h%c\x86\x94".replace(b"h%c", b"(h%c" % i + b"h%c" % i) for i in range(0)) + close
-
-    del twice
     array = pickle.dumps({"ids": ["1"], "boxes": [np.zeros((1, 4))], "objectness_logits": [np.zeros(1)]}, 4)
     return {
-        "key of shared tuples": shared.join((b"", b"")) and b"\x80\x04}" + shared[2:] + b"Ns.",
+        "key of shared tuples": b"\x80\x04}" + shared[2:] + b"Ns.",
         "set of shared tuples": b"\x80\x04\x8f(" + shared[2:] + b"\x90.",
         "lists in lists": lists + b"h\x3c.",
         "boxes of lists in lists": b"\x80\x04}(\x8c\x03ids](\x8c\x011e\x8c\x05boxes" + lists[2:] + b"]h\x3ca"
@@ -341,7 +350,7 @@ def crafted_zip(names: Mapping[str, bytes], method: int) -> bytes:
 
 
 def crafted_npz() -> dict[str, bytes]:
-    zeros = npy_header("(50000000, 4)", "<f4") + bytes(800_000_000)
+    zeros = npy_header("(12500000, 4)", "<f4") + bytes(200_000_000)
     return {
         "bzip2": crafted_zip({"1.npy": zeros}, zipfile.ZIP_BZIP2),
         "deflated": crafted_zip({"1.npy": zeros}, zipfile.ZIP_DEFLATED),
@@ -372,7 +381,6 @@ def crafted_mat() -> dict[str, bytes]:
         deep = matrix(1, (1, 1), deep)
     return {
         "400 MB": zipped(matrix(6, (12_500_000, 4), element(9, bytes(400_000_000)))),
-        "50 million cells": zipped(matrix(1, (50_000_000, 1), empty * 50_000_000)),
         "6 million cells": zipped(matrix(1, (6_000_000, 1), empty * 6_000_000)),
         "50 elements of 60 MB": head + zipped(matrix(6, (7_500_000, 1), element(9, bytes(60_000_000))))[128:] * 50,
         "deep": head + deep,
@@ -402,9 +410,11 @@ def crafted_proposals(suffix: str) -> dict[str, bytes]:
 
 
 def read_own_proposals(path: Path) -> None:
-    found = read_proposals(path, box_format=None if path.suffix not in (".txt", ".npy") else "xyxy")
-    sizes = {image_id: (100, 100) for image_id in found}
-    for use in (found, read_proposals(path, sizes=sizes, box_format=None if path.suffix not in (".txt", ".npy") else "xyxy")):
+    says = path.suffix not in (".txt", ".npy") or path.read_bytes().startswith(b"# boxes:")
+    box_format = None if says else "xyxy"
+    found = read_proposals(path, box_format=box_format)
+    sizes = dict.fromkeys(found, (100, 100))
+    for use in (found, read_proposals(path, sizes=sizes, box_format=box_format)):
         for boxes in use.values():
             assert boxes.dtype == np.float32
             assert boxes.shape == (len(boxes), 4)
@@ -434,7 +444,12 @@ def weight_seeds(suffix: str) -> list[bytes]:
         return [pth(arrays(0)), pth(arrays(1)), pth(arrays(2), old=True)]
     if suffix == ".pkl":
         return [pickle.dumps({"model": dict(arrays(i))}, protocol) for i, protocol in enumerate((2, 4))]
-    return [h5(arrays(0)), h5(arrays(1), compression="gzip")]
+    rng = np.random.default_rng(0)
+    names = [f"block{i}_conv{j}" for i, depth in enumerate((2, 2, 3, 3, 3), 1) for j in range(1, depth + 1)]
+    shapes = dict.fromkeys(names, (4, 3, 3, 3)) | {"fc1": (4, 49 * 512), "fc2": (4, 4), "predictions": (5, 4)}
+    vgg = {f"{name}.weight": rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    vgg |= {f"{name}.bias": rng.normal(size=shape[:1]).astype(np.float32) for name, shape in shapes.items()}
+    return [h5(vgg), h5(vgg, compression="gzip")]
 
 
 def varint(n: int) -> bytes:
@@ -548,25 +563,26 @@ def crafted_h5() -> dict[str, bytes]:
 
 def crafted_pth() -> dict[str, bytes]:
     one = _Storage("0", np.ones(1, np.float32), (0, 0), (100_000, 10_000))
+    shared = _Storage("0", np.ones(10**6, np.float32), (1,), (10**6,))
     return {
         "stride 0": pth({"conv1.weight": one}),
         "stride 0, old": pth({"conv1.weight": one}, old=True),
         "compressed": pth({"conv1.weight": np.zeros((20_000, 10_000), np.float32)}, method=zipfile.ZIP_DEFLATED),
         "bzip2": pth({"conv1.weight": np.zeros((20_000, 10_000), np.float32)}, method=zipfile.ZIP_BZIP2),
-        "one storage many times": pth({f"a{i}": _Storage("0", np.ones(10**6, np.float32), (1,), (10**6,)) for i in range(900)}),
-        **{name: crafted_zip({"a/data.pkl": content}, zipfile.ZIP_STORED) for name, content in crafted_pickles().items()},
-        "data.pkl of zeros": crafted_zip({"a/data.pkl": bytes(900_000_000)}, zipfile.ZIP_DEFLATED),
+        "one storage many times": pth({f"a{i}": shared for i in range(300)}),
+        **{name: crafted_zip({"a/data.pkl": own}, zipfile.ZIP_STORED) for name, own in crafted_pickles().items()},
+        "data.pkl of zeros": crafted_zip({"a/data.pkl": bytes(200_000_000)}, zipfile.ZIP_DEFLATED),
     }  # fmt: skip
 
 
 def crafted_weights(suffix: str) -> dict[str, bytes]:
     own = {".pth": crafted_pth, ".pt": crafted_pth, ".pkl": crafted_pickles, ".h5": crafted_h5, ".npz": crafted_npz}
-    ranks = {} if suffix not in (".npz", ".safetensors") else {
-        f"{name} {shape}": written(f"a{suffix}", lambda path, n=name, s=shape: write_weights(  # type: ignore[misc]
-            path, Weights({**arrays(1), n: np.ones(s, np.float32)}, TORCHVISION)))
-        for name in ("conv1_1.weight", "conv1_1.bias", "bbox_pred.bias") for shape in ((), (0,), (3, 3), (1, 2, 3, 4, 5))
-    }  # fmt: skip
-    return (own[suffix]() if suffix in own else {}) | ranks
+    found = own[suffix]() if suffix in own else {}
+    for name in ("conv1_1.weight", "conv1_1.bias", "bbox_pred.bias") if suffix in (".npz", ".safetensors") else ():
+        for shape in ((), (0,), (3, 3), (1, 2, 3, 4, 5)):
+            weights = Weights({**arrays(1), name: np.ones(shape, np.float32)}, TORCHVISION)
+            found[f"{name} {shape}"] = written(f"a{suffix}", partial(write_weights, arrays=weights))
+    return found
 
 
 def read_own_weights(path: Path) -> None:
@@ -577,7 +593,11 @@ def read_own_weights(path: Path) -> None:
     assert all(isinstance(name, str) and array.dtype.kind in "fiu" for name, array in found.items())
     assert sum(array.nbytes for array in found.values()) < 1e9
     model, shapes = small_model()
-    merge_weights(shapes, fit_weights(found, model, str(path)), roi_size=model.roi_size, source=str(path))
+    try:
+        merge_weights(shapes, fit_weights(found, model, str(path)), roi_size=model.roi_size, source=str(path))
+    except InputError as error:
+        if "does not fit the network" not in str(error):  # a valid file of another network
+            raise
 
 
 _MODEL: list[Any] = []
@@ -604,12 +624,11 @@ def config_seeds() -> list[bytes]:
 
 
 def read_own_config(path: Path) -> None:
-    from frcnn_jax.build import detection_options, frozen_parameters, image_sizes
+    from frcnn_jax.build import detection_options, image_sizes
 
     config = read_config(path.parent)
     build_model(config, len(config["class_names"]))
     image_sizes(config), detection_options(config)
-    del frozen_parameters
 
 
 def results_seeds() -> list[bytes]:
@@ -665,28 +684,29 @@ class Search(NamedTuple):
         return np.array([[i, i, columns - 1, rows - 1] for i in range(10)], np.float32)
 
 
-class Load(NamedTuple):
-    """An image."""
-
-    def __call__(self) -> np.ndarray:
-        return np.full((50, 60, 3), 7, np.uint8)
-
-
 _DIGEST = bytes(range(16))
+_IMAGE = np.full((50, 60, 3), 7, np.uint8)
 
 
 def entry_seeds() -> list[bytes]:
     from frcnn_jax.proposals import cache
 
-    return [written("a", lambda path, s=size: cache._search(Load()()[:s], Search(), path)) for size in (50, 40)]  # type: ignore[misc, arg-type]
+    return [written("a", lambda path: cache._search(_IMAGE, Search(), path))]  # type: ignore[arg-type]
 
 
 def read_entry(path: Path) -> None:
+    """Read an entry, which is searched again if it is damaged: never refused."""
     folder = path.parent / str(Search())
     folder.mkdir()
     path.rename(folder / f"{_DIGEST.hex()}.boxes")
-    found = SearchedProposals({"1": Load()}, {"1": _DIGEST}, Search(), folder)["1"]
-    np.testing.assert_array_equal(found, Search()(Load()()))
+    Image.fromarray(_IMAGE).save(path.parent / "1.png")
+    load = records.ImageFile(str(path.parent / "1.png"), (50, 60))
+    search: Any = Search()
+    for _ in range(2):
+        boxes = SearchedProposals({"1": load}, {"1": _DIGEST}, search, folder)["1"]
+        assert (boxes[:, :2] <= boxes[:, 2:]).all()
+        assert (boxes[:, 2:] < [60, 50]).all()
+        assert len(boxes) <= Search().max_boxes
 
 
 def crafted_entries() -> dict[str, bytes]:
@@ -710,8 +730,17 @@ def crafted_entries() -> dict[str, bytes]:
 
 def region_seeds() -> list[bytes]:
     boxes = {f"{i}.jpg": own.tolist() for i, own in proposals(0).items()}
-    results = [{"image_id": int(i), "category_id": 1, "bbox": box, "score": 0.5} for i, own in proposals(1).items() for box in own.tolist()]
+    results = [
+        {"image_id": int(i), "category_id": 1, "bbox": box, "score": 0.5}
+        for i, own in proposals(1).items()
+        for box in own.tolist()
+    ]
     return [json.dumps(boxes).encode(), json.dumps(results).encode(), coco_seed(0)]
+
+
+def region_npz() -> bytes:
+    boxes: dict[str, Any] = {f"{i}.jpg": own for i, own in proposals(0).items()}
+    return written("a.npz", lambda path: np.savez(path, **boxes))
 
 
 def read_own_regions(path: Path) -> None:
@@ -764,10 +793,6 @@ def read_result(path: Path) -> None:
     score(other, path)
 
 
-def _target(file: str, seeds: Callable[[], list[bytes]], read: Callable[[Path], Any], crafted: Any = dict) -> Target:
-    return Target(file, seeds, read, crafted)
-
-
 IMAGES = {"JPEG": ".jpg", "PNG": ".png", "BMP": ".bmp", "TIFF": ".tif", "WEBP": ".webp", "GIF": ".gif", "PPM": ".ppm"}
 PROPOSALS = (".proposals", ".npz", ".mat", ".pkl", ".json", ".csv", ".txt", ".npy")
 WEIGHTS = (".npz", ".safetensors", ".caffemodel", ".pth", ".pt", ".pkl", ".h5")
@@ -801,9 +826,8 @@ TARGETS: dict[str, Target] = {
     "metrics": Target("metrics.jsonl", metrics_seeds, read_own_metrics, crafted_json),
     "cache entry": Target("mutant.boxes", entry_seeds, read_entry, crafted_entries),
     "regions .json": Target("mutant.json", region_seeds, read_own_regions, crafted_json),
-    "regions .npz": Target("mutant.npz", lambda: [written("a.npz", lambda path: np.savez(path, **{"1.jpg": np.ones((2, 4)), "2.jpg": np.ones((2, 4))}))], read_own_regions, crafted_npz),
+    "regions .npz": Target("mutant.npz", lambda: [region_npz()], read_own_regions, crafted_npz),
     "comp4": Target("mutant.txt", comp4_seeds, read_own_comp4),
     "COCO truth": Target("mutant.json", coco_seeds, read_truth, crafted_json),
     "COCO results": Target("mutant.json", result_seeds, read_result, crafted_json),
 }  # fmt: skip
-del ImageFile, search_images, read_json

@@ -14,8 +14,16 @@ from typing import Any
 RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h
 
 
+_LONGEST = 3000  # characters of a message
+
+
 class InputError(ValueError):
     """Invalid input. The text is one line: what was expected, what was given, and where."""
+
+    def __init__(self, text: str = ""):
+        """Escape line ends, which a file's names and values may contain, and cut what is very long."""
+        text = text.replace("\r", "\\r").replace("\n", "\\n")
+        super().__init__(text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..")
 
 
 class Interrupted(KeyboardInterrupt):

@@ -35,7 +35,8 @@ def main(argv: Sequence[str]) -> None:
         images, labels = range(1, len(found.dataset.records) + 1), range(1, len(found.dataset.class_names) + 1)
         metrics, aps = coco_metrics(coco_ground_truth(found.dataset), coco_results(found.detections, images, labels))
     else:
-        metrics, aps = coco_metrics(read_json(args.annotations), read_json(args.detections))
+        truth, results = read_json(args.annotations), read_json(args.detections)
+        metrics, aps = coco_metrics(truth, results, truth_name=str(args.annotations), results_name=str(args.detections))
     for name, value in {**metrics, **{f"AP50 {name}": ap for name, ap in aps.items()}}.items():
         print(f"{name:24} {format_score(value)}")
     if args.json:

@@ -1,11 +1,16 @@
-"""Atomic writes, up-front checks of output paths, and safe reading of .npz and JSON files."""
+"""Atomic writes, up-front checks of output paths, and safe reading of files that strangers may have made.
+
+What a file declares is checked before memory is spent on it: a content of more than SMALL bytes may be GROWTH times as
+large as the file that holds it.
+"""
 
 import gc
 import json
+import math
 import os
+import stat
 import uuid
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,23 +76,133 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+SMALL = 64 << 20  # bytes
+GROWTH = 100
+LARGEST_FILE = 4 << 30  # bytes of a file that is read as a whole
+
+
+@contextmanager
+def decoding(path: str | Path, expected: str) -> Iterator[None]:
+    """Turn whatever a decoder raises on a damaged file into an InputError that names the file.
+
+    Args:
+        path: The file; InputErrors that do not name it are prefixed with it.
+        expected: What the message says of other exceptions, such as "not a JSON file".
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"{path}: {expected} ({reason})") from None
+
+
+def check_growth(content: int, stored: int) -> None:
+    """Raise ValueError if a content of so many bytes is too large for what holds it, which has `stored` bytes."""
+    if content > max(SMALL, GROWTH * stored):
+        raise ValueError(
+            f"its content would take {content / 1e6:.0f} MB, more than {GROWTH} times the file's {stored / 1e6:.1f} MB"
+        )
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """Read a regular file; neither a device nor a pipe, which may have no end.
+
+    Raises:
+        InputError: It is none, or is larger than LARGEST_FILE.
+        OSError: It is missing or can't be read.
+    """
+    with open(path, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path}: not a regular file")
+        if status.st_size > LARGEST_FILE:
+            raise InputError(f"{path}: {status.st_size} bytes, expected at most {LARGEST_FILE}")
+        return file.read()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file, even a pipe without a writer, without waiting."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def read_array(file: BinaryIO, size: int) -> np.ndarray:
+    """Read an array in the .npy format, which ends the file, refusing Python objects, which could run code.
+
+    Args:
+        file: The file, at the begin of the array.
+        size: The place in the file where it ends.
+
+    Raises:
+        ValueError: It is damaged, declares another size, or holds Python objects. The message does not name the file.
+    """
+    shape, fortran, dtype = read_array_header(file)
+    if math.prod(shape) * dtype.itemsize != size - file.tell():
+        raise ValueError(f"it declares an array of {shape} {dtype}, of another size than the file: cut short?")
+    array: np.ndarray = np.frombuffer(bytearray(file.read()), dtype)
+    return array.reshape(shape, order="F" if fortran else "C")
+
+
+def read_array_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Read the header of an array in the .npy format: its shape, whether it is in Fortran's order, and its type.
+
+    Raises:
+        ValueError: It is damaged or of Python objects. The message does not name the file.
+    """
+    try:
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, fortran, dtype = read[np.lib.format.read_magic(file)](file)
+    except Exception:  # of many kinds: the header is a Python literal
+        raise ValueError("cut short or not a .npy array") from None
+    if dtype.hasobject:
+        raise ValueError("an array of Python objects, which are not read")
+    return shape, fortran, dtype
+
+
+@contextmanager
+def open_zip(path: Path, kind: str) -> Iterator[zipfile.ZipFile]:
+    """Open a zip archive whose members are stored or deflated, and of a size that `check_growth` allows.
+
+    Args:
+        path: The archive.
+        kind: What it is, for messages.
+
+    Raises:
+        ValueError: It is no such archive. The message does not name it.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
+        raise ValueError(f"cut short or not a {kind}") from None
+    with archive:
+        members = archive.infolist()
+        if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
+            raise ValueError("compressed in another way than deflate")  # bzip2 and LZMA give gigabytes at once
+        check_growth(sum(member.file_size for member in members), path.stat().st_size)
+        yield archive
+
+
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """Read the arrays of a .npz file, refusing pickled Python objects, which could run code.
 
     Raises:
         ValueError: The file is damaged or of another format, or holds Python objects. The message does not name it.
+        FileNotFoundError: It does not exist.
     """
+    arrays = {}
     try:
-        with zipfile.ZipFile(path):  # np.load treats any other format as a pickle
-            pass
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (zipfile.BadZipFile, EOFError, zlib.error):
-        raise ValueError("cut short or not a .npz") from None
-    except (RuntimeError, MemoryError) as error:  # encrypted, an unknown compression, a shape beyond the memory
-        raise ValueError(str(error)) from None
-    except ValueError:
-        raise ValueError("it holds a damaged array, or Python objects, which are not read") from None
+        with open_zip(path, ".npz") as archive:
+            for member in archive.infolist():
+                with archive.open(member) as file:
+                    arrays[member.filename.removesuffix(".npy")] = read_array(file, member.file_size)  # type: ignore[arg-type]
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # of many kinds: encrypted, a checksum, zlib's
+        raise ValueError(f"a damaged .npz ({' '.join(str(error).split()) or type(error).__name__})") from None
+    return arrays
 
 
 def read_json(
@@ -103,17 +218,12 @@ def read_json(
     Raises:
         InputError: The file is missing, unreadable or not JSON, or a name comes twice.
     """
-    try:
-        with _garbage_kept():
-            return json.loads(
-                Path(path).read_bytes(),
-                object_hook=object_hook,
-                object_pairs_hook=_of_different_names if names_differ else None,
-            )
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a JSON file ({error})") from None
+    with decoding(path, "not a JSON file"), _garbage_kept():
+        return json.loads(
+            read_bytes(path),
+            object_hook=object_hook,
+            object_pairs_hook=_of_different_names if names_differ else None,
+        )
 
 
 @contextmanager

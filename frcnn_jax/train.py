@@ -343,7 +343,7 @@ def _score(config: Config, out: Path, evaluator: Evaluator, variables: Any, step
     results = {**found.results, "step": step}
     pictures = out / "pictures"
     save_pictures(found, pictures, pictures=config["pictures"], score_threshold=config["picture_threshold"])
-    plot_losses([row for row in read_metrics(out) if "learning_rate" in row], pictures / "loss.png")
+    plot_losses(read_metrics(out), pictures / "loss.png")
     if config["eval_every"] and step not in _logged_maps(out):
         with RunLog(out, step) as log:
             log.add(step, {"map": results["map"]})

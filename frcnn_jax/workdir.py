@@ -18,7 +18,7 @@ from frcnn_jax.data.splits import split_digest
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.evaluator import Evaluation, Evaluator
 from frcnn_jax.evaluation.scores import format_score
-from frcnn_jax.files import check_folder, read_json, write_json
+from frcnn_jax.files import check_folder, decoding, read_bytes, read_json, write_json
 from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables, variable_shapes
 from frcnn_jax.models.networks import is_custom
 from frcnn_jax.models.parameters import flatten, matches
@@ -55,15 +55,13 @@ def read_config(workdir: Path, *, network: str = "") -> dict[str, Any]:
         InputError: There is none, this version can't use it, or it names another function.
     """
     path = Path(workdir) / "config.json"
-    try:
-        config = parse_config(path.read_bytes())
+    if not path.exists():
+        raise InputError(f"{workdir}: no config.json; train first: frcnn train --workdir {workdir}")
+    with decoding(path, "not a config that frcnn train wrote"):
+        config = parse_config(read_bytes(path))
         if is_custom(named := config["network"]) and named != network:
             raise InputError(f"its network is code, {named}: if you trust it, pass --network={named}")
-        return config
-    except FileNotFoundError:
-        raise InputError(f"{workdir}: no config.json; train first: frcnn train --workdir {workdir}") from None
-    except (OSError, InputError) as error:
-        raise InputError(f"{path}: {error}") from None
+    return config
 
 
 def resume_config(config: Config, workdir: Path) -> dict[str, Any]:
@@ -134,10 +132,11 @@ def read_results(workdir: Path) -> dict[str, Any] | None:
         return None
     try:
         results = read_json(path)
-        if not (isinstance(results["step"], int) and isinstance(results["map"], float | int | None)):
+        scores = [results["map"], *results.get("aps", {}).values()]
+        if type(results["step"]) is not int or not all(score is None or 0 <= score <= 1 for score in scores):
             raise TypeError
         return {name: results[name] for name in ("map", "step", *results)}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path}: not results that frcnn train wrote; delete it to evaluate again") from None
 
 

@@ -55,7 +55,7 @@ def test_a_writer_between_changes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(("place", "text"), [((6, 8), "encrypted"), ((8, 10), "compression method is not supported")])
+@pytest.mark.parametrize(("place", "text"), [((6, 8), "encrypted"), ((8, 10), "another way than deflate")])
 def test_npz_of_a_kind_that_is_not_read(tmp_path, place, text):
     """One byte of the flags, or of the method, is changed in the header of the member and in that of the directory."""
     np.savez(tmp_path / "a.npz", a=np.ones(3))
@@ -70,7 +70,7 @@ def test_npz_of_a_kind_that_is_not_read(tmp_path, place, text):
 def test_npz_beyond_the_memory(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("a.npy", "w") as member:
         np.lib.format.write_array_header_1_0(member, {"descr": "<f8", "fortran_order": False, "shape": (2**55, 4)})
-    with pytest.raises(ValueError, match="Unable to allocate"):
+    with pytest.raises(ValueError, match="of another size than the file"):
         read_npz(tmp_path / "a.npz")
 
 

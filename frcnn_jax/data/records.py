@@ -17,12 +17,19 @@ from PIL import ExifTags, Image, ImageOps, features
 
 from frcnn_jax.data.problems import CorrectedError, OnProblem, ReportTo
 from frcnn_jax.errors import InputError
+from frcnn_jax.files import decoding, read_bytes
 from frcnn_jax.ops.boxes import as_float
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif", ".heic", ".heif", ".jfif"),
 )
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")  # Pillow's names
+_FORMATS_BY_SUFFIX = {".avif": "AVIF", ".heic": "HEIF", ".heif": "HEIF"}  # opened in files of these names only
 MAX_PIXELS = 100_000_000  # larger images are refused before they are decoded
+SMALL_PIXELS = 40_000_000  # an image of more pixels ...
+IMAGE_GROWTH = 400  # ... may have so many per byte of its file
+MAX_SCANNED = 2_500_000_000  # pixels times scans of a JPEG
+_USUAL_SCANS = 20
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,8 @@ class Record:
     """One image and its ground truth.
 
     Raises:
-        InputError: An array has the wrong shape or type, a coordinate is not finite, or a label is below 1.
+        InputError: An array has the wrong shape or type, a coordinate is not finite, a label is below 1, or the image
+            has no pixels or more than MAX_PIXELS.
     """
 
     image_id: str
@@ -43,6 +51,9 @@ class Record:
 
     def __post_init__(self) -> None:
         where = f"image {self.image_id!r}: "
+        if not 0 < self.height * self.width <= MAX_PIXELS:
+            name = f"{self.load.path}: " if isinstance(self.load, ImageFile) else ""
+            raise InputError(f"{name}{where}{self.width} x {self.height} pixels, expected 1 to {MAX_PIXELS}")
         check_labels(self.labels, check_boxes(self.boxes, f"{where}boxes"), f"{where}labels")
         if self.difficult.shape != self.labels.shape or self.difficult.dtype != bool:
             got = f"{self.difficult.shape} {self.difficult.dtype}"
@@ -118,34 +129,82 @@ def without_difficult(dataset: Dataset) -> Dataset:
 
 
 @contextmanager
-def _opened(path: str | Path, data: bytes | None = None) -> Iterator[Image.Image]:
-    """Open an image; whatever keeps it from being read is an InputError."""
-    if Path(path).suffix.lower() in (".heic", ".heif"):
+def open_image(path: str | Path, data: bytes | None = None) -> Iterator[Image.Image]:
+    """Open an image in one of IMAGE_FORMATS, or AVIF or HEIC if its suffix says so; the only place that does.
+
+    Pillow knows many formats more, some of which start other programs.
+
+    Args:
+        path: The file.
+        data: The content, if already read; `path` is then used only in messages.
+
+    Raises:
+        InputError: The file is missing, damaged or of another format, has more pixels than MAX_PIXELS or than
+            IMAGE_GROWTH allows for the size of the file, or would take too long to decode; or what is done with the
+            image raises.
+    """
+    with decoding(path, "can't be read as an image"):
+        formats = (*IMAGE_FORMATS, *_formats_of(Path(path).suffix.lower()))
+        try:
+            data = read_bytes(path) if data is None else data
+        except FileNotFoundError:
+            if Path(path).is_symlink():
+                raise InputError(f"{path}: a link to {os.readlink(path)}, which does not exist") from None
+            raise InputError(f"{path}: no such image") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=formats)
+        with image:
+            _check_pixels(image, data)
+            yield image
+
+
+def _formats_of(suffix: str) -> tuple[str, ...]:
+    """Return the format that only this suffix opens, if there is one.
+
+    Raises:
+        InputError: Its package is not installed.
+    """
+    found = _FORMATS_BY_SUFFIX.get(suffix)
+    if found == "HEIF":
         try:
             import pillow_heif
         except ImportError:
-            raise InputError(f"{path}: HEIC needs pip install 'frcnn_jax[heif]'; or convert it to JPEG") from None
+            raise InputError("HEIC needs pip install 'frcnn_jax[heif]'; or convert it to JPEG") from None
         pillow_heif.register_heif_opener()
-    if Path(path).suffix.lower() == ".avif" and not features.check("avif"):
-        raise InputError(f"{path}: AVIF needs pip install 'pillow>=11.3'; or convert it to JPEG")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path if data is None else io.BytesIO(data)) as file:
-                if file.width * file.height > MAX_PIXELS:
-                    raise InputError(
-                        f"{path}: {file.width} x {file.height} pixels, expected at most {MAX_PIXELS}; shrink it, with "
-                        "its boxes"
-                    )
-                yield file
-    except FileNotFoundError:
-        if Path(path).is_symlink():
-            raise InputError(f"{path}: a link to {os.readlink(path)}, which does not exist") from None
-        raise InputError(f"{path}: no such image") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: can't be read as an image ({error})") from None
+    if found == "AVIF" and not features.check("avif"):
+        raise InputError("AVIF needs pip install 'pillow>=11.3'; or convert it to JPEG")
+    return (found,) if found else ()
+
+
+def _check_pixels(image: Image.Image, data: bytes) -> None:
+    """Raise InputError if an image has more pixels than its file explains, or takes too long to decode."""
+    pixels, size = image.width * image.height, f"{image.width} x {image.height} pixels"
+    if pixels > MAX_PIXELS:
+        raise InputError(f"{size}, expected at most {MAX_PIXELS}; shrink it, with its boxes")
+    if pixels > max(SMALL_PIXELS, IMAGE_GROWTH * len(data)):
+        raise InputError(f"{size} in {len(data)} bytes, which is not a photograph")
+    if image.format in ("JPEG", "MPO") and (scans := _count_scans(data)) * pixels > MAX_SCANNED:
+        raise InputError(f"{size} in {scans} scans, which take too long to decode")
+
+
+def _count_scans(data: bytes) -> int:
+    """Return the number of scans of a JPEG, each of which goes over all pixels; at least those that are decoded."""
+    if (most := data.count(b"\xff\xda")) <= _USUAL_SCANS:  # some may be in thumbnails, or behind the image
+        return most
+    place, scans = 2, 0
+    while 0 <= (place := data.find(b"\xff", place)) < len(data) - 4:
+        marker = data[place + 1]
+        if marker == 0xD9:  # the end
+            break
+        if marker == 0xFF:  # padding
+            place += 1
+        elif marker in (0, 1) or 0xD0 <= marker <= 0xD8:  # within a scan
+            place += 2
+        else:
+            scans += marker == 0xDA
+            place += 2 + int.from_bytes(data[place + 2 : place + 4])
+    return scans
 
 
 def load_image(
@@ -174,11 +233,11 @@ def load_image(
         InputError: The file is missing, not an image, truncated, over MAX_PIXELS, has 32-bit pixels, or differs from
             `expected_size`.
     """
-    with _opened(path, data) as file:
+    with open_image(path, data) as file:
         if file.mode in ("I", "F"):
-            raise InputError(f"{path}: 32-bit pixels, expected 8 or 16 bits per channel")
-        if file.format in ("GIF", "PNG", "WEBP", "AVIF") and (frames := getattr(file, "n_frames", 1)) > 1:
-            raise InputError(f"{path}: an animation of {frames} images, expected one")
+            raise InputError("32-bit pixels, expected 8 or 16 bits per channel")
+        if file.format in ("GIF", "PNG", "WEBP", "AVIF") and getattr(file, "is_animated", False):
+            raise InputError("an animation, expected one image")
         turned = ImageOps.exif_transpose(file) if _is_turned(file, expected_size, exif) else file
         if turned.mode.startswith("I;16"):
             image = np.repeat((np.asarray(turned) >> 8).astype(np.uint8)[..., None], 3, axis=2)
@@ -228,7 +287,7 @@ class ImageFile:
         Raises:
             InputError: The file can't be read.
         """
-        with _opened(self.path) as file:
+        with open_image(self.path) as file:
             stored, upright = _sizes(file)
             return _orientation(file) > 1 and not (stored != upright and self.size in (stored, upright))
 
@@ -239,7 +298,7 @@ def read_image_size(path: str | Path, *, exif: str = "apply") -> tuple[int, int]
     Raises:
         InputError: The file can't be read.
     """
-    with _opened(path) as file:
+    with open_image(path) as file:
         stored, upright = _sizes(file)
         return upright if exif == "apply" else stored
 
@@ -280,8 +339,8 @@ def image_path(folder: Path, name: str) -> Path:
         raise InputError(f"{folder}: the image {name!r} lies outside this folder")
     try:
         found = path.is_file()
-    except OSError as error:  # a name too long, a folder without permission
-        raise InputError(f"{path}: can't be read ({error.strerror})") from None
+    except (OSError, ValueError) as error:  # a name too long or with a NUL, a folder without permission
+        raise InputError(f"{path}: can't be read ({getattr(error, 'strerror', None) or error})") from None
     if not found:
         raise InputError(f"{path}: no such image")
     return path
@@ -302,7 +361,7 @@ def true_size(
     Raises:
         InputError: The file can't be read.
     """
-    with _opened(image) as file:
+    with open_image(image) as file:
         stored, upright = _sizes(file)
     if annotated in (stored, upright):
         return annotated  # type: ignore[return-value]

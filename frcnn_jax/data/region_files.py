@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from frcnn_jax.errors import InputError
-from frcnn_jax.files import read_json, read_npz
+from frcnn_jax.files import decoding, read_json, read_npz
 
 
 def read_regions(path: str | Path, images: Sequence[Path]) -> list[np.ndarray]:
@@ -58,12 +58,8 @@ def _read_file(path: Path) -> Any:
         return read_json(path, names_differ=True)
     if path.suffix != ".npz":
         raise InputError(f"{path}: expected a .json or .npz file of boxes")
-    try:
+    with decoding(path, "not a readable .npz file of boxes"):
         return read_npz(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable .npz file of boxes ({error})") from None
 
 
 def _coco_boxes(content: Any, path: Path) -> dict[str, list[list[float]]]:

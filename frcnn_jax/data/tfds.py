@@ -3,7 +3,6 @@
 Its boxes are (ymin, xmin, ymax, xmax): VOC's 1-based values as fractions of the annotated size.
 """
 
-import io
 import os
 import re
 import tarfile
@@ -14,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from frcnn_jax.data.problems import OnProblem, ReportTo, stop
-from frcnn_jax.data.records import Dataset, Record, collect_records, load_image, make_record
+from frcnn_jax.data.records import Dataset, Record, collect_records, load_image, make_record, open_image
 from frcnn_jax.data.voc import read_voc, voc_box
 from frcnn_jax.errors import InputError
 
@@ -76,7 +74,7 @@ def _read_image(
     index: int, example: Mapping[str, Any], names: Sequence[str], examples: Any, source: Path, on_problem: OnProblem
 ) -> Record:
     file_name = example["image/filename"].decode()
-    with Image.open(io.BytesIO(example["image"])) as image:
+    with open_image(f"{source}/{file_name}", example["image"]) as image:
         width, height = image.size
     objects = []
     columns = (example["objects"][field] for field in ("bbox", "label", "is_difficult"))

@@ -7,7 +7,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from defusedxml import DefusedXmlException, ElementTree
+from defusedxml import ElementTree
 
 from frcnn_jax.data.listing import Files, Pairs, check_is_folder, describe_files, image_ids, pair_images
 from frcnn_jax.data.problems import CorrectedError, OnProblem, ReportTo, stop
@@ -24,6 +24,7 @@ from frcnn_jax.data.records import (
     true_size,
 )
 from frcnn_jax.errors import InputError
+from frcnn_jax.files import read_bytes
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -173,7 +174,7 @@ def parse_xml(path: Path) -> Any:
         InputError: It is missing, unreadable or not XML, or declares entities.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
         try:
             return ElementTree.fromstring(data)
         except (ElementTree.ParseError, ValueError, LookupError):
@@ -182,9 +183,11 @@ def parse_xml(path: Path) -> Any:
             return ElementTree.fromstring(text)
     except FileNotFoundError:
         raise InputError(f"{path}: no such annotation") from None
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror})") from None
-    except (ElementTree.ParseError, DefusedXmlException, ValueError, LookupError) as error:
+    except Exception as error:  # of many kinds, such as an encoding that is none
         raise InputError(f"{path}: {error}") from None
 
 

@@ -15,6 +15,7 @@ from frcnn_jax.data.coco import Id, coco_id, id_order, is_crowd, outer_box
 from frcnn_jax.data.records import Dataset
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.metrics import ClassDetections
+from frcnn_jax.files import decoding
 
 COCO_METRICS = (
     "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium",
@@ -67,7 +68,7 @@ def coco_results(
 def _checked(
     kind: str, entries: Sequence[dict[str, Any]], images: Mapping[Id, int], categories: Mapping[Id, int]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the checked entries with the fields that pycocotools needs; only a "result" has a score.
+    """Yield the checked entries with the fields that pycocotools needs and no other; only a "result" has a score.
 
     Entries are numbered from 1, as pycocotools takes the number 0 for no match. A result has its whole box as area.
     """
@@ -79,29 +80,30 @@ def _checked(
             x, y, width, height = bbox = [float(side) for side in box]
             score = float(entry["score"]) if kind == "result" else 0.0
             image, category = coco_id(entry["image_id"]), coco_id(entry["category_id"])
-            own_area = float(entry.get("area") or 0) if kind == "annotation" else 0
+            own_area = float(entry.get("area") or 0) if kind == "annotation" else 0.0
         except (TypeError, KeyError, ValueError, OverflowError, AttributeError) as error:
             fields = "image_id, category_id, bbox" + (" and score" if kind == "result" else "")
-            raise InputError(f"{kind} {i}: expected {fields} ({error!r})") from None
+            raise InputError(f"{kind} {i}: expected {fields} ({error!r:.80})") from None
         if image not in images or category not in categories:
             raise InputError(f"{kind} {i}: unknown image {entry['image_id']!r} or category {entry['category_id']!r}")
         if not np.isfinite([x, y, width, height, score, own_area]).all():
-            raise InputError(f"{kind} {i}: bbox {entry.get('bbox')} or score {entry.get('score')} is not finite")
+            more = f"score {entry['score']}" if kind == "result" else f"area {entry.get('area')}"
+            raise InputError(f"{kind} {i}: bbox {entry.get('bbox')} or {more} is not finite")
         found = {"id": i + 1, "image_id": images[image], "category_id": categories[category], "bbox": bbox}
         found |= {"area": own_area if own_area > 0 else width * height, "score": score}
         yield {**found, "iscrowd": int(kind == "annotation" and is_crowd(entry.get("iscrowd")))}
 
 
-def _ranks(kind: str, ids: Sequence[Any]) -> dict[Id, int]:
+def _ranks(kind: str, entries: Sequence[dict[str, Any]]) -> dict[Id, int]:
     """Number the ids of images or categories from 1 in their order, by which pycocotools breaks ties."""
-    normal = sorted(map(coco_id, ids), key=id_order)
+    normal = sorted((coco_id(entry["id"]) for entry in entries), key=id_order)
     if twice := [own for own, following in pairwise(normal) if own == following]:
         raise InputError(f"{kind} {twice[0]!r} is listed twice")
     return {own: i for i, own in enumerate(normal, 1)}
 
 
 def coco_metrics(
-    truth: dict[str, Any], results: Sequence[dict[str, Any]]
+    truth: dict[str, Any], results: Sequence[dict[str, Any]], *, truth_name: str = "", results_name: str = ""
 ) -> tuple[dict[str, float | None], dict[str, float | None]]:
     """Compute the COCO metrics of a result file with pycocotools.
 
@@ -114,6 +116,7 @@ def coco_metrics(
     Args:
         truth: The content of an instances file.
         results: The content of a result file.
+        truth_name, results_name: Names of the two files, for messages.
 
     Returns:
         The twelve COCO_METRICS, in [0, 1], and AP at IoU 0.5 by category name; None for a value without any object.
@@ -126,17 +129,15 @@ def coco_metrics(
         from pycocotools.cocoeval import COCOeval
     except ImportError:
         raise InputError("COCO metrics need the package pycocotools: pip install 'frcnn_jax[coco]'") from None
-    try:
-        images = _ranks("image", [image["id"] for image in truth["images"]])
-        categories = _ranks("category", [category["id"] for category in truth["categories"]])
-        names = {categories[coco_id(category["id"])]: str(category["name"]) for category in truth["categories"]}
-        annotations = truth["annotations"]
-    except (TypeError, KeyError) as error:
-        raise InputError(f"not a COCO instances file ({error!r})") from None
-    ranked = {"images": [{"id": i} for i in images.values()], "categories": [{"id": i} for i in names]}
     objects, found = COCO(), COCO()
-    objects.dataset = {**ranked, "annotations": list(_checked("annotation", annotations, images, categories))}
-    found.dataset = {**ranked, "annotations": list(_checked("result", results, images, categories))}
+    with decoding(truth_name or "ground truth", "not a COCO instances file"):
+        images, categories = _ranks("image", truth["images"]), _ranks("category", truth["categories"])
+        names = {categories[coco_id(category["id"])]: str(category["name"]) for category in truth["categories"]}
+        annotations = list(_checked("annotation", truth["annotations"], images, categories))
+    with decoding(results_name or "results", "not a COCO result file"):
+        detections = list(_checked("result", results, images, categories))
+    ranked = {"images": [{"id": i} for i in images.values()], "categories": [{"id": i} for i in names]}
+    objects.dataset, found.dataset = {**ranked, "annotations": annotations}, {**ranked, "annotations": detections}
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         objects.createIndex()
         found.createIndex()

@@ -10,7 +10,7 @@ import numpy as np
 from frcnn_jax.data.records import Dataset
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.metrics import ClassDetections
-from frcnn_jax.files import write_text
+from frcnn_jax.files import read_bytes, write_text
 
 
 def _result_file(folder: Path, split: str, class_name: str) -> Path:
@@ -92,7 +92,8 @@ def read_comp4(folder: Path, dataset: Dataset, *, year: int, split: str) -> list
     for path in missing:
         print(f"{path}: no such result file; the class has no detections", file=sys.stderr)
     for path in paths:
-        text = "" if path in missing else path.read_text("utf-8-sig", "surrogateescape")  # as in `write_text`
+        content = b"" if path in missing else read_bytes(path)
+        text = content.decode("utf-8-sig", "surrogateescape")  # as in `write_text`
         image, numbers = [], []
         for number, line in enumerate(text.splitlines(), 1):
             if not line.strip():

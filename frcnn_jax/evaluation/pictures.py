@@ -95,12 +95,14 @@ def plot_losses(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     """Plot the losses over the training steps.
 
     Args:
-        rows: Rows of metrics.jsonl with "step", "loss", "loss_cls" and "loss_box".
+        rows: Rows of metrics.jsonl; those without "loss", "loss_cls" or "loss_box" are left out.
         path: Output file; for its suffix see `check_plot`.
     """
     figure, (axes,) = _plot(7, ("Training loss", "step", "loss"))
+    names = ("loss", "loss_cls", "loss_box")
+    rows = [row for row in rows if all(row.get(name) is not None for name in names)]
     steps = [row["step"] for row in rows]
-    for name in ("loss", "loss_cls", "loss_box"):
+    for name in names:
         axes.plot(steps, [row[name] for row in rows], label=name, linewidth=1)
     axes.set_ylim(bottom=0)
     axes.legend()

@@ -8,8 +8,10 @@ Nothing in a file is executed: .npz is read without pickle, .pth by an unpickler
 that knows arrays only.
 """
 
+import functools
 import io
 import json
+import math
 import pickle
 import zipfile
 from collections import OrderedDict, defaultdict
@@ -23,11 +25,11 @@ from typing import Any
 import numpy as np
 
 from frcnn_jax.errors import InputError
-from frcnn_jax.files import read_npz, write_atomic
+from frcnn_jax.files import check_growth, decoding, open_zip, read_bytes, read_npz, write_atomic
 from frcnn_jax.models.foreign_names import from_foreign, from_keras_vgg
 from frcnn_jax.models.pixels import PixelNorm
 from frcnn_jax.models.weights import Arrays, Weights, to_canonical
-from frcnn_jax.pickles import NumberArray, load_numbers
+from frcnn_jax.pickles import NumberArray, check_pickle, load_numbers
 
 _TORCH_VGG16 = "import torch, torchvision as t; torch.save(t.models.vgg16(weights='DEFAULT').state_dict(), 'vgg16.pth')"
 WHERE = {  # sources of ImageNet weights by network
@@ -74,13 +76,12 @@ def read_weights(path: str | Path) -> Weights:
         raise InputError(f"{path}: weights are read from {', '.join(_READERS)} files")
     if not path.is_file():
         raise InputError(f"{path}: no such weights file")
-    try:
-        return from_foreign(_READERS[path.suffix](path))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except Exception as error:  # damaged files raise errors of many kinds
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: not a readable {path.suffix} file of plain arrays ({reason})") from None
+    with decoding(path, f"not a readable {path.suffix} file of plain arrays"):
+        weights = from_foreign(_READERS[path.suffix](path))
+        for name, array in weights.items():
+            if not isinstance(name, str) or array.dtype.kind not in "fiu":
+                raise InputError(f"expected arrays of numbers by name, {name!r} is of type {array.dtype}")
+    return weights
 
 
 def write_weights(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -188,7 +189,7 @@ def _read_caffemodel(path: Path) -> Arrays:
 
     Files of trained Fast R-CNNs hold cls_score and bbox_pred, the latter for unnormalised targets.
     """
-    net = _fields(memoryview(path.read_bytes()))
+    net = _fields(memoryview(read_bytes(path)))
     arrays: Arrays = {}
     # V1LayerParameters (field 2) and LayerParameters (100), with the fields of their name and blobs
     for field, name_field, blobs_field in ((2, 4, 6), (100, 1, 7)):
@@ -242,6 +243,8 @@ class _TensorUnpickler(pickle.Unpickler):
         reach = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if offset < 0 or min(stride, default=0) < 0 or (0 not in size and reach >= len(storage)):
             raise InputError("a tensor reaches beyond its storage")
+        if math.prod(size) > len(storage):  # with strides of 0, without end
+            raise InputError("a tensor is larger than its storage")
         strides = [step * storage.itemsize for step in stride]
         return np.lib.stride_tricks.as_strided(storage[offset:], size, strides)
 
@@ -252,7 +255,7 @@ _NESTED = ("state_dict", "model_state_dict", "model", "module")  # entries of ch
 def _read_pth(path: Path) -> Arrays:
     if zipfile.is_zipfile(path):
         state = _load_zip(path)
-    elif (content := path.read_bytes()).startswith(_OLD_START):
+    elif (content := read_bytes(path)).startswith(_OLD_START):
         state = _load_old(content)
     else:
         raise InputError("not a .pth file, or truncated")
@@ -260,18 +263,26 @@ def _read_pth(path: Path) -> Arrays:
         state = inner[0]
     if not isinstance(state, dict) or not all(isinstance(array, np.ndarray) for array in state.values()):
         raise InputError("expected a state dict of tensors")
+    check_growth(sum(array.nbytes for array in state.values()), path.stat().st_size)  # may share a storage
     return {name: array.copy() for name, array in state.items()}
 
 
 def _load_zip(path: Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
+    with open_zip(path, ".pth") as archive:
         (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
         folder = pickled.removesuffix("data.pkl")
 
+        @functools.cache  # tensors may share a storage
         def storage(key: str, dtype: Any, _: int) -> np.ndarray:
             return np.frombuffer(archive.read(f"{folder}data/{key}"), dtype)
 
-        return _TensorUnpickler(io.BytesIO(archive.read(pickled)), storage).load()
+        return _unpickle(io.BytesIO(archive.read(pickled)), storage)
+
+
+def _unpickle(file: io.BytesIO, storage: Callable[[str, Any, int], np.ndarray]) -> Any:
+    """Return the content of the pickle at the place of a file, and leave the place behind it."""
+    check_pickle(file)
+    return _TensorUnpickler(file, storage).load()
 
 
 _OLD_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2) + pickle.dumps(1001, protocol=2)
@@ -291,7 +302,7 @@ def _load_old(content: bytes) -> Any:
             raise InputError("truncated")
         return storages.setdefault(key, np.zeros(size, dtype))
 
-    _, state, keys = (_TensorUnpickler(file, storage).load() for _ in range(3))
+    _, state, keys = (_unpickle(file, storage) for _ in range(3))
     for key in keys:
         size, values = int.from_bytes(file.read(8), "little"), file.read(storages[key].nbytes)
         if size != len(storages[key]) or len(values) < storages[key].nbytes:
@@ -306,18 +317,35 @@ def _load_old(content: bytes) -> Any:
 
 
 def _read_h5(path: Path) -> Arrays:
-    """Read a network of Keras, in Flax's layouts."""
+    """Read a network of Keras, in Flax's layouts.
+
+    HDF5 may refer to other files, and store no part of an array, which then reads as zeros.
+    """
     arrays: Arrays = {}
+    total, stored = 0, path.stat().st_size
 
     def collect(name: str, item: Any) -> None:
+        nonlocal total
         if hasattr(item, "shape"):
+            if item.external or item.is_virtual:
+                raise InputError(f"{name} lies in another file, which is not read")
+            if item.dtype.kind not in "fiu":
+                raise InputError(f"{name} is of type {item.dtype}, expected numbers")
+            if item.nbytes and not item.id.get_storage_size():
+                raise InputError(f"{name} has no values")
+            total += item.nbytes
+            check_growth(total, stored)
             layer, kind = name.split("/")[0], name.split("/")[-1].partition(":")[0]
             if kind not in _KERAS_NORM:
                 kind = "bias" if item.ndim == 1 else "weight"
             arrays[f"{layer}.{kind}"] = item[()]
 
-    with _package("h5py").File(path, "r") as file:
-        file.get("model_weights", file).visititems(collect)
+    h5py = _package("h5py")
+    with h5py.File(path, "r") as file:
+        inner = file.get("model_weights", getlink=True)
+        if inner and not isinstance(inner, h5py.HardLink):
+            raise InputError("model_weights is a link, which is not followed")
+        (file["model_weights"] if inner else file).visititems(collect)
     pooled = {"fc1.weight": (7, 7, 512)}
     arrays = {name: to_canonical(array, pooled.get(name)) for name, array in arrays.items()}
     return arrays if "conv1_conv.weight" in arrays else from_keras_vgg(arrays)
@@ -328,7 +356,7 @@ _KERAS_NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 
 def _read_pkl(path: Path) -> Arrays:
     """Read a checkpoint of Detectron2: a dict of arrays, in "model" or "blobs" of another."""
-    content = load_numbers(path.read_bytes())
+    content = load_numbers(read_bytes(path))
     for name in ("model", "blobs"):
         content = content[name] if isinstance(content, dict) and isinstance(content.get(name), dict) else content
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):

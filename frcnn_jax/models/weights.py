@@ -88,8 +88,9 @@ def adapt_pixels(arrays: Mapping[str, np.ndarray], layer: str, source: PixelNorm
         target: The one that it is to expect.
     """
     names = f"{layer}.weight", f"{layer}.bias"
-    if source == target or not set(names) <= set(arrays):
-        return dict(arrays)  # `merge_weights` reports missing ones
+    shapes = [np.shape(arrays.get(name, 0)) for name in names]
+    if source == target or len(shapes[0]) != 4 or shapes[0][1] != 3 or shapes[1] != shapes[0][:1]:
+        return dict(arrays)  # `merge_weights` reports missing ones, and other shapes
     turn = slice(None, None, 1 if source.order == target.order else -1)  # the source's channels in the target's order
     mean, std = (np.asarray(values)[turn] for values in (source.mean, source.std))
     weight = arrays[names[0]][:, turn].astype(np.float64)

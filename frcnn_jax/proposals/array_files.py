@@ -3,11 +3,13 @@
 A text file may say its format in a first line, `# boxes: FORMAT`; other files are read as the format that is asked for.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
 
 from frcnn_jax.errors import InputError
+from frcnn_jax.files import read_array, read_bytes
 from frcnn_jax.proposals.entries import BOX_FORMATS, Content, Entry, Options, split_scores
 
 _HEADING = "# boxes:"
@@ -15,7 +17,7 @@ _HEADING = "# boxes:"
 
 def read_text(path: Path, options: Options) -> Content:
     """Read the boxes of one image from a text file: a box per line, numbers separated by blanks or commas."""
-    lines = path.read_text("utf-8-sig").splitlines()
+    lines = read_bytes(path).decode("utf-8-sig").splitlines()
     said = lines[0].removeprefix(_HEADING).strip() if lines and lines[0].startswith(_HEADING) else None
     if said is not None and said not in BOX_FORMATS:
         raise InputError(f"its boxes are {said!r}, expected one of {', '.join(BOX_FORMATS)}")
@@ -35,10 +37,8 @@ def read_text(path: Path, options: Options) -> Content:
 
 def read_npy(path: Path, options: Options) -> Content:
     """Read the boxes of one image from a .npy file."""
-    try:
-        array = np.array(np.lib.format.open_memmap(path, mode="r"))  # mapped first: checks the size, refuses objects
-    except ValueError:
-        raise InputError("cut short, not a .npy, or an array of Python objects") from None
+    data = read_bytes(path)
+    array = read_array(io.BytesIO(data), len(data))
     return _one_image(path, ".npy files", array, None, options)
 
 

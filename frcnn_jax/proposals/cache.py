@@ -17,6 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -25,7 +26,7 @@ from frcnn_jax.data.problems import OnProblem, ReportTo, stop
 from frcnn_jax.data.records import ImageFile
 from frcnn_jax.data.workers import process_pool
 from frcnn_jax.errors import InputError
-from frcnn_jax.files import write_atomic
+from frcnn_jax.files import read_bytes, write_atomic
 from frcnn_jax.proposals.search import STANDARD, image_digest, opencv
 
 Search = Callable[[np.ndarray], np.ndarray]  # image -> boxes; its str() tells all options; picklable
@@ -42,10 +43,12 @@ class SearchedProposals(Mapping[str, np.ndarray]):
         self._images, self._digests, self._search, self._folder = images, digests, search, folder
 
     def __getitem__(self, image_id: str) -> np.ndarray:
-        boxes = _read(path := _entry(self._folder, self._digests[image_id]))
+        load = self._images[image_id]
+        size = load.size if isinstance(load, ImageFile) else None  # others are searched, or checked, in each process
+        boxes = _read(path := _entry(self._folder, self._digests[image_id]), self._search, size)
         if boxes is None:
             print(f"{path}: missing or damaged; searching image {image_id!r} again", file=sys.stderr)
-            boxes = _search(self._images[image_id](), self._search, path)
+            boxes = _search(load(), self._search, path)
         return boxes
 
     def __iter__(self) -> Iterator[str]:
@@ -115,7 +118,7 @@ def _search_one(load: Load, search: Search, folder: Path) -> tuple[bytes, tuple[
     if max(image.shape[:2]) > np.iinfo(np.uint16).max:
         raise InputError(f"proposals are stored as uint16: an image of {image.shape[:2]} pixels is too large")
     digest = image_digest(image)
-    if _read(path := _entry(folder, digest)) is None:
+    if _read(path := _entry(folder, digest), search, image.shape[:2]) is None:
         if path.exists():
             print(f"{path}: damaged; searching again", file=sys.stderr)
         _search(image, search, path)
@@ -123,7 +126,8 @@ def _search_one(load: Load, search: Search, folder: Path) -> tuple[bytes, tuple[
 
 
 def _search(image: np.ndarray, search: Search, path: Path) -> np.ndarray:
-    boxes = search(image)
+    height, width = image.shape[:2]
+    boxes = np.clip(search(image), 0, [width - 1, height - 1] * 2)
     data = boxes.astype("<u2").tobytes()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, lambda file: file.write(_checksum(data) + data))
@@ -138,16 +142,26 @@ def _checksum(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=_CHECKSUM).digest()
 
 
-def _read(path: Path) -> np.ndarray | None:
-    """Return the boxes of an entry, None if it is missing or is not what `_search` wrote."""
+def _read(path: Path, search: Search, size: tuple[int, int] | None) -> np.ndarray | None:
+    """Return the boxes of an entry, None if it is missing or is not what `_search` writes for an image.
+
+    Args:
+        path: The entry.
+        search: The search, of whose boxes there are at most its `max_boxes`, if it has these.
+        size: Height and width of the image, if they are known.
+    """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except FileNotFoundError:
         return None
     checksum, data = content[:_CHECKSUM], content[_CHECKSUM:]
     if len(data) % 8 or checksum != _checksum(data):
         return None
-    return np.frombuffer(data, "<u2").reshape(-1, 4).astype(np.float32)
+    boxes = np.frombuffer(data, "<u2").reshape(-1, 4).astype(np.float32)
+    height, width = size or (np.inf, np.inf)
+    ordered = (boxes[:, :2] <= boxes[:, 2:]).all() and (boxes[:, 2:] < [width, height]).all()
+    most = getattr(search, "max_boxes", None)
+    return boxes if ordered and not (isinstance(most, int) and len(boxes) > most) else None
 
 
 def stamp(file: ImageFile) -> tuple[int, int] | None:
@@ -192,8 +206,17 @@ def _parse_line(line: bytes) -> tuple[tuple, tuple[bytes, tuple[int, int]]] | No
     checksum, _, text = line.partition(b" ")
     if checksum != b"%08x" % zlib.crc32(text):
         return None
-    digest, size, changed, *key = json.loads(text)
-    return tuple(key), (bytes.fromhex(digest), (size, changed))
+    try:
+        digest, size, changed, *key = json.loads(text)
+        return (*map(_plain, key),), (bytes.fromhex(digest), (size, changed))
+    except (ValueError, TypeError, RecursionError):
+        return None
+
+
+def _plain(value: Any) -> str | int:
+    if not isinstance(value, str | int):
+        raise TypeError
+    return value
 
 
 def _report_other_searches(folder: Path) -> None:

@@ -25,8 +25,8 @@ import numpy as np
 
 from frcnn_jax.data.problems import OnProblem, ReportTo, stop
 from frcnn_jax.errors import InputError
+from frcnn_jax.files import decoding, read_bytes, read_npz
 from frcnn_jax.files import read_json as read_json_content
-from frcnn_jax.files import read_npz
 from frcnn_jax.ops import boxes as box_ops
 from frcnn_jax.proposals.array_files import read_npy, read_text
 from frcnn_jax.proposals.entries import BOX_FORMATS, Content, Entry, Options
@@ -214,12 +214,12 @@ def _read_part(files: Iterable[Path], options: Options, on_malformed: OnProblem)
 
 
 def _read_file(path: Path, options: Options) -> tuple[Content, list[Entry]]:
-    try:
-        content = _READERS[path.suffix](path, options)
-        return content, [Entry(*entry) for entry in content.entries]
-    except Exception as error:  # malformed files raise errors of many kinds
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: not a readable {path.suffix} file of proposals ({reason})") from None
+    with decoding(path, expected := f"not a readable {path.suffix} file of proposals"):
+        try:
+            content = _READERS[path.suffix](path, options)
+            return content, [Entry(*entry) for entry in content.entries]
+        except InputError as error:
+            raise InputError(f"{path}: {expected} ({error})") from None
 
 
 def _read_ids(path: Path) -> list[tuple[str, str]]:
@@ -230,10 +230,8 @@ def _read_ids(path: Path) -> list[tuple[str, str]]:
             return [(str(image["id"]), str(image.get("file_name", ""))) for image in images]
         except (AttributeError, KeyError, TypeError):
             raise InputError(f"{path}: expected a COCO annotation file, with an id for each of images") from None
-    try:
-        return [(line.strip(), "") for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable text file of image ids ({error})") from None
+    with decoding(path, "not a readable text file of image ids"):
+        return [(line.strip(), "") for line in read_bytes(path).decode("utf-8-sig").splitlines() if line.strip()]
 
 
 def _match(

@@ -16,6 +16,7 @@ its image in one of the fields IMAGE_FIELDS or in `image_id`.
 """
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ import numpy as np
 
 from frcnn_jax.data.rle import rle_box
 from frcnn_jax.errors import InputError
+from frcnn_jax.files import read_bytes
 from frcnn_jax.proposals.entries import Content, Entry, Options, best_first, to_inclusive
 
 IMAGE_FIELDS = ("file_name", "filename", "image_name", "image_path", "image")
@@ -37,7 +39,7 @@ _EXPECTED = (
 
 def read_json(path: Path, _: Options) -> Content:
     """Read a JSON file of one of the kinds in this module; malformed files raise errors of many kinds."""
-    content = json.loads(path.read_bytes())
+    content = json.loads(read_bytes(path))
     if isinstance(content, dict) and isinstance(content.get("image"), dict):
         image = content["image"]
         file_name = image.get("file_name", "")
@@ -61,7 +63,7 @@ def read_json(path: Path, _: Options) -> Content:
 
 def read_csv(path: Path, _: Options) -> Content:
     """Read the file of supervision's CSVSink; malformed files raise errors of many kinds."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    with io.StringIO(read_bytes(path).decode("utf-8-sig"), newline="") as file:
         reader = csv.DictReader(file, strict=True)
         if not set(_SIDES) <= set(reader.fieldnames or ()):
             raise InputError(f"expected columns {', '.join(_SIDES)} of supervision, got {reader.fieldnames}")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from frcnn_jax.errors import InputError
+from frcnn_jax.files import read_bytes
 from frcnn_jax.pickles import NumberArray, load_numbers
 from frcnn_jax.proposals.entries import Content, Entry, Options, best_first, split_scores, to_inclusive
 
@@ -36,7 +37,7 @@ _KNOWN = {
 
 def read_pickle(path: Path, options: Options) -> Content:
     """Read a pickle of one of the kinds in this module; malformed files raise errors of many kinds."""
-    data = path.read_bytes()
+    data = read_bytes(path)
     content = load_numbers(data, _KNOWN)
     if isinstance(content, list):
         return Content("mmdetection 2 list", _bounded(_listed(content, options), len(data)), ("ids",))

@@ -6,6 +6,7 @@ the same bytes in any worker and any run.
 
 import ctypes
 import hashlib
+import math
 import threading
 from dataclasses import dataclass
 from importlib import metadata
@@ -120,15 +121,18 @@ class SelectiveSearch:
 STANDARD = SelectiveSearch()
 
 
+MAX_SEARCHED = 16_000_000  # pixels; a search takes about 70 bytes for each, and hours for more
+
+
 def shrink(image: np.ndarray, size: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return an image shrunk to a longer side of at most `size`, and the factors (x, y) back.
+    """Return an image shrunk to a longer side of `size` and to MAX_SEARCHED pixels, and the factors (x, y) back.
 
     Raises:
         InputError: The image has the wrong shape or type.
     """
     image = check_image(image)
     height, width = image.shape[:2]
-    factor = min(size / max(height, width), 1) if size else 1
+    factor = min(size / max(height, width) if size else 1, math.sqrt(MAX_SEARCHED / (height * width)), 1)
     if factor == 1:
         return image, np.ones(2)
     rows, columns = (max(round(side * factor), 1) for side in (height, width))
@@ -153,7 +157,8 @@ def selective_search(
         mode: "standard"; "fast", half its time for fewer objects found; "paper", OpenCV's fast mode at full size, the
             paper's; or "quality", more boxes, several times slower.
         size: Longer side, in pixels, to which larger images are shrunk for the search; their boxes are scaled back.
-            None for the mode's: 350 for "standard", 300 for "fast", no limit for "paper" and "quality".
+            None for the mode's: 350 for "standard", 300 for "fast", no limit for "paper" and "quality" but MAX_SEARCHED
+            pixels, which holds for every size.
         max_boxes: Maximum number of boxes; the best ranked are kept.
 
     Returns:

@@ -22,7 +22,7 @@ from frcnn_jax.data.batches import Sizes, prefetch, prepare_image
 from frcnn_jax.data.records import Record
 from frcnn_jax.data.splits import content_digest
 from frcnn_jax.errors import InputError
-from frcnn_jax.files import write_atomic
+from frcnn_jax.files import read_array, write_atomic
 from frcnn_jax.models.fast_rcnn import FastRCNN
 
 
@@ -51,8 +51,12 @@ class FeatureMaps:
         """
         path = self.path(record, mirrored, size)
         try:
-            return np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+            with open(path, "rb") as file:
+                found = read_array(file, path.stat().st_size)
+            if found.ndim != 3 or found.dtype != np.float16:
+                raise ValueError
+            return found
+        except (OSError, ValueError):
             raise InputError(f"{path}: a feature map is missing or damaged; delete it and start again") from None
 
 

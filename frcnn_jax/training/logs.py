@@ -64,9 +64,10 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.is_file() else (), 1):
         try:
             row = json.loads(line)
-            if not isinstance(row["step"], int):
-                raise TypeError
-        except (ValueError, TypeError, KeyError):
+            if type(row["step"]) is not int or not 0 <= row["step"] < 2**63:
+                raise ValueError
+            {name: float(value) for name, value in row.items() if value is not None}
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             raise InputError(f"{path}: line {number} is not a row of metrics: {line[:40]!r}; remove it") from None
         rows.append(row)
     return rows

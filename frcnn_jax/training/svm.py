@@ -140,8 +140,11 @@ class HardNegativeSVMs:
             classes = range(len(arrays["biases"]))
             svms = cls([arrays.pop(f"positives_{k}") for k in classes], seed=seed)
             svms.negatives = [arrays.pop(f"negatives_{k}") for k in classes]
-            svms.added, svms.weights, svms.biases = (arrays.pop(name) for name in ("added", "weights", "biases"))
-        except (OSError, ValueError, KeyError) as error:
+            for name in ("added", "weights", "biases"):
+                if arrays[name].shape != getattr(svms, name).shape:
+                    raise ValueError(f"{name} is {arrays[name].shape}")
+                setattr(svms, name, arrays.pop(name))
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise InputError(f"{path}: not a state of SVM training ({error}); remove it to start over") from None
         return svms, arrays
 
