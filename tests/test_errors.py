@@ -116,3 +116,8 @@ print(*modules)
     run = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "frcnn_jax.training.checkpoint" in run.stdout.split()
+
+
+def test_a_message_is_one_line_and_not_endless():
+    assert str(InputError("a\n.jpg\r: no such image")) == "a\\n.jpg\\r: no such image"
+    assert len(str(InputError("x" * 10**6))) < 4000

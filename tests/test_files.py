@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import stat
@@ -6,8 +7,9 @@ import zipfile
 import numpy as np
 import pytest
 
+from frcnn_jax import files
 from frcnn_jax.errors import InputError
-from frcnn_jax.files import check_file, check_folder, read_npz, write_atomic, write_json, write_text
+from frcnn_jax.files import check_file, check_folder, read_json, read_npz, write_atomic, write_json, write_text
 
 
 def broken(file):
@@ -92,3 +94,67 @@ def test_outputs_are_checked_before_the_work(tmp_path):
     with pytest.raises(InputError, match=r"a: expected a folder, .*file is a file"):
         check_folder(tmp_path / "file" / "a")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def write_zip(path, method=zipfile.ZIP_DEFLATED, **members):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+    return path
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_npz_compressed_by_what_has_no_bound(method, tmp_path):
+    with pytest.raises(ValueError, match="another way than deflate"):
+        read_npz(write_zip(tmp_path / "a.npz", method, a=npy(np.ones(3))))
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def test_the_content_of_an_npz_is_bounded_by_its_size(tmp_path, monkeypatch):
+    path = write_zip(tmp_path / "a.npz", a=npy(np.zeros(10_000)))
+    assert read_npz(path)["a"].shape == (10_000,)
+    monkeypatch.setattr(files, "SMALL", 1000)
+    with pytest.raises(ValueError, match="its content would take 0 MB, more than 100 times"):
+        read_npz(path)
+    assert read_npz(write_zip(path, zipfile.ZIP_STORED, a=npy(np.zeros(10_000))))["a"].shape == (10_000,)
+
+
+ONES = npy(np.ones(3))
+
+
+@pytest.mark.parametrize("content", [b"", b"text", ONES[:-1], ONES + b"1", ONES.replace(b"(3,)", b"((((")])
+def test_members_that_are_no_arrays(content, tmp_path):
+    with pytest.raises(ValueError, match=r"not a \.npy array|of another size"):
+        read_npz(write_zip(tmp_path / "a.npz", a=content))
+
+
+def test_arrays_can_be_changed_and_keep_their_order(tmp_path):
+    np.savez(tmp_path / "a.npz", a=np.asfortranarray(np.arange(6.0).reshape(2, 3)), b=np.array(1))
+    arrays = read_npz(tmp_path / "a.npz")
+    arrays["a"] += 1
+    assert arrays["a"].tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert arrays["b"] == 1
+
+
+def test_neither_a_pipe_nor_a_device_is_read(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    (tmp_path / "b.json").symlink_to("/dev/zero")
+    for name in ("a.json", "b.json"):
+        with pytest.raises(InputError, match=rf"{name}: not a regular file"):
+            read_json(tmp_path / name)
+
+
+def test_any_exception_of_a_decoder_is_one_line_with_the_name():
+    for error, text in ((KeyError("x"), "a.x: damaged ('x')"), (RecursionError(), "a.x: damaged (RecursionError)")):
+        with pytest.raises(InputError) as raised, files.decoding("a.x", "damaged"):
+            raise error
+        assert str(raised.value) == text
+    with pytest.raises(InputError, match=r"^a\.x: no such file$"), files.decoding("a.x", "damaged"):
+        raise FileNotFoundError
+    with pytest.raises(InputError, match=r"^a\.x: why$"), files.decoding("a.x", "damaged"):
+        raise InputError("why")

@@ -127,7 +127,7 @@ def _search_one(load: Load, search: Search, folder: Path) -> tuple[bytes, tuple[
 
 def _search(image: np.ndarray, search: Search, path: Path) -> np.ndarray:
     height, width = image.shape[:2]
-    boxes = np.clip(search(image), 0, [width - 1, height - 1] * 2)
+    boxes = np.clip(search(image), 0, np.array([width - 1, height - 1] * 2, np.float32))
     data = boxes.astype("<u2").tobytes()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, lambda file: file.write(_checksum(data) + data))

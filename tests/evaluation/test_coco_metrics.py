@@ -70,7 +70,7 @@ def test_names_the_result(results, text):
 )
 def test_names_the_annotation(changes, text):
     with pytest.raises(InputError, match=text):
-        coco_metrics({**coco_ground_truth(make_dataset()), **changes}, [])
+        coco_metrics({**coco_ground_truth(make_dataset()), field: value}, [])
     with pytest.raises(InputError, match="not a COCO instances file"):
         coco_metrics({"images": []}, [])
 
@@ -215,3 +215,49 @@ def test_ties_of_pycocotools():
     # within an image the order of the list counts
     equal = equal._replace(image=np.array([0, 0]))
     assert ap50(dataset, equal) == pytest.approx(0.5)
+
+
+def test_fields_of_other_types_do_not_reach_pycocotools():
+    truth = coco_ground_truth(make_dataset())
+    results = [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 9, 8], "score": 0.5}]
+    expected = coco_metrics(truth, results)
+    for i, entry in enumerate(truth["annotations"]):  # id 0 is no match to pycocotools
+        entry.update(id=0 if i else "x", ignore="no", segmentation=3, iscrowd=False, num_keypoints=[])
+    truth["images"][0].update(width="wide", height=None)
+    truth |= {"info": 3, "licenses": None}
+    assert coco_metrics(truth, [{**results[0], "id": [], "area": "a", "iscrowd": 7, "segmentation": 5}]) == expected
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("area", "x"), ("area", 10**400), ("area", float("nan")), ("iscrowd", "x"), ("iscrowd", 7), ("image_id", [])],
+)
+def test_annotations_of_other_types_are_named(field, value):
+    truth = coco_ground_truth(make_dataset())
+    truth["annotations"][1][field] = value
+    with pytest.raises(InputError, match=r"^t\.json: annotation 1: "):
+        coco_metrics(truth, [], truth_name="t.json")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("images", 3),
+        ("images", [{"id": 1}, {"id": "a"}]),
+        ("images", [{"id": []}]),
+        ("images", [{"id": 1}, {"id": 1}]),
+        ("categories", [3]),
+        ("annotations", None),
+    ],
+)
+def test_the_name_of_an_instances_file(field, value):
+    with pytest.raises(InputError, match=r"^t\.json: "):
+        coco_metrics({**coco_ground_truth(make_dataset()), **changes}, [], truth_name="t.json")
+
+
+@pytest.mark.parametrize(
+    "results", [3, {}, [3], [[]], [{"image_id": 1}], [{"image_id": 1, "category_id": 1, "bbox": 3, "score": 1}]]
+)
+def test_the_name_of_a_result_file(results):
+    with pytest.raises(InputError, match=r"^r\.json: "):
+        coco_metrics(coco_ground_truth(make_dataset()), results, results_name="r.json")

@@ -103,3 +103,10 @@ def test_plots_show_what_they_name(monkeypatch):
 def test_plot_suffixes():
     assert {".png", ".pdf", ".svg"} <= set(plot_suffixes())
     assert ".xyz" not in plot_suffixes()
+
+
+def test_rows_that_lack_a_loss_are_left_out_of_the_plot(tmp_path):
+    whole = {"step": 1, "loss": 0.5, "loss_cls": 0.25, "loss_box": 0.25, "learning_rate": 0.1}
+    others = {"step": 2, "learning_rate": 0.1}, {**whole, "loss": None}, {"step": 3, "map": 0.5}
+    plot_losses([whole, *others], tmp_path / "a.png")
+    assert (tmp_path / "a.png").exists()

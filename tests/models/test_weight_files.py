@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_weights import assert_same_network, random_arrays
 
+from frcnn_jax import files
 from frcnn_jax.errors import InputError
 from frcnn_jax.models.pixels import CAFFE_MEANS
 from frcnn_jax.models.weight_files import read_weights, write_weights
@@ -311,7 +312,7 @@ def test_damaged_files_and_files_of_other_kinds(tmp_path):
             read_weights(path)
         assert "\n" not in str(error.value)
         assert "allow_pickle" not in str(error.value)
-    with pytest.raises(InputError, match=r"object\.npz: .*\(it holds a damaged array, or Python objects"):
+    with pytest.raises(InputError, match=r"object\.npz: .*\(an array of Python objects"):
         read_weights(tmp_path / "object.npz")
     with pytest.raises(InputError, match="no such weights file"):
         read_weights(tmp_path / "none.npz")
@@ -334,3 +335,84 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
 def test_other_endings_are_not_written(tmp_path):
     with pytest.raises(InputError, match=r"w\.pth: weights are written to \.npz or \.safetensors files"):
         write_weights(tmp_path / "w.pth", {})
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_tensors_larger_than_their_storage(old, tmp_path, monkeypatch):
+    repeated = np.broadcast_to(np.ones(1, np.float32), (1000, 1000))  # with strides of 0
+    save_pth(tmp_path / "a.pth", {"fc6.weight": repeated}, monkeypatch, old=old)
+    with pytest.raises(InputError, match=r"a\.pth: a tensor is larger than its storage"):
+        read_weights(tmp_path / "a.pth")
+
+
+def test_many_tensors_of_one_storage(tmp_path, monkeypatch):
+    base = np.ones(1000, np.float32)
+    state = {f"fc{i}.weight": base[:999] for i in range(200)}
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "SMALL", 1000)
+        patched.setattr(files, "GROWTH", 2)
+        save_pth(tmp_path / "a.pth", state, monkeypatch)
+        assert len(read_weights(tmp_path / "a.pth")) == 200  # each is stored by this writer
+    content = io.BytesIO()
+    with zipfile.ZipFile(tmp_path / "a.pth") as archive, zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in archive.namelist():
+            packed.writestr(name, archive.read(name))
+    (tmp_path / "a.pth").write_bytes(content.getvalue())
+    monkeypatch.setattr(files, "SMALL", 1000)
+    monkeypatch.setattr(files, "GROWTH", 2)
+    with pytest.raises(InputError, match=r"a\.pth: .*more than 2 times the file's"):
+        read_weights(tmp_path / "a.pth")
+
+
+def test_a_pickle_of_torch_is_checked_before_it_is_loaded(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02" + b"]" * 200 + b"a" * 199 + b".")
+    with pytest.raises(InputError, match=r"a\.pth: its pickle is nested deeper"):
+        read_weights(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("array", [np.array(["a"]), np.ones(2, bool), np.ones(2, complex)])
+def test_arrays_of_other_types(array, tmp_path):
+    np.savez(tmp_path / "a.npz", **{"fc6.bias": array})
+    with pytest.raises(InputError, match=r"a\.npz: expected arrays of numbers by name, 'fc6.bias' is of type"):
+        read_weights(tmp_path / "a.npz")
+
+
+BIAS = "block1_conv1/block1_conv1/bias:0"
+
+
+@pytest.mark.parametrize(
+    ("fill", "text"),
+    [
+        (lambda g, h5py: g.create_dataset(BIAS, (64,), "f4"), "has no values"),
+        (lambda g, h5py: g.create_dataset(BIAS, (10**5, 10**4), "f4", chunks=(9, 9))[0, 0:1].sum(), "has no values"),
+        (lambda g, h5py: g.create_dataset(BIAS, (4,), "u1", external=[("/etc/hostname", 0, 4)]), "in another file"),
+        (lambda g, h5py: g.create_dataset(BIAS, data=["a", "b"]), "expected numbers"),
+        (lambda g, h5py: g.create_virtual_dataset(BIAS, h5py.VirtualLayout((4,), "f4")), "in another file"),
+    ],
+)
+def test_hdf5_that_lies_elsewhere_or_nowhere(fill, text, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        fill(file.create_group("model_weights"), h5py)
+    with pytest.raises(InputError, match=rf"a\.h5: .*{text}"):
+        read_weights(tmp_path / "a.h5")
+
+
+def test_hdf5_that_is_larger_than_its_file(tmp_path, monkeypatch):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset(BIAS, (10**6, 1000), "f4", chunks=(100, 100))[0, 0] = 1
+    with pytest.raises(InputError, match=r"a\.h5: .*would take 4000 MB"):
+        read_weights(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("kind", ["ExternalLink", "SoftLink"])
+def test_hdf5_with_links(kind, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = np.ones(3, np.float32)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["model_weights"] = h5py.ExternalLink("other.h5", "/") if kind == "ExternalLink" else h5py.SoftLink("/x")
+    with pytest.raises(InputError, match=r"a\.h5: model_weights is a link"):
+        read_weights(tmp_path / "a.h5")

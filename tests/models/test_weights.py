@@ -6,8 +6,17 @@ from frcnn_jax.errors import InputError
 from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables, variable_shapes
 from frcnn_jax.models.layers import Conv
 from frcnn_jax.models.networks import Network, get_network
+from frcnn_jax.models.pixels import TORCHVISION, PixelNorm
 from frcnn_jax.models.weight_files import read_weights, write_weights
-from frcnn_jax.models.weights import Weights, canonical_arrays, described, fold_box_stats, keep_outputs, merge_weights
+from frcnn_jax.models.weights import (
+    Weights,
+    adapt_pixels,
+    canonical_arrays,
+    described,
+    fold_box_stats,
+    keep_outputs,
+    merge_weights,
+)
 
 # small, with a RoI size that is not square
 SMALL = Network(
@@ -159,3 +168,11 @@ def test_output_layers_start_from_a_detectors(model_and_variables, rng):
         same, kept = keep_outputs(fresh, Weights(weights, detector=unlike), class_names=names, **stats)
         assert kept == []
         jax.tree.map(np.testing.assert_array_equal, same, fresh)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 3), (4, 4, 3, 3), (1, 2, 3, 4, 5)])
+@pytest.mark.parametrize("name", ["conv1_1.weight", "conv1_1.bias"])
+def test_a_first_layer_of_another_rank_is_left_to_the_comparison(name, shape):
+    arrays = {"conv1_1.weight": np.ones((4, 3, 3, 3)), "conv1_1.bias": np.ones(4), name: np.ones(shape)}
+    found = adapt_pixels(arrays, "conv1_1", TORCHVISION, PixelNorm())
+    assert found[name].shape == shape

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from PIL import Image
 from frcnn_jax.data.records import ImageFile, load_image
 from frcnn_jax.data.synthetic import read_synthetic
 from frcnn_jax.errors import InputError
-from frcnn_jax.proposals import cluster
+from frcnn_jax.proposals import cache, cluster
 from frcnn_jax.proposals.cache import search_images
 from frcnn_jax.proposals.cluster import dask_executor
 from frcnn_jax.proposals.search import SelectiveSearch
@@ -78,14 +79,14 @@ def named(function, name="search"):
 
 
 def test_the_cache_knows_pixels_and_search(run):
-    """A change of either is another search; boxes of any number come back as they are."""
+    """A change of either is another search; boxes of any number come back as they are, within the image."""
     image = np.zeros((4, 6, 3), np.uint8)
     other = image.copy()
     other[3, 5, 2] = 1
-    results = iter([rows([0, 1, 300, 65535]), rows(), rows([1, 1, 2, 2], [3, 3, 4, 4]), rows([5, 5, 5, 5])])
+    results = iter([rows([0, 1, 5, 65535]), rows(), rows([1, 1, 2, 2], [3, 3, 3, 4]), rows([5, 3, 5, 3])])
     searches = [named(lambda _: next(results), name) for name in ("a", "b")]
     cases = ((image, 0), (other, 0), (image.reshape(6, 4, 3), 0), (image, 1))
-    for expected in ([[0, 1, 300, 65535]], [], [[1, 1, 2, 2], [3, 3, 4, 4]], [[5, 5, 5, 5]]):
+    for expected in ([[0, 1, 5, 3]], [], [[1, 1, 2, 2], [3, 3, 3, 4]], [[5, 3, 5, 3]]):
         pixels, i = cases[sum(search.call_count for search in searches)]
         for _ in range(2):
             found = run({"a": lambda pixels=pixels: pixels}, searches[i])["a"]
@@ -231,7 +232,7 @@ def test_few_images_wait_and_all_keep_their_order(tmp_path, monkeypatch):
     monkeypatch.setattr("frcnn_jax.proposals.cache.wait", executor.wait)
     monkeypatch.setattr("frcnn_jax.proposals.cache._CLUSTER_LIMIT", 3)
     search = named(lambda image: rows([0, 0, 0, image[0, 0, 0]]))
-    images = {i: partial(np.full, (1, 1, 3), i, np.uint8) for i in range(7)}
+    images = {i: partial(np.full, (9, 1, 3), i, np.uint8) for i in range(7)}
     found = search_images(images, search, cache_dir="cache", executor=executor)
     assert [(i, boxes.tolist()) for i, boxes in found.items()] == [(i, [[0, 0, 0, i]]) for i in range(7)]
     assert executor.most == 3
@@ -406,3 +407,25 @@ def test_a_dask_cluster_loses_a_worker_and_nothing_else(dask_processes, undistur
     assert workers[1].poll() is None
     assert out.read_bytes() == undisturbed  # nothing lost, nothing twice
     assert len(entries(tmp_path)) == 16
+
+
+@pytest.mark.parametrize(
+    "boxes", [[[9, 0, 1, 5]], [[0, 9, 5, 1]], [[0, 0, 60_000, 5]], [[0, 0, 5, 60_000]], [[0, 0, 1, 1]] * 3000]
+)
+def test_an_entry_that_the_search_can_not_have_written_is_searched_again(boxes, run, files, tmp_path, capsys):
+    file = next(iter(files.values()))
+    expected = run({"a": file})["a"]
+    (entry,) = (tmp_path / "cache").glob("*/*.boxes")
+    data = np.array(boxes, "<u2").tobytes()
+    for load in (file, file.__call__):
+        entry.write_bytes(cache._checksum(data) + data)
+        np.testing.assert_array_equal(run({"a": load})["a"], expected)
+        assert "damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", [b"3", b"[]", b"[1, 2, 3]", b'["zz", 1, 2, "a"]', b'["00", 1, 2, []]', b"[" * 100_000])
+def test_lines_of_the_index_that_are_whole_and_say_nothing(text, run, files, tmp_path):
+    run(files)
+    with open(tmp_path / "cache" / "index.txt", "ab") as index:
+        index.write(b"%08x %s\n" % (zlib.crc32(text), text))
+    assert list(run(files)) == list(files)

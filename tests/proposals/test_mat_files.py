@@ -1,10 +1,12 @@
 import struct
+import zlib
 
 import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
 
 from frcnn_jax.errors import InputError
+from frcnn_jax.proposals import mat_files
 from frcnn_jax.proposals.mat_files import read_mat
 
 
@@ -65,3 +67,28 @@ def test_other_files(tmp_path):
     path.write_bytes(mat("<", matrix("<", 6, (3, 2), b"x", element("<", 9, bytes(48))))[:-8])
     with pytest.raises(InputError, match="cut short"):
         read_mat(path)
+
+
+def compressed(data):
+    packed = zlib.compress(data, 9)
+    return struct.pack("<II", 15, len(packed)) + packed
+
+
+def test_a_compressed_element_is_bounded_by_the_size_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(mat_files, "SMALL", 1000)
+    numbers = matrix("<", 6, (10_000, 4), b"boxes", element("<", 9, bytes(320_000)))
+    (tmp_path / "a.mat").write_bytes(mat("<", compressed(numbers)))
+    with pytest.raises(InputError, match="more than 100 times as large as the file"):
+        read_mat(tmp_path / "a.mat")
+    (tmp_path / "a.mat").write_bytes(mat("<", numbers))
+    assert read_mat(tmp_path / "a.mat")["boxes"].shape == (10_000, 4)
+
+
+def test_the_elements_of_a_file_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(mat_files, "MOST_ELEMENTS", 1000)
+    cells = matrix("<", 1, (600, 1), b"a", element("<", 14, b"") * 600)
+    (tmp_path / "a.mat").write_bytes(mat("<", cells))
+    assert read_mat(tmp_path / "a.mat")["a"].shape == (600, 1)
+    (tmp_path / "a.mat").write_bytes(mat("<", cells, cells))
+    with pytest.raises(InputError, match="more than 1000 elements"):
+        read_mat(tmp_path / "a.mat")

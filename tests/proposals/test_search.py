@@ -10,6 +10,7 @@ from PIL import Image
 from frcnn_jax.data.records import load_image
 from frcnn_jax.data.synthetic import draw_scene
 from frcnn_jax.errors import InputError
+from frcnn_jax.proposals import search
 from frcnn_jax.proposals.search import MODES, SelectiveSearch, selective_search
 
 
@@ -158,3 +159,11 @@ def test_no_opencv(image, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(InputError, match=r"needs opencv-contrib-python-headless: .*; pip install opencv-contrib"):
         SelectiveSearch()(image)
+
+
+def test_very_large_images_are_shrunk_for_any_search(monkeypatch):
+    monkeypatch.setattr(search, "MAX_SEARCHED", 1200)
+    for size in (None, 10**6):
+        small, factors = search.shrink(np.zeros((300, 400, 3), np.uint8), size)
+        assert small.shape == (30, 40, 3)
+        assert factors.tolist() == [10, 10]

@@ -98,3 +98,22 @@ def test_a_full_disk_is_an_error(tmp_path, monkeypatch, name):
         patch.setattr(log if name == "_rows" else log._events._py_recordio_writer, name, full)
         with pytest.raises(OSError, match="No space left"):
             log.add(1, {"loss": 0.5})
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"step": true}',
+        '{"step": -1}',
+        f'{{"step": {10**30}}}',
+        '{"step": 1, "loss": "a"}',
+        '{"step": 1, "loss": [1]}',
+        f'{{"step": 1, "loss": {10**400}}}',
+        "[" * 100_000,
+        "[1]",
+    ],
+)
+def test_rows_that_no_training_wrote(row, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "map": null}}\n{row}\n')
+    with pytest.raises(InputError, match=r"metrics\.jsonl: line 2 is not a row of metrics"):
+        read_metrics(tmp_path)
