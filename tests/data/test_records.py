@@ -478,7 +478,7 @@ def test_scans_without_end(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["a\0.jpg", "\ud800.jpg", "a" * 5000])
 def test_names_that_no_file_has(name, tmp_path):
-    with pytest.raises(InputError, match="can't be read|no such image"):  # by the version of Python
+    with pytest.raises(InputError, match=r"can't be read|no such image"):  # by the version of Python
         records.image_path(tmp_path, name)
 
 

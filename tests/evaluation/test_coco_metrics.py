@@ -70,7 +70,7 @@ def test_names_the_result(results, text):
 )
 def test_names_the_annotation(changes, text):
     with pytest.raises(InputError, match=text):
-        coco_metrics({**coco_ground_truth(make_dataset()), field: value}, [])
+        coco_metrics({**coco_ground_truth(make_dataset()), **changes}, [])
     with pytest.raises(InputError, match="not a COCO instances file"):
         coco_metrics({"images": []}, [])
 
@@ -252,7 +252,7 @@ def test_annotations_of_other_types_are_named(field, value):
 )
 def test_the_name_of_an_instances_file(field, value):
     with pytest.raises(InputError, match=r"^t\.json: "):
-        coco_metrics({**coco_ground_truth(make_dataset()), **changes}, [], truth_name="t.json")
+        coco_metrics({**coco_ground_truth(make_dataset()), field: value}, [], truth_name="t.json")
 
 
 @pytest.mark.parametrize(
