@@ -50,7 +50,8 @@ def write_files(folder: Path) -> None:
     rng = np.random.default_rng(0)
     (folder / "xml").mkdir()
     Image.fromarray(rng.integers(0, 255, (375, 500, 3), np.uint8)).save(folder / "xml" / "0.jpg")
-    images, annotations, proposals = [], [], {}
+    images, proposals = [], {}
+    annotations: list[dict] = []
     for i in range(NUMBER):
         if i:
             (folder / "xml" / f"{i}.jpg").hardlink_to(folder / "xml" / "0.jpg")

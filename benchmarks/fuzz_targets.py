@@ -19,7 +19,8 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from frcnn_jax.build import build_model
+from frcnn_jax import eval_coco, train
+from frcnn_jax.build import build_model, detection_options, image_sizes
 from frcnn_jax.config import get_config
 from frcnn_jax.convert_proposals import WRITERS
 from frcnn_jax.data import records
@@ -32,10 +33,14 @@ from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.coco_metrics import coco_ground_truth
 from frcnn_jax.evaluation.comp4 import read_comp4, write_comp4
 from frcnn_jax.evaluation.metrics import ClassDetections
+from frcnn_jax.evaluation.pictures import plot_losses
 from frcnn_jax.files import write_json
+from frcnn_jax.models.fast_rcnn import variable_shapes
+from frcnn_jax.models.networks import get_network
 from frcnn_jax.models.pixels import TORCHVISION
 from frcnn_jax.models.weight_files import read_weights, write_weights
-from frcnn_jax.models.weights import Weights
+from frcnn_jax.models.weights import Weights, fit_weights, merge_weights
+from frcnn_jax.proposals import cache
 from frcnn_jax.proposals.cache import SearchedProposals
 from frcnn_jax.proposals.files import read_proposals
 from frcnn_jax.training.logs import RunLog, read_metrics
@@ -432,7 +437,8 @@ def arrays(seed: int) -> Weights:
     for name, shape in shapes.items():
         found[f"{name}.weight"] = rng.normal(size=shape).astype(np.float32)
         found[f"{name}.bias"] = rng.normal(size=shape[:1]).astype(np.float32)
-    return Weights(found, TORCHVISION if seed else None)
+    config = {"class_names": list(CLASSES), "network": "vgg16", "classifier": "softmax"} if seed == 2 else None
+    return Weights(found, TORCHVISION if seed else None, detector=config)
 
 
 def weight_seeds(suffix: str) -> list[bytes]:
@@ -587,12 +593,11 @@ def crafted_weights(suffix: str) -> dict[str, bytes]:
 
 def read_own_weights(path: Path) -> None:
     """Read weights and, if they are of the network below, fit them to it."""
-    from frcnn_jax.models.weights import fit_weights, merge_weights
-
     found = read_weights(path)
     assert all(isinstance(name, str) and array.dtype.kind in "fiu" for name, array in found.items())
     assert sum(array.nbytes for array in found.values()) < 1e9
     model, shapes = small_model()
+    assert all(isinstance(name, str) for name in found.detector.get("class_names", ()))
     try:
         merge_weights(shapes, fit_weights(found, model, str(path)), roi_size=model.roi_size, source=str(path))
     except InputError as error:
@@ -606,9 +611,6 @@ _MODEL: list[Any] = []
 def small_model() -> Any:
     """Return VGG16 and the shapes of its parameters, evaluated once, before a reader's first file."""
     if not _MODEL:
-        from frcnn_jax.models.fast_rcnn import variable_shapes
-        from frcnn_jax.models.networks import get_network
-
         model = get_network("vgg16").build(2)
         _MODEL.extend((model, variable_shapes(model)["params"]))
     return _MODEL
@@ -624,8 +626,6 @@ def config_seeds() -> list[bytes]:
 
 
 def read_own_config(path: Path) -> None:
-    from frcnn_jax.build import detection_options, image_sizes
-
     config = read_config(path.parent)
     build_model(config, len(config["class_names"]))
     image_sizes(config), detection_options(config)
@@ -640,11 +640,9 @@ def results_seeds() -> list[bytes]:
 
 
 def read_own_results(path: Path) -> None:
-    from frcnn_jax.train import _finished
-
     results = read_results(path.parent)
     assert results
-    _finished(path.parent, results)
+    train._finished(path.parent, results)
 
 
 def metrics_seeds() -> list[bytes]:
@@ -658,12 +656,9 @@ def metrics_seeds() -> list[bytes]:
 
 
 def read_own_metrics(path: Path) -> None:
-    from frcnn_jax.evaluation.pictures import plot_losses
-    from frcnn_jax.train import _logged_maps
-
     rows = read_metrics(path.parent)
     plot_losses(rows, path.parent / "loss.png")
-    _logged_maps(path.parent)
+    train._logged_maps(path.parent)
     with RunLog(path.parent, 2) as log:
         log.add(3, {"map": 0.5})
 
@@ -689,8 +684,6 @@ _IMAGE = np.full((50, 60, 3), 7, np.uint8)
 
 
 def entry_seeds() -> list[bytes]:
-    from frcnn_jax.proposals import cache
-
     return [written("a", lambda path: cache._search(_IMAGE, Search(), path))]  # type: ignore[arg-type]
 
 
@@ -710,8 +703,6 @@ def read_entry(path: Path) -> None:
 
 
 def crafted_entries() -> dict[str, bytes]:
-    from frcnn_jax.proposals import cache
-
     def entry(values: Any) -> bytes:
         data = np.asarray(values, "<u2").tobytes()
         return cache._checksum(data) + data
@@ -776,9 +767,7 @@ def result_seeds() -> list[bytes]:
 
 
 def score(annotations: Path, detections: Path) -> None:
-    from frcnn_jax.eval_coco import main
-
-    main(["--annotations", str(annotations), "--detections", str(detections)])
+    eval_coco.main(["--annotations", str(annotations), "--detections", str(detections)])
 
 
 def read_truth(path: Path) -> None:

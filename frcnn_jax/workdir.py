@@ -197,10 +197,8 @@ def detector_of(arrays: Weights, source: str) -> tuple[dict[str, Any], FastRCNN,
     """
     if not arrays.detector:
         raise InputError(f"{source}: not a detector: it has no config; frcnn convert-weights WORKDIR FILE writes one")
-    try:
+    with decoding(source, "not a detector"):
         config = parse_config(json.dumps(arrays.detector))
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from None
     if is_custom(config["network"]):
         raise InputError(f"{source}: its network is code, {config['network']}, which a file of weights does not run")
     return config, *assemble_detector(arrays, config, source)

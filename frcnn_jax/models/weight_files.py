@@ -139,6 +139,8 @@ def _described(arrays: Arrays, text: str) -> Weights:
         pixels, stride_in_1x1 = found["pixels"], found["stride_in_1x1"]
         norm = pixels and PixelNorm(pixels["order"], tuple(pixels["mean"]), tuple(pixels["std"]))
         detector = dict(found.get("detector") or {})
+        if not all(isinstance(name, str) for name in detector.get("class_names", ())):
+            raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError("its description is not one that frcnn convert-weights wrote") from None
     return Weights(arrays, norm, stride_in_1x1, detector)
