@@ -4,6 +4,7 @@ What a file declares is checked before memory is spent on it: a content of more 
 large as the file that holds it.
 """
 
+import errno
 import gc
 import json
 import math
@@ -115,18 +116,22 @@ def read_bytes(path: str | Path) -> bytes:
         InputError: It is none, or is larger than LARGEST_FILE.
         OSError: It is missing or can't be read.
     """
-    with open(path, "rb", opener=_open_at_once) as file:
-        status = os.fstat(file.fileno())
+    descriptor = os.open(path, _FLAGS)
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{path}: not a regular file")
         if status.st_size > LARGEST_FILE:
             raise InputError(f"{path}: {status.st_size} bytes, expected at most {LARGEST_FILE}")
-        return file.read()
+        return b"".join(iter(lambda: os.read(descriptor, status.st_size + 1), b""))
+    finally:
+        os.close(descriptor)
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    """Open a file, even a pipe without a writer, without waiting."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+# without waiting, even for the writer of a pipe
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def read_array(file: BinaryIO, size: int) -> np.ndarray:
