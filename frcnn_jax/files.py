@@ -116,6 +116,21 @@ def read_bytes(path: str | Path) -> bytes:
         InputError: It is none, or is larger than LARGEST_FILE.
         OSError: It is missing or can't be read.
     """
+    descriptor, size = _open_regular(path)
+    try:
+        return b"".join(iter(lambda: os.read(descriptor, size + 1), b""))
+    finally:
+        os.close(descriptor)
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file that `read_bytes` reads, with the same errors, to read parts of it."""
+    descriptor, _ = _open_regular(path)
+    return os.fdopen(descriptor, "rb")
+
+
+def _open_regular(path: str | Path) -> tuple[int, int]:
+    """Return the descriptor of a file that was opened, and its size."""
     descriptor = os.open(path, _FLAGS)
     try:
         status = os.fstat(descriptor)
@@ -125,9 +140,10 @@ def read_bytes(path: str | Path) -> bytes:
             raise InputError(f"{path}: not a regular file")
         if status.st_size > LARGEST_FILE:
             raise InputError(f"{path}: {status.st_size} bytes, expected at most {LARGEST_FILE}")
-        return b"".join(iter(lambda: os.read(descriptor, status.st_size + 1), b""))
-    finally:
+    except BaseException:
         os.close(descriptor)
+        raise
+    return descriptor, status.st_size
 
 
 # without waiting, even for the writer of a pipe

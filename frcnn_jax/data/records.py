@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, features
+from PIL.JpegImagePlugin import JpegImageFile
 
 from frcnn_jax.data.problems import CorrectedError, OnProblem, ReportTo
 from frcnn_jax.errors import InputError
-from frcnn_jax.files import decoding, read_bytes
+from frcnn_jax.files import decoding, open_regular
 from frcnn_jax.ops.boxes import as_float
 
 IMAGE_SUFFIXES = (
@@ -30,6 +31,7 @@ SMALL_PIXELS = 40_000_000  # an image of more pixels ...
 IMAGE_GROWTH = 400  # ... may have so many per byte of its file
 MAX_SCANNED = 2_500_000_000  # pixels times scans of a JPEG
 _USUAL_SCANS = 20
+_LEAST_SCAN = 10  # bytes
 
 
 @dataclass(frozen=True)
@@ -140,22 +142,23 @@ def open_image(path: str | Path, data: bytes | None = None) -> Iterator[Image.Im
 
     Raises:
         InputError: The file is missing, damaged or of another format, has more pixels than MAX_PIXELS or than
-            IMAGE_GROWTH allows for the size of the file, or would take too long to decode; or what is done with the
-            image raises.
+            IMAGE_GROWTH allows for the size of the file; or what is done with the image raises.
     """
     with decoding(path, "can't be read as an image"):
         formats = (*IMAGE_FORMATS, *_formats_of(Path(path).suffix.lower()))
         try:
-            data = read_bytes(path) if data is None else data
+            file = open_regular(path) if data is None else io.BytesIO(data)
         except FileNotFoundError:
             if Path(path).is_symlink():
                 raise InputError(f"{path}: a link to {os.readlink(path)}, which does not exist") from None
             raise InputError(f"{path}: no such image") from None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=formats)
-        with image:
-            _check_pixels(image, data)
+        with file:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                image = Image.open(file, formats=formats)
+            place = file.tell()
+            _check_pixels(image, file.seek(0, io.SEEK_END))
+            file.seek(place)
             yield image
 
 
@@ -177,15 +180,25 @@ def _formats_of(suffix: str) -> tuple[str, ...]:
     return (found,) if found else ()
 
 
-def _check_pixels(image: Image.Image, data: bytes) -> None:
-    """Raise InputError if an image has more pixels than its file explains, or takes too long to decode."""
+def _check_pixels(image: Image.Image, stored: int) -> None:
+    """Raise InputError if an image has more pixels than its file of so many bytes explains."""
     pixels, size = image.width * image.height, f"{image.width} x {image.height} pixels"
     if pixels > MAX_PIXELS:
         raise InputError(f"{size}, expected at most {MAX_PIXELS}; shrink it, with its boxes")
-    if pixels > max(SMALL_PIXELS, IMAGE_GROWTH * len(data)):
-        raise InputError(f"{size} in {len(data)} bytes, which is not a photograph")
-    if image.format in ("JPEG", "MPO") and (scans := _count_scans(data)) * pixels > MAX_SCANNED:
-        raise InputError(f"{size} in {scans} scans, which take too long to decode")
+    if pixels > max(SMALL_PIXELS, IMAGE_GROWTH * stored):
+        raise InputError(f"{size} in {stored} bytes, which is not a photograph")
+
+
+def _check_scans(image: Image.Image) -> None:
+    """Raise InputError if an image is a JPEG of so many scans that it takes too long to decode."""
+    if not (isinstance(image, JpegImageFile) and image.fp):
+        return
+    place = image.fp.tell()
+    image.fp.seek(0)
+    data, pixels = image.fp.read(), image.width * image.height
+    image.fp.seek(place)
+    if len(data) // _LEAST_SCAN * pixels > MAX_SCANNED and (scans := _count_scans(data)) * pixels > MAX_SCANNED:
+        raise InputError(f"{image.width} x {image.height} pixels in {scans} scans, which take too long to decode")
 
 
 def _count_scans(data: bytes) -> int:
@@ -238,6 +251,7 @@ def load_image(
             raise InputError("32-bit pixels, expected 8 or 16 bits per channel")
         if file.format in ("GIF", "PNG", "WEBP", "AVIF") and getattr(file, "is_animated", False):
             raise InputError("an animation, expected one image")
+        _check_scans(file)
         turned = ImageOps.exif_transpose(file) if _is_turned(file, expected_size, exif) else file
         if turned.mode.startswith("I;16"):
             image = np.repeat((np.asarray(turned) >> 8).astype(np.uint8)[..., None], 3, axis=2)

@@ -89,7 +89,7 @@ def _split_file(path: Path, annotations: Path) -> list[str]:
     if not path.is_file():
         found = sorted(file.stem for file in path.parent.glob("*.txt"))
         raise InputError(f"{path}: no such split file; its folder has {', '.join(found[:9]) or 'none'}")
-    lines = map(str.strip, path.read_text("utf-8-sig", errors="replace").splitlines())
+    lines = map(str.strip, read_bytes(path).decode("utf-8-sig", errors="replace").splitlines())
     image_ids = [_image_id(line, annotations) for line in lines if line]
     if not image_ids:
         raise InputError(f"{path}: lists no image")

@@ -1,5 +1,6 @@
 """COCO's JSON as COCO, Roboflow, CVAT and Label Studio lay it out: one file per split, images wherever they lie."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from frcnn_jax.data.listing import Files, split_of
 from frcnn_jax.data.problems import OnProblem
 from frcnn_jax.data.records import Dataset
 from frcnn_jax.errors import InputError
-from frcnn_jax.files import read_json
+from frcnn_jax.files import open_regular, read_json
 
 _TITLES = {
     "_annotations.coco.json": "COCO, Roboflow layout",
@@ -45,11 +46,12 @@ def find_coco(files: Files) -> Found | None:
 def has_key(path: Path, key: str, value: str) -> bool:
     """Return whether a JSON file has a key with a value of this pattern, as far as its two ends show."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             ends = file.read(_PEEK)
-            file.seek(max(len(ends), path.stat().st_size - _PEEK))
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(len(ends), size - _PEEK))
             ends += b"\n" + file.read()
-    except OSError:
+    except (OSError, InputError):
         return False
     return bool(re.search(rf'"{key}"\s*:\s*{value}'.encode(), ends))
 

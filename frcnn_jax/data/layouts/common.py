@@ -18,6 +18,7 @@ from frcnn_jax.data.records import (
     true_size,
 )
 from frcnn_jax.errors import InputError
+from frcnn_jax.files import read_bytes
 
 Box = tuple[float, float, float, float]
 Read = Callable[[Sequence[str], str, OnProblem], Dataset]  # (class names, exif, on_problem) -> the split
@@ -180,7 +181,7 @@ def read_text(path: Path) -> str:
         InputError: It can't be read.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror})") from None
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
