@@ -1,6 +1,5 @@
 """Pickles that are small and would take for ever; `check_pickle` alone is called, so that nothing does."""
 
-import io
 import pickle
 from collections import OrderedDict
 
@@ -31,7 +30,7 @@ def lists(count):
 )
 def test_what_is_repeated_counts_anew(body):
     with pytest.raises(InputError, match="more than 100 times"):
-        check_pickle(io.BytesIO(b"\x80\x04" + body + b"."))
+        check_pickle(b"\x80\x04" + body + b".")
 
 
 @pytest.mark.parametrize(
@@ -39,37 +38,48 @@ def test_what_is_repeated_counts_anew(body):
 )
 def test_depth(body):
     with pytest.raises(InputError, match=f"deeper than {DEEPEST}"):
-        check_pickle(io.BytesIO(b"\x80\x04" + body + b"."))
+        check_pickle(b"\x80\x04" + body + b".")
 
 
 @pytest.mark.parametrize("body", [b"]\x94h\0a", b"}\x94K\1h\0s", b"]\x94]\x94h\0ah\1ah\0h\1a"])
 def test_a_container_within_itself(body):
     with pytest.raises(InputError, match="into a container that it repeats"):
-        check_pickle(io.BytesIO(b"\x80\x04" + body + b"."))
+        check_pickle(b"\x80\x04" + body + b".")
+
+
+@pytest.mark.parametrize(
+    "body", [b"\x8a\x0b" + bytes(10) + b"\1", b"\x8b" + (200).to_bytes(4, "little") + bytes(199) + b"\1"]
+)
+def test_an_integer_of_many_bytes(body):
+    with pytest.raises(InputError, match="more than 64 bits"):
+        check_pickle(b"\x80\x04" + body + b".")
+
+
+@pytest.mark.parametrize("number", [2**63, 2**64 - 1, -(2**63)])
+@pytest.mark.parametrize("protocol", [0, 2])
+def test_integers_of_64_bits(number, protocol):
+    assert load_numbers(pickle.dumps([number], protocol)) == [number]
 
 
 def test_integers_that_may_have_one_hash():
     with pytest.raises(InputError, match="more than 64 bits"):
-        check_pickle(io.BytesIO(pickle.dumps({2**61 * i: i for i in range(9, 30)})))
+        check_pickle(pickle.dumps({2**61 * i: i for i in range(9, 30)}))
 
 
 @pytest.mark.parametrize("body", [b"(cos\nsystem\no", b"(icos\nsystem\n", b"\x82\1", b"P1\n"])
 def test_operations_of_other_pickles(body):
     with pytest.raises(InputError, match="has the operation"):
-        check_pickle(io.BytesIO(b"\x80\x02" + body + b"."))
+        check_pickle(b"\x80\x02" + body + b".")
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_usual_pickles_pass_and_the_place_stays(protocol):
+def test_usual_pickles_pass_wherever_they_begin(protocol):
     shared = np.arange(3.0)
     content = {
         "a": [shared, shared[:2], np.float32(3), np.ones((2, 3), order="F")], 3: (1, 2.5, None, True, b"x", -(2**40)),
         "c": {"d", "e"}, "f": OrderedDict(g=[]), **{f"k{i}": ["k", "k", shared] for i in range(100)},
     }  # fmt: skip
-    file = io.BytesIO(b"before" + pickle.dumps(content, protocol) + b"behind")
-    file.seek(6)
-    check_pickle(file)
-    assert file.tell() == 6
+    check_pickle(b"before" + pickle.dumps(content, protocol) + b"behind", 6)
     plain = {"a": [np.arange(3)], "b": {1: "x", "y": (2.0, None)}}
     assert load_numbers(pickle.dumps(plain, protocol))["b"] == plain["b"]
 

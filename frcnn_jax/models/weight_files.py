@@ -283,7 +283,7 @@ def _load_zip(path: Path) -> Any:
 
 def _unpickle(file: io.BytesIO, storage: Callable[[str, Any, int], np.ndarray]) -> Any:
     """Return the content of the pickle at the place of a file, and leave the place behind it."""
-    check_pickle(file)
+    check_pickle(file.getvalue(), file.tell())
     return _TensorUnpickler(file, storage).load()
 
 
