@@ -26,12 +26,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fuzz_layouts import LAYOUT_TARGETS
 from fuzz_mutants import mutate
-from fuzz_targets import TARGETS, Target, small_model
+from fuzz_targets import FILE_TARGETS, Target, small_model
 
 from frcnn_jax.errors import InputError
 
 SECONDS, BYTES = 10, 2 << 30
+TARGETS = {**FILE_TARGETS, **LAYOUT_TARGETS}
 
 
 def cases(target: Target, mutants: int, seed: int, crafted: bool) -> Iterator[tuple[str, bytes]]:

@@ -112,7 +112,7 @@ def _lines(data: bytes, other: bytes, rng: random.Random) -> bytes:
     if lines[i].startswith(b"{"):
         lines[i] = _json(lines[i], other, rng)
     else:
-        words = re.split(rb"([ ,]+)", lines[i])
+        words = re.split(rb"([ ,;:\t]+)", lines[i])
         word = rng.choice([*NASTY_NUMBERS, *NASTY_TEXTS]).encode(errors="surrogatepass")
         words[rng.randrange(len(words))] = word
         lines[i] = b"".join(words)
@@ -122,9 +122,9 @@ def _lines(data: bytes, other: bytes, rng: random.Random) -> bytes:
 def _xml(data: bytes, other: bytes, rng: random.Random) -> bytes:
     """Change the text of a tag, its name or the prologue."""
     text = data.decode(errors="replace")
-    kind = rng.randrange(5)
+    kind = rng.randrange(6)
     if kind == 0:
-        names = ("rot13", "hex", "utf-7", "none", "utf-16", "idna", "undefined", "\u00e9", "utf-8" * 99)
+        names = ("rot13", "hex", "utf-7", "none", "utf-16", "idna", "punycode", "undefined", "\u00e9", "utf-8" * 99)
         text = f'<?xml version="1.0" encoding="{rng.choice(names)}"?>' + re.sub(r"^<\?.*?\?>", "", text)
     elif kind == 1:
         depth = rng.choice((10, 1000, 100_000))
@@ -133,9 +133,9 @@ def _xml(data: bytes, other: bytes, rng: random.Random) -> bytes:
         tags = re.findall(r"<(\w+)>", text)
         text = text.replace(rng.choice(tags), rng.choice(tags), rng.choice((1, 2)))
     else:
-        found = rng.choice(list(re.finditer(r">[^<>]*<", text)))
+        found = rng.choice(list(re.finditer(r">[^<>]*<" if kind < 5 else r'"[^"<>]*"', text)))
         value = rng.choice([*NASTY_NUMBERS, *NASTY_TEXTS, "&lol;", "<b/>"])
-        text = f"{text[: found.start()]}>{value}<{text[found.end() :]}"
+        text = f"{text[: found.start() + 1]}{value}{text[found.end() - 1 :]}"
     return text.encode(errors="surrogatepass")
 
 

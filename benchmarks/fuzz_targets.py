@@ -163,6 +163,7 @@ def crafted_xml() -> dict[str, bytes]:
         "laughs": f"<!DOCTYPE a [{LAUGHS}]><annotation>&l9;</annotation>".encode(),
         "a file": file.encode(),
         "deep": b"<a>" * 1_000_000,
+        "punycode": b'<?xml version="1.0" encoding="punycode"?><a>-' + b"a" * 1_000_000,
         "many objects": b"<annotation><size><width>9</width><height>9</height></size>"
         + b"<object/>" * 9
         + b"</annotation>",
@@ -786,7 +787,7 @@ IMAGES = {"JPEG": ".jpg", "PNG": ".png", "BMP": ".bmp", "TIFF": ".tif", "WEBP": 
 PROPOSALS = (".proposals", ".npz", ".mat", ".pkl", ".json", ".csv", ".txt", ".npy")
 WEIGHTS = (".npz", ".safetensors", ".caffemodel", ".pth", ".pt", ".pkl", ".h5")
 
-TARGETS: dict[str, Target] = {
+FILE_TARGETS: dict[str, Target] = {
     **{f"image {kind}": image_target(kind, suffix) for kind, suffix in IMAGES.items()},
     "dataset xml": Target("mutant.xml", xml_seeds, read_xml, crafted_xml),
     "dataset voc": Target("mutant.xml", xml_seeds, read_devkit, crafted_xml),

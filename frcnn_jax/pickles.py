@@ -189,7 +189,7 @@ def _end_of_argument(data: bytes, begin: int, code: int, argument: int) -> int:
     width = _LENGTHS[argument]
     end = begin + width + int.from_bytes(data[begin : begin + width], "little")
     if end > len(data):
-        raise InputError("cut short")
+        raise InputError("truncated")
     if code in _LONG and (end - begin - width > 9 or _number(data[begin + width : end], 0).bit_length() > 64):
         raise InputError(_HUGE)
     return end

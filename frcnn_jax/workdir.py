@@ -114,7 +114,8 @@ def check_split(workdir: Path, records: Sequence[Record]) -> None:
         if jax.process_index() == 0:
             write_json(path, current)
     elif (begun := read_json(path)) != current:
-        was, now = (f"{data.get('images')} images and {data.get('objects')} objects" for data in (begun, current))
+        with decoding(path, "not a split that frcnn train wrote"):
+            was, now = (f"{data['images']} images and {data['objects']} objects" for data in (begun, current))
         raise InputError(
             f"{workdir} was trained on other data: {was}, now {now}. Use another workdir, and "
             f"--config.weights={workdir} to start from its network"

@@ -7,6 +7,7 @@ import sys
 import pytest
 from examples import ROOT
 
+from frcnn_jax.data.layouts.auto import LAYOUTS
 from frcnn_jax.data.readers import FORMATS
 from frcnn_jax.data.records import IMAGE_FORMATS
 from frcnn_jax.models import weight_files
@@ -22,14 +23,16 @@ NO_FILES = {
 
 def test_every_reader_of_a_format_is_fuzzed(monkeypatch):
     monkeypatch.syspath_prepend(FUZZ.parent)
-    targets = importlib.import_module("fuzz_targets").TARGETS
+    targets = importlib.import_module("fuzz").TARGETS
     readers = {
         *(f"image {name}" for name in IMAGE_FORMATS),
         *(f"dataset {name}" for name in FORMATS.keys() - NO_FILES),
         *(f"proposals {suffix}" for suffix in files._READERS),
         *(f"weights {suffix}" for suffix in weight_files._READERS),
+        *(f"layout {name}" for name in LAYOUTS),
     }
-    assert not readers - targets.keys(), "add these readers to benchmarks/fuzz_targets.py"
+    kinds = {name.rsplit(None, count)[0] for name in targets for count in (0, 1, 2)}
+    assert not readers - kinds, "add these readers to benchmarks/fuzz_targets.py or fuzz_layouts.py"
 
 
 def run_fuzz(*arguments):

@@ -81,3 +81,7 @@ def test_training_resumes_on_the_same_data_alone(tmp_path):
             InputError, match=rf"trained on other data: 2 images and 2 objects, now {len(other)} images"
         ):
             check_split(tmp_path, other)
+    for content in ("[]", "{}", "3"):
+        (tmp_path / "train_split.json").write_text(content)
+        with pytest.raises(InputError, match=r"train_split\.json: not a split that frcnn train wrote"):
+            check_split(tmp_path, records)

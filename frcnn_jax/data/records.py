@@ -360,6 +360,12 @@ def image_path(folder: Path, name: str) -> Path:
     return path
 
 
+def size_of(height: str, width: str) -> tuple[int, int] | None:
+    """Return the height and width that two texts say; None unless they are whole numbers."""
+    known = all(text.isascii() and text.isdecimal() and len(text) < 9 for text in (height, width))
+    return (int(height), int(width)) if known else None
+
+
 def true_size(
     image: str | Path, annotated: tuple[int, int] | None, where: object, exif: str, on_problem: OnProblem
 ) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """PASCAL VOC: the VOCdevkit, and folders of images with one VOC-style XML file each."""
 
+import codecs
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ from frcnn_jax.data.records import (
     image_path,
     is_moved,
     make_record,
+    size_of,
     true_size,
 )
 from frcnn_jax.errors import InputError
@@ -195,6 +197,8 @@ def _decoded(data: bytes) -> str | None:
     """Decode XML in an encoding that the parser does not know, or in undeclared Latin-1; None if it is UTF-8."""
     declared = re.match(rb"""<\?xml[^>]*encoding=["']([\w.-]+)""", data)
     name = declared[1].decode().lower() if declared else "utf-8"
+    if codecs.lookup(name).name in ("punycode", "idna"):  # which take the square of the length
+        raise LookupError(f"unknown encoding: {name}")
     try:
         text = data.decode(name)
         return None if name == "utf-8" else text
@@ -220,9 +224,8 @@ def _read_image(annotated: Annotated, labels: dict[str, int], exif: str, on_prob
     tree = parse_xml(path)
     if tree.tag != "annotation" and tree.find("size") is None:
         raise InputError(f"{path}: expected VOC's <annotation>, got <{tree.tag}>")
-    sides = [_text(tree, f"size/{side}") for side in ("height", "width")]
-    known = all(text.isascii() and text.isdecimal() and len(text) < 9 for text in sides)
-    size = true_size(image, (int(sides[0]), int(sides[1])) if known else None, path, exif, on_problem)
+    stated = size_of(_text(tree, "size/height"), _text(tree, "size/width"))
+    size = true_size(image, stated, path, exif, on_problem)
     objects = []
     for node in tree.iter("object"):
         with ReportTo(on_problem, path):

@@ -1,6 +1,8 @@
 """Data sets as tools write them: each layout, what is odd in it, and what is refused."""
 
 import json
+import os
+import time
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -860,3 +862,95 @@ def test_links_are_followed_once(tmp_path):
     (tmp_path / "store/train/a.jpg").symlink_to("/nowhere/a.jpg")
     with pytest.raises(InputError, match=r"a\.jpg: a link to /nowhere/a\.jpg, which does not exist"):
         read_dataset(tmp_path / "pets")
+
+
+YAML = "train: images/train\nval: images/val\n"
+ALIASES = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else '1'}]\n" for i in range(12))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (f"{ALIASES}{YAML}names: [*a11, *a11]\n", r"it has an alias"),
+        (f"{YAML}names: &names {{0: cat, <<: *names}}\n", "it has an alias"),
+        (f"{YAML}names: [cat]\nnc: {'9' * 900}", "nc is 9+, but names has 1"),
+        (f"{YAML}names: [cat]\nnc: {'1:' * 600}1", "a value of 1201 characters, expected at most 1000"),
+        (f"{YAML}names: [cat]\nnc: 2020-99-99", r"not a YAML file \(month must be"),
+        (f"{YAML}names: {'[' * 9000}{']' * 9000}", "not a YAML file"),
+        (f"{YAML}names: [cat]\n" + "# a\n" * 300_000, "characters, expected at most 1048576"),
+        (f"{YAML}names: [cat]\ntest: 3", "test must be a folder or a list of folders, got 3"),
+    ],
+)
+def test_hostile_descriptions(tmp_path, content, message):
+    write_yolo(tmp_path)
+    text(tmp_path / "data.yaml", content)
+    with pytest.raises(InputError, match=rf"data\.yaml: .*{message}"):
+        read_dataset(tmp_path)
+    write_yolo(tmp_path)
+    text(tmp_path / "other.yaml", content.replace("names:", "other:"))  # of another program
+    assert objects_of(read_dataset(tmp_path)["val"]) == expected("c")
+
+
+@pytest.mark.parametrize(
+    ("write", "path", "change", "message"),
+    [
+        (write_cvat, "annotations.xml", ("<box ", '<box rotation="x" '), "box 0: rotation: expected numbers, got x"),
+        (write_csv_corners, "train/labels.csv", ("b.jpg", "b" * 200_000), r"labels\.csv: not a CSV file \(field"),
+        (write_voc, "VOC2007/Annotations/a.xml", ("<annotation>", '<?xml encoding="punycode" version="1.0"?><a>'),
+         r"a\.xml: unknown encoding: punycode"),
+    ],
+)  # fmt: skip
+def test_hostile_values(tmp_path, write, path, change, message):
+    write(tmp_path)
+    text(tmp_path / path, (tmp_path / path).read_text("utf-8-sig").replace(*change))
+    with pytest.raises(InputError, match=message):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("write", "path", "size"),
+    [
+        (write_cvat, "annotations.xml", 'width="{}"'),
+        (write_voc, "VOC2007/Annotations/a.xml", "<width>{}</width>"),
+        (write_csv_tensorflow, "data/train_labels.csv", ".jpg,{},"),
+    ],
+)
+def test_a_size_of_5000_digits_is_none(tmp_path, write, path, size):
+    write(tmp_path)
+    content = (tmp_path / path).read_text()
+    assert size.format(WIDTH) in content
+    text(tmp_path / path, content.replace(size.format(WIDTH), size.format("9" * 5000)))
+    assert {record.width for record in read_dataset(tmp_path)["train"].records} == {WIDTH}
+
+
+def test_a_number_of_5000_digits_is_no_class_list(tmp_path):
+    write_csv_retinanet(tmp_path)
+    text(tmp_path / "more.csv", f"bird,{'9' * 5000}\n")
+    assert read_dataset(tmp_path)["train"].class_names == ("cat", "dog")
+
+
+def test_many_names_take_no_time(tmp_path):
+    write_yolo_classes(tmp_path)
+    text(tmp_path / "classes.txt", "cat\ndog\n" + "\n".join(map(str, range(60_000))))
+    begin = time.process_time()
+    assert len(open_dataset(tmp_path).class_names) == 60_002
+    assert time.process_time() - begin < 5  # the square of the number is half a minute
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes have no names here")
+@pytest.mark.parametrize(
+    ("write", "path"),
+    [
+        (write_yolo, "labels/train/a.txt"), (write_yolo, "data.yaml"), (write_voc, "VOC2007/Annotations/a.xml"),
+        (write_csv_corners, "train/labels.csv"), (write_voc, "VOC2007/JPEGImages/a.jpg"),
+    ],
+)  # fmt: skip
+def test_pipes_are_not_waited_for(tmp_path, write, path):
+    write(tmp_path)
+    (tmp_path / path).unlink()
+    os.mkfifo(tmp_path / path)
+    with pytest.raises(InputError, match=rf"{tmp_path / path}: (not a regular file|no such image)"):
+        read_dataset(tmp_path)
+    os.mkfifo(tmp_path / "a.json")  # by its two ends, of no layout
+    with pytest.raises(InputError):
+        read_dataset(tmp_path)

@@ -11,7 +11,7 @@ import pytest
 from examples import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from frcnn_jax.data import records
 from frcnn_jax.data.readers import read_split
@@ -313,6 +313,37 @@ def test_heic_and_avif_say_what_they_need(tmp_path, monkeypatch):
             load_image(tmp_path / name)
 
 
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow has no AVIF")
+def test_avif_is_opened_by_its_suffix_alone(tmp_path):
+    for name in ("a.avif", "a.jpg"):
+        Image.new("RGB", (30, 20)).save(tmp_path / name, "AVIF")
+    assert load_image(tmp_path / "a.avif").shape == (20, 30, 3)
+    with pytest.raises(InputError, match=r"a\.jpg: can't be read as an image \(cannot identify"):
+        load_image(tmp_path / "a.jpg")
+
+
+def test_the_size_is_in_the_header(tmp_path, monkeypatch):
+    """Reading a data set opens every image; it reads none as a whole."""
+    (tmp_path / "a.jpg").write_bytes(jpeg() + bytes(1 << 20))
+    read: list[int] = []
+    monkeypatch.setattr(records, "open_regular", lambda path: Counted(path.read_bytes(), read))
+    assert read_image_size(tmp_path / "a.jpg") == (48, 64)
+    assert sum(read) < 1 << 16
+
+
+class Counted(io.BytesIO):
+    """A file that notes how much is read."""
+
+    def __init__(self, data, read):
+        super().__init__(data)
+        self.counts = read
+
+    def read(self, size=-1):
+        data = super().read(size)
+        self.counts.append(len(data))
+        return data
+
+
 def test_reads_heic(tmp_path):
     heif = pytest.importorskip("pillow_heif")
     heif.from_pillow(Image.new("RGB", (30, 20), (200, 10, 10))).save(tmp_path / "a.heic")
@@ -472,6 +503,16 @@ def test_scans_without_end(tmp_path, monkeypatch):
     (tmp_path / "a.jpg").write_bytes(data[:-2] + last * 100 + data[-2:])
     with pytest.raises(InputError, match=r"a\.jpg: 64 x 48 pixels in 1\d\d scans"):
         load_image(tmp_path / "a.jpg")
+    kept = data[:2] + b"\xff\xe1" + struct.pack(">H", 2002) + b"\xff\xda" * 1000 + data[2:]  # in a thumbnail
+    (tmp_path / "a.jpg").write_bytes(kept)
+    assert load_image(tmp_path / "a.jpg").shape == (48, 64, 3)
+    Image.new("RGB", (64, 48)).save(tmp_path / "m.jpg", "MPO", save_all=True, append_images=[Image.new("L", (9, 9))])
+    several = (tmp_path / "m.jpg").read_bytes()
+    with Image.open(tmp_path / "m.jpg") as image:
+        assert image.format == "MPO"
+    (tmp_path / "m.jpg").write_bytes(several[:2] + several[2 : several.index(b"\xff\xdb")] + data[2:-2] + last * 100)
+    with pytest.raises(InputError, match=r"m\.jpg: 64 x 48 pixels in 1\d\d scans"):
+        load_image(tmp_path / "m.jpg")
     (tmp_path / "a.jpg").write_bytes(data + b"\xff\xda" * 1000)  # behind the image, as in a phone's live pictures
     assert load_image(tmp_path / "a.jpg").shape == (48, 64, 3)
 

@@ -1,5 +1,6 @@
 """What the readers of layouts share: what they return, and how annotated images become a `Dataset`."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -205,5 +206,5 @@ def read_names(path: Path) -> list[str]:
 
 def check_names(names: Sequence[str], source: object) -> None:
     """Raise InputError if a class name comes twice."""
-    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise InputError(f"{source}: the class {twice[0]!r} comes twice")

@@ -17,6 +17,7 @@ from frcnn_jax.data.layouts.common import (
 )
 from frcnn_jax.data.layouts.voc import is_xml_of
 from frcnn_jax.data.listing import Files, split_of
+from frcnn_jax.data.records import size_of
 from frcnn_jax.data.voc import parse_xml
 from frcnn_jax.errors import InputError
 
@@ -64,14 +65,13 @@ def _label(node: Any) -> str:
 
 def _annotated(files: Files, source: Path, node: Any) -> Annotated:
     name, where = node.get("name", ""), f"{files.root / source}: image {node.get('name')!r}"
-    sides = [node.get(side, "") for side in ("height", "width")]
-    size = (int(sides[0]), int(sides[1])) if all(side.isascii() and side.isdecimal() for side in sides) else None
+    size = size_of(node.get("height", ""), node.get("width", ""))
     rows = [(f"{where}: {child.tag} {i}", child) for i, child in enumerate(node) if child.tag in _DRAWN]
     return Annotated(partial(files.image_named, name, source), where, size, rows)
 
 
 def _read_shape(node: Any, height: int, width: int) -> Shape:
-    if float(node.get("rotation") or 0):
+    if any(numbers([node.get("rotation") or 0], "rotation")):
         raise InputError(f"a {node.tag} rotated by {node.get('rotation')} degrees; expected upright boxes")
     if node.tag == "box":
         edges = numbers((node.get(side) for side in ("xtl", "ytl", "xbr", "ybr")), "box")

@@ -28,8 +28,9 @@ from frcnn_jax.data.layouts.common import (
 )
 from frcnn_jax.data.listing import Files, split_of
 from frcnn_jax.data.problems import CorrectedError, OnProblem
-from frcnn_jax.data.records import Dataset
+from frcnn_jax.data.records import Dataset, size_of
 from frcnn_jax.errors import InputError
+from frcnn_jax.files import decoding
 
 _COLUMNS = {
     "image": ("filename", "file_name", "image", "imageid", "image_id", "image_name", "image_path", "path", "file"),
@@ -80,7 +81,8 @@ def _cells(path: Path) -> list[list[str]]:
     text = read_text(path)
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
-    return [[cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=delimiter)]
+    with decoding(path, "not a CSV file"):
+        return [[cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=delimiter)]
 
 
 def _table(cells: list[list[str]]) -> _Table | None:
@@ -128,7 +130,7 @@ def _class_lists(others: list[list[list[str]]]) -> dict[str, str]:
         rows = [row for row in cells if len(row) == 2]
         if rows and all(row[0].startswith("/m/") for row in rows):
             names |= dict(rows)
-        elif rows and all(row[1].isdecimal() for row in rows):
+        elif rows and all(row[1].isdecimal() and len(row[1]) < 9 for row in rows):
             names |= {row[0]: row[0] for row in sorted(rows, key=lambda row: int(row[1]))}
     return names
 
@@ -144,8 +146,7 @@ def _annotated(files: Files, source: Path, table: _Table, named: dict[str, str])
         by_image.setdefault(row.image, []).append((where, row._replace(label=_name(row, named))))
     found = []
     for name, rows in by_image.items():
-        size = rows[0][1].size
-        known = (int(size[0]), int(size[1])) if all(side.isascii() and side.isdecimal() for side in size) else None
+        known = size_of(*rows[0][1].size)
         objects = [(where, row) for where, row in rows if any(row.corners)]
         found.append(Annotated(partial(files.image_named, name, source), rows[0][0], known, objects))
     return found

@@ -28,7 +28,10 @@ from frcnn_jax.data.listing import Files, split_of
 from frcnn_jax.data.problems import OnProblem
 from frcnn_jax.data.records import Dataset
 from frcnn_jax.errors import InputError
+from frcnn_jax.files import decoding
 
+_LARGEST_YAML = 1 << 20  # bytes
+_LONGEST_SCALAR = 1000  # characters
 _KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 
 
@@ -63,13 +66,29 @@ def find_yolo(files: Files) -> Found | None:
 def _description(files: Files, path: Path) -> dict[str, Any] | None:
     """Return the content of a YAML file if it describes a data set."""
     try:
-        content = yaml.safe_load(read_text(files.root / path))
-    except (yaml.YAMLError, RecursionError):
+        with decoding(files.root / path, "not a YAML file"):
+            text = read_text(files.root / path)
+            if len(text) > _LARGEST_YAML:
+                raise InputError(f"{len(text)} characters, expected at most {_LARGEST_YAML}")
+            content = yaml.load(text, _PlainLoader)
+    except InputError:
         if path.name.lower() not in ("data.yaml", "data.yml"):
             return None
-        raise InputError(f"{files.root / path}: not a YAML file") from None
+        raise
     is_one = isinstance(content, dict) and "names" in content and any(key in content for key in (*_KEYS, "path", "nc"))
     return content if is_one else None
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Loader that refuses aliases, which can repeat a list in itself many times, and long values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise InputError("it has an alias (*), which is not read")
+        if isinstance(event, yaml.ScalarEvent) and len(event.value) > _LONGEST_SCALAR:
+            raise InputError(f"a value of {len(event.value)} characters, expected at most {_LONGEST_SCALAR}")
+        return super().compose_node(parent, index)
 
 
 def _names(content: dict[str, Any], path: Path) -> list[str]:
@@ -92,6 +111,8 @@ def _described_splits(files: Files, path: Path, content: dict[str, Any]) -> dict
     splits: dict[str, list[Path]] = {}
     for key, name in _KEYS.items():
         entries = content.get(key) or []
+        if not isinstance(entries, str | list):
+            raise InputError(f"{files.root / path}: {key} must be a folder or a list of folders, got {entries!r:.80}")
         for entry in [entries] if isinstance(entries, str) else entries:
             found = _images_of(files, path, str(content.get("path") or ""), str(entry))
             if not found and name != "test":  # exporters name a test folder whether they write it or not
