@@ -239,7 +239,7 @@ def read_json(
     Raises:
         InputError: The file is missing, unreadable or not JSON, or a name comes twice.
     """
-    with decoding(path, "not a JSON file"), _garbage_kept():
+    with decoding(path, "not a JSON file"), garbage_kept():
         return json.loads(
             read_bytes(path),
             object_hook=object_hook,
@@ -248,7 +248,7 @@ def read_json(
 
 
 @contextmanager
-def _garbage_kept() -> Iterator[None]:
+def garbage_kept() -> Iterator[None]:
     """Pause the garbage collector: it would visit the objects of a large file many times, and find none to free."""
     enabled = gc.isenabled()
     gc.disable()

@@ -26,7 +26,7 @@ from frcnn_jax.data.records import (
     true_size,
 )
 from frcnn_jax.errors import InputError
-from frcnn_jax.files import read_bytes
+from frcnn_jax.files import garbage_kept, read_bytes
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -177,12 +177,13 @@ def parse_xml(path: Path) -> Any:
     """
     try:
         data = read_bytes(path)
-        try:
-            return ElementTree.fromstring(data)
-        except (ElementTree.ParseError, ValueError, LookupError):
-            if (text := _decoded(data)) is None:
-                raise
-            return ElementTree.fromstring(text)
+        with garbage_kept():
+            try:
+                return ElementTree.fromstring(data)
+            except (ElementTree.ParseError, ValueError, LookupError):
+                if (text := _decoded(data)) is None:
+                    raise
+                return ElementTree.fromstring(text)
     except FileNotFoundError:
         raise InputError(f"{path}: no such annotation") from None
     except InputError:

@@ -30,8 +30,8 @@ from frcnn_jax.data.records import Dataset
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import decoding
 
-_LARGEST_YAML = 1 << 20  # bytes
-_LONGEST_SCALAR = 1000  # characters
+LARGEST_YAML = 1 << 20  # characters
+LONGEST_VALUE = 1000  # characters
 _KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 
 
@@ -68,8 +68,8 @@ def _description(files: Files, path: Path) -> dict[str, Any] | None:
     try:
         with decoding(files.root / path, "not a YAML file"):
             text = read_text(files.root / path)
-            if len(text) > _LARGEST_YAML:
-                raise InputError(f"{len(text)} characters, expected at most {_LARGEST_YAML}")
+            if len(text) > LARGEST_YAML:
+                raise InputError(f"{len(text)} characters, expected at most {LARGEST_YAML}")
             content = yaml.load(text, _PlainLoader)
     except InputError:
         if path.name.lower() not in ("data.yaml", "data.yml"):
@@ -86,8 +86,8 @@ class _PlainLoader(yaml.SafeLoader):
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             raise InputError("it has an alias (*), which is not read")
-        if isinstance(event, yaml.ScalarEvent) and len(event.value) > _LONGEST_SCALAR:
-            raise InputError(f"a value of {len(event.value)} characters, expected at most {_LONGEST_SCALAR}")
+        if isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST_VALUE:
+            raise InputError(f"a value of {len(event.value)} characters, expected at most {LONGEST_VALUE}")
         return super().compose_node(parent, index)
 
 
