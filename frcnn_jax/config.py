@@ -92,6 +92,11 @@ _SEED = Check(lambda value, _: 0 <= value < 2**32, "0 or more and below 2^32")
 _PROFILE = Check(lambda v, _: not v or (len(v) == 2 and _integers(v, 1) and v[0] <= v[1]), "empty or (first, last)")
 _RANKS = Check(lambda v, _: len(v) in (0, 2) and _integers(v, 0), "empty or two integers, 0 for a full layer")
 _STEP_COUNT = Check(lambda value, _: 0 < value < 2**31, "over 0 and below 2^31")
+_JITTER = Check(
+    lambda v, _: not v or (len(v) == 2 and all(type(x) in (int, float) for x in v) and 0 < v[0] <= v[1] <= 4),
+    "empty or two factors (low, high) over 0 and at most 4",
+)
+_NEEDS_EVALUATIONS = Check(lambda v, c: v == 0 or (v > 0 and c["eval_every"]), "0 or more, and 0 where eval_every is 0")
 _SCALES = Check(lambda v, c: _integers(v, 1) and max(v, default=0) <= c["max_size"], "sides of 1 to max_size")
 _ROIS = Check(
     lambda v, c: v > 0 and c["images_per_batch"] > 0 and v % c["images_per_batch"] == 0,
@@ -197,6 +202,14 @@ FIELDS: dict[str, Field] = {
     ),
     "bg_iou_high": Field(0.5, "Exclusive maximum IoU of a background RoI, 0 to 1.", _FRACTION),
     "flip": Field(True, "Whether to train on mirrored images as well."),
+    "scale_jitter": Field(
+        (), "Range (low, high) of a factor on a training image's size, drawn per image; none if empty.", _JITTER
+    ),
+    "color_jitter": Field(
+        0.0,
+        "Maximum relative change of a training image's brightness, contrast and saturation, drawn per image, 0 to 1.",
+        _FRACTION,
+    ),
     "box_loss_weight": Field(1.0, "Lambda of equation 1, 0 or more; 0 trains the classifier alone.", _NOT_NEGATIVE),
     # Solver; the rate scales with images_per_batch, the steps inversely
     "reference_images": Field(2, "Images per batch for which steps and learning_rate are given.", _POSITIVE),
@@ -233,10 +246,17 @@ FIELDS: dict[str, Field] = {
     "keep_best": Field(
         0,
         "Number of checkpoints with the best mAP to keep as well; needs eval_every.",
-        Check(lambda v, c: v == 0 or (v > 0 and c["eval_every"]), "0 or more, and 0 where eval_every is 0"),
+        _NEEDS_EVALUATIONS,
         housekeeping=True,
     ),
     "eval_every": Field(0, "Steps between evaluations; 0 for the end only.", _NOT_NEGATIVE, housekeeping=True),
+    "stop_after": Field(
+        0,
+        "Evaluations in a row without a better mAP after which training stops, at its best checkpoint; 0 for never; "
+        "needs eval_every.",
+        _NEEDS_EVALUATIONS,
+        housekeeping=True,
+    ),
     "eval_images": Field(0, "Validation images used by eval_every, the first; 0 for all.", _NOT_NEGATIVE, False, True),
     "pictures": Field(12, "Number of validation images to draw at the end.", _NOT_NEGATIVE, housekeeping=True),
     "picture_threshold": Field(0.5, "Minimum score of the detections drawn, 0 to 1.", _FRACTION, housekeeping=True),

@@ -79,7 +79,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     with interrupt_on_signals(f"run the same command to resume from {workdir}"), contextlib.ExitStack() as held:
         with hosts.fail_together():
             config = resume_config(config, workdir)
-            if (results := read_results(workdir)) and results["step"] >= batch_recipe(config).steps:
+            if (results := read_results(workdir)) and _is_finished(results, config):
                 print(_finished(workdir, results))
                 return results
             # find mistakes before the long work begins and before anything is written
@@ -119,8 +119,9 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             batches = _training_batches(config, model, train_set, proposals, maps)
         write_json(out / "config.json", config)
         variables = _with_outputs(config, {**variables, "box_stats": dict(batches.box_stats)}, frozen)
-        step, variables = _train(config, workdir, out, model, frozen, batches, evaluator, variables, key)
-        results = _score(config, out, evaluator, variables, step)
+        last, variables = _train(config, workdir, out, model, frozen, batches, evaluator, variables, key)
+        step, variables = _best(config, workdir, last, variables)
+        results = _score(config, out, evaluator, variables, step, last)
         print(f"{_finished(workdir, results)}, {time.perf_counter() - began:.0f} s; see {workdir}/pictures")
     return results
 
@@ -144,7 +145,11 @@ def _check(config: Config, frozen: Sequence[str]) -> None:
     if frozen and not config["weights"]:
         layers = ", ".join(layer_names(frozen))
         raise InputError(f"{name} does not train {layers}: pass --config.weights=FILE with pretrained layers.{where}")
+    if config["scale_jitter"] and config["buckets"] == "exact":
+        raise InputError("scale_jitter needs --config.buckets=shared: every size would be compiled")
     if config["feature_cache"]:
+        if config["scale_jitter"] or config["color_jitter"]:
+            raise InputError("feature_cache keeps the maps of images as they are, without scale_jitter or color_jitter")
         own = [
             path for path in flatten(variable_shapes(build_model(config, 1))["params"]) if path.startswith("backbone/")
         ]
@@ -259,6 +264,8 @@ def _training_batches(
         seed=config["seed"],
         process=(jax.process_index(), jax.process_count()),
         maps=maps,
+        scale_jitter=tuple(config["scale_jitter"]),
+        color_jitter=config["color_jitter"],
     )
 
 
@@ -302,10 +309,14 @@ def _train(
         trained, optimizer, box_loss_weight=config["box_loss_weight"], accumulate=config["accumulate"]
     )
     schedule = loop.Schedule(
-        config["log_every"], config["checkpoint_every"], config["eval_every"], tuple(config["profile_steps"])
+        config["log_every"],
+        config["checkpoint_every"],
+        config["eval_every"],
+        tuple(config["profile_steps"]),
+        config["stop_after"],
     )
     images = config["eval_images"] or None
-    keep, keep_best = config["keep_checkpoints"], config["keep_best"]
+    keep, keep_best = config["keep_checkpoints"], max(config["keep_best"], bool(config["stop_after"]))
     with checkpoint.Checkpoints(out, keep=keep, keep_best=keep_best) as checkpoints:
         state = loop.train(
             state,
@@ -337,16 +348,31 @@ def _on_one_device(tree: Any) -> Any:
     return jax.tree.map(lambda array: array.addressable_data(0), tree)
 
 
-def _score(config: Config, out: Path, evaluator: Evaluator, variables: Any, step: int) -> dict[str, Any]:
-    """Evaluate the last variables, and write results, plots and pictures."""
+def _best(config: Config, workdir: Path, last: int, variables: Any) -> tuple[int, Any]:
+    """Return the step and variables to score: with `stop_after` those of the best mAP, else the last."""
+    hosts.all_gather(last)  # process 0 has closed its log and checkpoints
+    scores = {at: found for at, found in _logged_maps(workdir).items() if found is not None}
+    best = checkpoint.best_first(checkpoint.saved_steps(workdir), scores) if config["stop_after"] else []
+    if not best or best[0] == last:
+        return last, variables
+    print(f"{workdir}: trained to step {last}; the best mAP is that of step {best[0]}")
+    return best[0], checkpoint.load_model(workdir, variables, best[0])[0]
+
+
+def _score(config: Config, out: Path, evaluator: Evaluator, variables: Any, step: int, last: int) -> dict[str, Any]:
+    """Evaluate the variables of a step, and write results, plots and pictures; remove checkpoints of later steps."""
     found = evaluator(variables)
     results = {**found.results, "step": step}
+    if config["stop_after"]:
+        stopped_after = config["stop_after"] if last < batch_recipe(config).steps else None
+        results |= {"last_step": last, "stopped_after": stopped_after}
     pictures = out / "pictures"
     save_pictures(found, pictures, pictures=config["pictures"], score_threshold=config["picture_threshold"])
     plot_losses(read_metrics(out), pictures / "loss.png")
     if config["eval_every"] and step not in _logged_maps(out):
         with RunLog(out, step) as log:
             log.add(step, {"map": results["map"]})
+    checkpoint.remove_after(out, step)  # every command takes the newest
     write_json(out / "results.json", results)
     print(results_table(results))
     return results
@@ -357,8 +383,18 @@ def _logged_maps(workdir: Path) -> dict[int, float | None]:
     return {int(row["step"]): row["map"] for row in read_metrics(workdir) if "map" in row}
 
 
+def _is_finished(results: Mapping[str, Any], config: Config) -> bool:
+    """Return whether training reached the last step, or stopped after as many evaluations as the config wants."""
+    reached = results.get("last_step", results["step"]) >= batch_recipe(config).steps
+    return reached or 0 < config["stop_after"] <= (results.get("stopped_after") or 0)
+
+
 def _finished(workdir: Path, results: Mapping[str, Any]) -> str:
-    return f"{workdir}: finished at step {results['step']} with mAP {format_score(results['map'])}"
+    stopped = results.get("stopped_after")
+    early = (
+        f", stopped at step {results['last_step']} after {stopped} evaluations without a better one" if stopped else ""
+    )
+    return f"{workdir}: finished at step {results['step']} with mAP {format_score(results['map'])}{early}"
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -106,6 +106,8 @@ PLACES = {
     "bg_iou_low": (0.2, lambda s: s.batches.bg_iou[0]),
     "bg_iou_high": (0.6, lambda s: s.batches.bg_iou[1]),
     "flip": (False, lambda s: same(s.batches.flip, given("target_statistics", "flip")(s))),
+    "scale_jitter": ((0.5, 1.5), batches("scale_jitter")),
+    "color_jitter": (0.25, batches("color_jitter")),
     "box_loss_weight": (3.0, given("make_train_step", "box_loss_weight")),
     "reference_images": (4, lambda s: len(s.batches) * 8 / 1000),
     "steps": (1000, lambda s: 2 * len(s.batches)),
@@ -128,6 +130,7 @@ PLACES = {
     "keep_checkpoints": (5, given("Checkpoints", "keep")),
     "keep_best": (1, given("Checkpoints", "keep_best")),
     "eval_every": (10, schedule("eval_every")),
+    "stop_after": (3, schedule("stop_after")),
     "eval_images": (4, lambda s: s.Evaluator.return_value.call_args.kwargs["images"]),
     "pictures": (6, given("save_pictures", "pictures")),
     "picture_threshold": (0.25, given("save_pictures", "score_threshold")),
@@ -145,7 +148,7 @@ def make_split(val):
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    """The calls of a training in which no field has its default, and what was built for it."""
+    """The calls of a training in which no field has its default, and what was built for it; some exclude each other."""
     folder = tmp_path_factory.mktemp("seen")
     (folder / "w.npz").touch()
     (folder / "p.npz").touch()
@@ -156,6 +159,8 @@ def seen(tmp_path_factory):
         mocks = {name: mock.MagicMock() for name in IN_TRAIN}
         mocks["initial_variables"].return_value = {"params": {}}
         mocks["keep_outputs"].return_value = {}, []
+        mocks["store_maps"].return_value = None
+        patch.setattr("frcnn_jax.train._check", mock.Mock())
         mocks["replicate"].side_effect = lambda tree: tree
         mocks["target_statistics"] = mock.Mock(wraps=target_statistics)
         mocks["Evaluator"].return_value.return_value.results = {"map": 0.5}

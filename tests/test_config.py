@@ -159,7 +159,7 @@ def test_fields_that_may_change_at_test():
     config = override_config(trained, arguments, TEST_FIELDS)
     changed = {"test_box_regression": False, "min_size": 480, "max_size": 500, "nms_iou": 1.0, "scales": (100, 200)}
     assert {**trained, **changed, "voc_dir": "x=y"} == {**config, "learning_rate_drops": [1700], **{
-        name: [] for name in ("class_names", "fc_ranks", "freeze", "profile_steps", "rate_multipliers")
+        name: [] for name in ("class_names", "fc_ranks", "freeze", "profile_steps", "rate_multipliers", "scale_jitter")
     }}  # fmt: skip
     with pytest.raises(
         InputError,
@@ -192,6 +192,10 @@ BOUNDS = {  # by field, values that are accepted and values that are not; all ot
     "min_size": ([1, 192], [0, 193]),
     "max_size": ([144, 10_000], [143, 10_001]),
     "scales": ([(1, 192)], [(0,), (193,), (1.5,)]),
+    "scale_jitter": (
+        [(), (1, 1), (0.5, 4)],
+        [(1,), (0, 1), (2, 1.5), (1, 4.1), (NAN, 1), (1, NAN), ("1", 2), (1, 1, 1)],
+    ),
     "images_per_batch": ([1, 128], [0, 3]),
     "rois_per_batch": ([2], [0, -2, 3]),
     "bg_iou_low": ([0, 0.49], [-0.01, 0.5]),
@@ -204,12 +208,12 @@ BOUNDS = {  # by field, values that are accepted and values that are not; all ot
     "seed": ([0, 2**32 - 1], [-1, 2**32]),
     "candidates_per_class": ([1, 512], [0, 513]),
     "profile_steps": ([(1, 1), (2, 9)], [(1,), (2, 1), (0, 1), (1, 2, 3)]),
-    "keep_best": ([0], [-1, 1]),  # eval_every is 0
+    **dict.fromkeys(("keep_best", "stop_after"), ([0], [-1, 1])),  # eval_every is 0
     **dict.fromkeys(("train_images", "val_images", "max_proposals", "accumulate", "reference_images"), POSITIVE),
     **dict.fromkeys(("log_every", "checkpoint_every", "keep_checkpoints"), POSITIVE),
     **dict.fromkeys(("workers", "data_workers", "box_loss_weight", "weight_decay", "warmup_steps"), NOT_NEGATIVE),
     **dict.fromkeys(("eval_every", "eval_images", "pictures"), NOT_NEGATIVE),
-    **dict.fromkeys(("fg_fraction", "fg_iou", "momentum", "nms_iou", "picture_threshold"), FRACTION),
+    **dict.fromkeys(("fg_fraction", "fg_iou", "momentum", "nms_iou", "picture_threshold", "color_jitter"), FRACTION),
     "bg_iou_high": ([0.01, 1], [1.01]),
 }
 
@@ -222,7 +226,7 @@ def test_the_bounds_of_every_field():
         for value in refused:
             with pytest.raises(InputError, match=r"^--config\.\w+ must be "):
                 check_config({**get_config().to_dict(), name: value})
-    check_config({**get_config().to_dict(), "keep_best": 1, "eval_every": 5})
+    check_config({**get_config().to_dict(), "keep_best": 1, "stop_after": 2, "eval_every": 5})
 
 
 def test_what_may_change_after_training_and_what_on_resuming():
@@ -249,6 +253,7 @@ def test_what_may_change_after_training_and_what_on_resuming():
         "keep_checkpoints",
         "keep_best",
         "eval_every",
+        "stop_after",
         "eval_images",
     }
     pictures = {"pictures", "picture_threshold"}

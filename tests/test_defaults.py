@@ -60,7 +60,7 @@ DEFAULTS = {
     networks.Network: {"spatial_scale": 1 / 16, "pixels": pixels.PixelNorm(), "fc_std": 0.005, "dropout": 0.5},
     pixels.PixelNorm: {"order": "BGR", "mean": (102.9801, 115.9465, 122.7717), "std": (1.0, 1.0, 1.0)},
     weights.load_pretrained: {"keep_classifier": False},
-    batches.Sizes: {"shorter": 600, "longer": 1000, "exact": False},
+    batches.Sizes: {"shorter": 600, "longer": 1000, "exact": False, "canvases": ()},
     batches.prefetch: {"start": 0, "stride": 1, "threads": 2, "workers": 0},
     records.load_image: {"exif": "apply"},
     records.read_image_size: {"exif": "apply"},
@@ -91,10 +91,11 @@ DEFAULTS = {
     edge_boxes.EdgeBoxes: {"max_boxes": 2000},
     cache.search_images: {"search": search.SelectiveSearch("standard", None, 2000)},
     training_batches.TrainingBatches: {
-        "images_per_batch": 2, "rois_per_image": 64, **SAMPLE, "flip": True, "seed": 0, "process": (0, 1)
+        "images_per_batch": 2, "rois_per_image": 64, **SAMPLE, "flip": True, "seed": 0, "process": (0, 1),
+        "scale_jitter": (), "color_jitter": 0.0,
     },
     checkpoint.Checkpoints: {"keep": 2, "keep_best": 0},
-    loop.Schedule: {"log_every": 20, "checkpoint_every": 500, "eval_every": 0, "profile": ()},
+    loop.Schedule: {"log_every": 20, "checkpoint_every": 500, "eval_every": 0, "profile": (), "stop_after": 0},
     loop.train: {"data_workers": 0},
     sampling.sample: SAMPLE,
     sampling.target_statistics: {"fg_iou": 0.5, "flip": True},

@@ -670,6 +670,19 @@ ROWS = {
                 (1, {"a": BOXES}, STATS, {"sizes": []}, "sizes must not be empty"),
                 (1, {"a": BOXES}, STATS, {"steps": 0}, "steps must be at least 1, got 0"),
                 (1, {"a": BOXES}, STATS, {"rois_per_image": -1}, "rois_per_image must be at least 1, got -1"),
+                *(
+                    (1, {"a": BOXES}, STATS, {"scale_jitter": v}, "scale_jitter must be")
+                    for v in ((1,), (0, 1), (2, 1))
+                ),
+                *((1, {"a": BOXES}, STATS, {"color_jitter": v}, "color_jitter must be") for v in (-0.1, 1.1, NAN)),
+                (
+                    1,
+                    {"a": BOXES},
+                    STATS,
+                    {"color_jitter": 0.1, "maps": int},
+                    "scale_jitter and color_jitter need images",
+                ),
+                (1, {"a": BOXES}, STATS, {"scale_jitter": (1, 2), "maps": int}, "maps are of images as they are"),
                 (1, {"a": BOXES}, {"mean": z(2, 4), "std": z(2, 4)}, {}, r"must be \(K \+ 1, 4\) with K of at least 2"),
             )
         )

@@ -37,7 +37,8 @@ DEFAULTS = {
     "max_size": 192, "buckets": "shared", "scales": (),
     # mini-batch
     "data_workers": 0, "images_per_batch": 2, "accumulate": 1, "rois_per_batch": 128, "fg_fraction": 0.25,
-    "fg_iou": 0.5, "bg_iou_low": 0.0, "bg_iou_high": 0.5, "flip": True, "box_loss_weight": 1.0,
+    "fg_iou": 0.5, "bg_iou_low": 0.0, "bg_iou_high": 0.5, "flip": True, "scale_jitter": (), "color_jitter": 0.0,
+    "box_loss_weight": 1.0,
     # solver
     "reference_images": 2, "steps": 2000, "learning_rate": 0.01, "learning_rate_drops": (1700,), "momentum": 0.9,
     "epochs": 0.0, "optimizer": "sgd", "schedule": "step",
@@ -46,7 +47,7 @@ DEFAULTS = {
     "nms_iou": 0.3, "test_box_regression": True, "candidates_per_class": 100,
     # housekeeping
     "log_every": 20, "profile_steps": (), "checkpoint_every": 500, "keep_checkpoints": 2, "keep_best": 0,
-    "eval_every": 0, "eval_images": 0, "pictures": 12, "picture_threshold": 0.5,
+    "eval_every": 0, "stop_after": 0, "eval_images": 0, "pictures": 12, "picture_threshold": 0.5,
 }  # fmt: skip
 PAPER = {
     "dataset": "voc", "train_split": "trainval", "val_split": "test", "min_size": 600, "max_size": 1000,

@@ -22,7 +22,8 @@ from frcnn_jax.data import readers
 from frcnn_jax.data.records import Dataset, ImageFile
 from frcnn_jax.data.synthetic import read_synthetic
 from frcnn_jax.errors import InputError
-from frcnn_jax.train import _readable, _remarks, _training_batches, batch_recipe, train_and_evaluate
+from frcnn_jax.evaluation.evaluator import Evaluator
+from frcnn_jax.train import _check, _readable, _remarks, _training_batches, batch_recipe, train_and_evaluate
 from frcnn_jax.training.checkpoint import saved_steps
 from frcnn_jax.training.logs import read_metrics
 from frcnn_jax.training.sampling import assign, target_statistics
@@ -216,7 +217,15 @@ def test_two_processes_train_as_one(finished, tmp_path):
 @pytest.mark.slow
 def test_scales_parts_and_worker_processes(finished, tmp_path, capsys):
     """Trained and tested at several scales, each step in two parts, batches made in a process."""
-    options = {"scales": (96, 128), "accumulate": 2, "data_workers": 1, "steps": 12, "learning_rate_drops": (10,)}
+    options = {
+        "scales": (96, 128),
+        "scale_jitter": (0.8, 1.2),
+        "color_jitter": 0.2,
+        "accumulate": 2,
+        "data_workers": 1,
+        "steps": 12,
+        "learning_rate_drops": (10,),
+    }
     options["profile_steps"] = (5, 6)
     cache = str(finished[0] / "proposals")
     results = train_and_evaluate(small_config(**options, proposal_cache=cache), tmp_path / "w")
@@ -272,6 +281,61 @@ def test_more_steps_end_as_if_there_had_been_as_many_from_the_start(finished, tm
     (_, ours, step), (_, fresh, _) = (load_variables(w, read_config(w)) for w in (tmp_path / "w", tmp_path / "fresh"))
     assert step == 40
     jax.tree.map(np.testing.assert_array_equal, ours, fresh)
+
+
+@pytest.mark.slow
+def test_a_training_that_stops_early_ends_at_its_best(finished, tmp_path, monkeypatch, capsys):
+    """Scores 0.5, 0.9, 0.2, 0.3, then those of the whole split: step 10 is what every command takes."""
+
+    own = Evaluator.__call__
+
+    def scores(values):
+        found = iter(values)
+
+        def call(self, variables, **options):
+            evaluation = own(self, variables, **options)
+            if "images" in options:
+                evaluation.results["map"] = next(found)
+            return evaluation
+
+        monkeypatch.setattr(Evaluator, "__call__", call)
+
+    config = small_config(
+        eval_every=5,
+        stop_after=2,
+        keep_checkpoints=1,
+        checkpoint_every=100,
+        proposal_cache=str(finished[0] / "proposals"),
+    )
+    workdir = tmp_path / "w"
+    scores([0.5, 0.9, 0.2, 0.3])
+    results = train_and_evaluate(config, workdir)
+    assert {name: results[name] for name in ("step", "last_step", "stopped_after")} == {
+        "step": 10, "last_step": 20, "stopped_after": 2,
+    }  # fmt: skip
+    assert "trained to step 20; the best mAP is that of step 10" in capsys.readouterr().out
+    assert saved_steps(workdir) == [10]
+    _, variables, _ = load_variables(workdir, read_config(workdir))
+    assert evaluate_workdir(workdir, read_config(workdir)).results["map"] == results["map"]
+    assert train_and_evaluate({**config, "stop_after": 1}, workdir) == results  # had it been so, it would be over
+    assert train_and_evaluate({**config, "steps": 60}, workdir) == results
+    assert "stopped at step 20" in capsys.readouterr().out
+
+    scores([0.4, 0.3, 0.2, 0.1])
+    longer = train_and_evaluate({**config, "stop_after": 4}, workdir)  # scores 15 to 30, of which none is better
+    assert (longer["step"], longer["last_step"], longer["stopped_after"]) == (10, 30, None)
+    jax.tree.map(np.testing.assert_array_equal, load_variables(workdir, read_config(workdir))[1], variables)
+    assert [row["step"] for row in read_metrics(workdir) if "map" in row] == list(range(5, 31, 5))
+
+
+def test_jitter_that_cannot_be():
+    for options, text in (
+        ({"buckets": "exact", "scale_jitter": (0.5, 1)}, "scale_jitter needs --config.buckets=shared"),
+        ({"feature_cache": "maps", "scale_jitter": (0.5, 1)}, "feature_cache keeps the maps of images as they are"),
+        ({"feature_cache": "maps", "color_jitter": 0.1}, "feature_cache keeps the maps of images as they are"),
+    ):
+        with pytest.raises(InputError, match=text):
+            _check(small_config(**options), ())
 
 
 def test_what_may_surprise_in_the_data_is_said(tmp_path):

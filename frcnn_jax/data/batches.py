@@ -35,6 +35,7 @@ class Sizes:
         longer: Limit of the longer side in pixels.
         exact: Whether the canvas is as large as the resized image, so that no feature sees padding, at the price of a
             compilation for each size; else one of four larger ones.
+        canvases: Sizes whose canvases are used, so that images of many sizes share few; empty for its own.
 
     Raises:
         InputError: `shorter` is not positive, or exceeds `longer`.
@@ -43,6 +44,7 @@ class Sizes:
     shorter: int = 600
     longer: int = 1000
     exact: bool = False
+    canvases: tuple["Sizes", ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.shorter <= self.longer < math.inf:
@@ -56,19 +58,27 @@ class Sizes:
     def canvas(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns of the smallest canvas that holds the resized image.
 
-        The four canvases measure the shorter side by 4/3 of it or by `longer`, landscape and portrait, rounded up to
-        multiples of 16.
+        The four canvases of a size measure the shorter side by 4/3 of it or by `longer`, landscape and portrait,
+        rounded up to multiples of 16.
         """
         scale = self.scale(height, width)
         rows, columns = (max(round(scale * side), 1) for side in (height, width))  # as cv2.resize rounds
         if self.exact:
             return rows, columns
+        canvases = [canvas for sizes in self.canvases or (self,) for canvas in sizes._canvases()]
+        return min((c for c in canvases if c[0] >= rows and c[1] >= columns), key=math.prod)
+
+    def _canvases(self) -> tuple[tuple[int, int], ...]:
         short, middle, long = (
             math.ceil(side / _CANVAS_MULTIPLE) * _CANVAS_MULTIPLE
             for side in (self.shorter, min(self.shorter * 4 / 3, self.longer), self.longer)
         )
-        canvases = ((short, middle), (middle, short), (short, long), (long, short))
-        return min((c for c in canvases if c[0] >= rows and c[1] >= columns), key=math.prod)
+        return (short, middle), (middle, short), (short, long), (long, short)
+
+    def scaled(self, factor: float) -> "Sizes":
+        """Return these sizes times a factor, rounded to at least one pixel, with canvases of their own."""
+        shorter, longer = (max(round(side * factor), 1) for side in (self.shorter, self.longer))
+        return Sizes(shorter, longer, exact=self.exact)
 
 
 def prepare_image(image: np.ndarray, *, size: Sizes, pixels: PixelNorm) -> Batch:

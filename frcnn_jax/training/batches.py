@@ -7,11 +7,12 @@ Shape letters: B images, R RoIs, K foreground classes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image, ImageEnhance
 
 from frcnn_jax.data.batches import Batch, Sizes, check_proposals, pad, place_image, prepare_image
 from frcnn_jax.data.records import Record
@@ -46,14 +47,17 @@ class TrainingBatches:
         fg_iou: Minimum IoU of foreground.
         bg_iou: Range [low, high) of the IoU of background; low is 0 in an image without objects, see `sample`.
         flip: Whether to add mirrored images.
+        scale_jitter: Range (low, high) of a factor on the size of an image, drawn uniformly per image and epoch; empty
+            for none. Canvases are those of the sizes themselves and of the largest.
+        color_jitter: Greatest change of the factors of `jitter_colors`, in [0, 1], drawn per image; 0 for none.
         seed: Seed of all random draws.
         maps: Returns the feature map of a record, mirrored or not, at a size (`feature_maps.FeatureMaps`), which then
-            takes the place of the image; None for images.
+            takes the place of the image; None for images. Not with jitter.
         process: Index of this process and number of processes; each makes its share of every batch.
 
     Raises:
-        InputError: `records` or `sizes` is empty, a record has no proposals, a number is below 1, or `box_stats` has
-            too few classes.
+        InputError: `records` or `sizes` is empty, a record has no proposals, a number is out of range, `box_stats` has
+            too few classes, or `maps` are to be jittered.
     """
 
     records: Sequence[Record]
@@ -71,6 +75,8 @@ class TrainingBatches:
     seed: int = 0
     process: tuple[int, int] = (0, 1)
     maps: Callable[[Record, bool, Sizes], np.ndarray] | None = None
+    scale_jitter: tuple[float, ...] = ()
+    color_jitter: float = 0.0
 
     def __post_init__(self) -> None:
         check_proposals(self.records, self.proposals)
@@ -80,6 +86,12 @@ class TrainingBatches:
         for name in ("steps", "images_per_batch", "rois_per_image"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.scale_jitter and not (len(self.scale_jitter) == 2 and 0 < self.scale_jitter[0] <= self.scale_jitter[1]):
+            raise InputError(f"scale_jitter must be (low, high) with 0 < low <= high, got {self.scale_jitter}")
+        if not 0 <= self.color_jitter <= 1:
+            raise InputError(f"color_jitter must be from 0 to 1, got {self.color_jitter}")
+        if self.maps and (self.scale_jitter or self.color_jitter):
+            raise InputError("maps are of images as they are: scale_jitter and color_jitter need images")
         outputs = max((int(label) for record in self.records for label in record.labels), default=0) + 1
         shapes = [np.shape(self.box_stats[name]) for name in ("mean", "std")]
         if any(len(shape) != 2 or shape[0] < outputs or shape[1] != 4 for shape in shapes):
@@ -96,12 +108,13 @@ class TrainingBatches:
         """
         by_canvas: dict[tuple[int, int], list[Entry]] = {}
         orientations = (False, True) if self.flip else (False,)
-        draws = np.random.default_rng((self.seed, epoch, 2)).integers(
-            len(self.sizes), size=(len(self.records), len(orientations))
-        )
-        for (i, record), drawn in zip(enumerate(self.records), draws, strict=True):
-            for mirrored, draw in zip(orientations, drawn, strict=True):
-                size = self.sizes[draw]
+        shape = len(self.records), len(orientations)
+        low, high = self.scale_jitter or (1, 1)
+        draws = np.random.default_rng((self.seed, epoch, 2)).integers(len(self.sizes), size=shape)
+        factors = np.random.default_rng((self.seed, epoch, 3)).uniform(low, high, size=shape)
+        for (i, record), *drawn in zip(enumerate(self.records), draws, factors, strict=True):
+            for mirrored, draw, factor in zip(orientations, *drawn, strict=True):
+                size = self._jittered(self.sizes[draw], factor)
                 by_canvas.setdefault(size.canvas(record.height, record.width), []).append(Entry(i, mirrored, size))
         rng = np.random.default_rng((self.seed, epoch))
         batches = []
@@ -111,6 +124,11 @@ class TrainingBatches:
                 places = np.arange(start, start + self.images_per_batch) % len(entries)
                 batches.append([entries[order[place]] for place in places])
         return [batches[i] for i in rng.permutation(len(batches))]
+
+    def _jittered(self, size: Sizes, factor: float) -> Sizes:
+        if not self.scale_jitter:
+            return size
+        return replace(size.scaled(factor), canvases=(size, size.scaled(self.scale_jitter[1])))
 
     def __getitem__(self, step: int) -> Batch:
         """Return this process's share of a step's batch.
@@ -152,6 +170,8 @@ class TrainingBatches:
             batch["image"] = self.maps(record, entry.mirrored, entry.size)
         else:
             image = record.load()
+            if self.color_jitter:
+                image = jitter_colors(image, self.color_jitter, np.random.default_rng((self.seed, index, 4)))
             batch = prepare_image(image[:, ::-1] if entry.mirrored else image, size=entry.size, pixels=self.pixels)
         foreground = drawn.labels[:, None] > 0
         normalised = (drawn.deltas - self.box_stats["mean"][drawn.labels]) / self.box_stats["std"][drawn.labels]
@@ -161,3 +181,21 @@ class TrainingBatches:
         batch["box_targets"] = pad(np.where(foreground, normalised, 0).astype(np.float32), self.rois_per_image)
         batch["index"] = np.int32(index)
         return batch
+
+
+def jitter_colors(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Change brightness, contrast and saturation, in this order, by factors drawn from [1 - strength, 1 + strength].
+
+    Args:
+        image: `(H, W, 3)` uint8 RGB.
+        strength: In [0, 1].
+        rng: Source of the factors.
+
+    Returns:
+        `(H, W, 3)` uint8 RGB.
+    """
+    picture = Image.fromarray(image)
+    kinds = ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color
+    for kind, factor in zip(kinds, rng.uniform(1 - strength, 1 + strength, len(kinds)), strict=True):
+        picture = kind(picture).enhance(factor)
+    return np.asarray(picture)

@@ -12,7 +12,7 @@ import hashlib
 import re
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,11 @@ def _this_process() -> ocp.options.MultiprocessingOptions:
 # Writing
 
 
+def best_first(steps: Iterable[int], scores: Mapping[int, float]) -> list[int]:
+    """Return those of some steps that have a score, the highest first, later ones first on ties."""
+    return sorted((step for step in steps if step in scores), key=lambda step: (-scores[step], -step))
+
+
 @dataclass(frozen=True)
 class NewestAndBest:
     """An orbax preservation policy: the `newest` steps and the `best` ones by score, later ones first on ties."""
@@ -62,8 +67,7 @@ class NewestAndBest:
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Return a flag for each checkpoint, which come in ascending order of `.step`."""
         steps = [checkpoint.step for checkpoint in checkpoints]
-        by_score = sorted((step for step in steps if step in self.scores), key=lambda s: (-self.scores[s], -s))
-        kept = {*steps[-self.newest :], *by_score[: self.best]}
+        kept = {*steps[-self.newest :], *best_first(steps, self.scores)[: self.best]}
         return [step in kept for step in steps]
 
 
@@ -145,6 +149,13 @@ class Checkpoints:
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0].rsplit(": ", 1)[-1].split(" [")[0]
             earlier = "there is no earlier one" if self._last is None else f"step {self._last} is intact"
             raise InputError(f"{self._folder}/{step}: can't write this checkpoint: {reason}; {earlier}") from error
+
+
+def remove_after(workdir: Path, step: int) -> None:
+    """Remove the checkpoints of later steps."""
+    for later in (s for s in saved_steps(workdir) if s > step):
+        shutil.rmtree(path := _folder(workdir) / str(later))
+        _manifest(path).unlink(missing_ok=True)
 
 
 def save_model(workdir: Path, step: int, model: Any) -> None:

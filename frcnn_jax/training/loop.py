@@ -4,7 +4,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from frcnn_jax.data.batches import Batch, prefetch
 from frcnn_jax.errors import InputError, Interrupted
 from frcnn_jax.training.batches import TrainingBatches
 from frcnn_jax.training.checkpoint import Checkpoints
-from frcnn_jax.training.hosts import any_stopped
+from frcnn_jax.training.hosts import all_gather, any_stopped
 from frcnn_jax.training.logs import RunLog
 from frcnn_jax.training.signals import defer_signals, interrupt_on_signals
 from frcnn_jax.training.step import TrainState
@@ -36,16 +36,26 @@ class Schedule(NamedTuple):
         checkpoint_every: Interval between checkpoints; the last step is saved as well.
         eval_every: Interval between evaluations on the val split; 0 for none.
         profile: First and last step of a trace in `workdir`/profile; empty for none.
+        stop_after: Evaluations in a row without a better score after which training stops; 0 for never.
     """
 
     log_every: int = 20
     checkpoint_every: int = 500
     eval_every: int = 0
     profile: tuple[int, ...] = ()
+    stop_after: int = 0
 
     def evaluates(self, step: int, last: int) -> bool:
-        """Return whether a step before the last is scored."""
+        """Return whether a step is scored: before the last by `eval_every`; the last if it need not be the best."""
+        if step == last:
+            return bool(self.eval_every and self.stop_after)
         return bool(self.eval_every) and 0 < step < last and step % self.eval_every == 0
+
+    def ends(self, scored: Mapping[int, float | None]) -> bool:
+        """Return whether, of the scores by step, the newest `stop_after` are all no better than an earlier one."""
+        values = [-math.inf if value is None else value for _, value in sorted(scored.items())]
+        latest = len(values) - self.stop_after
+        return self.stop_after > 0 and latest > 0 and max(values[latest:]) <= max(values[:latest])
 
 
 def train(
@@ -64,7 +74,7 @@ def train(
     watch: Watch | None = None,
     data_workers: int = 0,
 ) -> TrainState:
-    """Train from the state's step to the last batch.
+    """Train from the state's step to the last batch, or until scores no longer improve.
 
     Args:
         state: Initial state, replicated.
@@ -97,11 +107,15 @@ def train(
         contextlib.closing(prefetch(batches, start=start, workers=data_workers)) as made,
     ):
         rows = _MetricRows(log, bar, schedule.log_every, batches.images_per_batch, learning_rate, watch)
-        run = _Run(workdir, checkpoints, rows, score, start)
-        checkpoints.scores.update({at: value for at, value in (scored or {}).items() if value is not None})
-        if score and schedule.evaluates(start, last) and start not in (scored or {}):
+        scored = dict(scored or {})
+        run = _Run(workdir, checkpoints, rows, score, start, scored)
+        checkpoints.scores.update({at: value for at, value in scored.items() if value is not None})
+        if score and schedule.evaluates(start, last) and start not in scored:
             run.evaluate(start, state)
+        over = run.ends(schedule)
         for at in range(start + 1, last + 1):
+            if over:
+                break
             batch = rows.next_batch(made)
             profile.before(at)
             state, metrics = step_fn(state, batch, key)
@@ -117,6 +131,7 @@ def train(
                 raise Interrupted(saved_at(at, workdir))
             if evaluates:
                 run.evaluate(at, state)
+                over = run.ends(schedule)
     return state
 
 
@@ -128,8 +143,17 @@ def saved_at(step: int, workdir: Path) -> str:
 class _Run:
     """Logging, saving and evaluation during a run."""
 
-    def __init__(self, workdir: Path, checkpoints: Checkpoints, rows: "_MetricRows", score: Score | None, start: int):
-        self.workdir, self.checkpoints, self.rows, self.score, self.saved = workdir, checkpoints, rows, score, start
+    def __init__(
+        self,
+        workdir: Path,
+        checkpoints: Checkpoints,
+        rows: "_MetricRows",
+        score: Score | None,
+        start: int,
+        scored: dict[int, float | None],
+    ) -> None:
+        self.workdir, self.checkpoints, self.rows, self.score = workdir, checkpoints, rows, score
+        self.saved, self.scored = start, scored
 
     def log(self, at: int, metrics: dict[str, jax.Array]) -> None:
         """Add a step's metrics and check those of the step before, so that the device need not wait."""
@@ -149,8 +173,13 @@ class _Run:
         with self.rows.paused(), interrupt_on_signals(saved_at(at, self.workdir)):
             found = self.score(state.variables)
         self.rows.log.add(at, {"map": found})
+        self.scored[at] = found
         if found is not None:
             self.checkpoints.scores[at] = found
+
+    def ends(self, schedule: Schedule) -> bool:
+        """Return whether scores no longer improve, by those of process 0."""
+        return bool(all_gather(schedule.ends(self.scored))[0])
 
     def _check_finite(self, finite: bool, step: int) -> None:
         if not finite:

@@ -11,7 +11,7 @@ from frcnn_jax.data.records import Dataset, Record, without_difficult
 from frcnn_jax.data.voc import read_voc
 from frcnn_jax.errors import InputError
 from frcnn_jax.models.pixels import CAFFE_MEANS, PixelNorm
-from frcnn_jax.training.batches import TrainingBatches
+from frcnn_jax.training.batches import TrainingBatches, jitter_colors
 
 STATS = {  # by class, then by coordinate
     "mean": np.arange(16, dtype=np.float32).reshape(4, 4) / 16,
@@ -79,7 +79,8 @@ def test_defaults_are_the_papers():
     assert Sizes() == Sizes(600, 1000)
     defaults = {field.name: field.default for field in fields(TrainingBatches) if field.default is not MISSING}
     expected = {"images_per_batch": 2, "rois_per_image": 64, "fg_fraction": 0.25, "fg_iou": 0.5, "bg_iou": (0.1, 0.5)}
-    assert defaults == {**expected, "flip": True, "seed": 0, "process": (0, 1), "maps": None}
+    expected |= {"flip": True, "seed": 0, "process": (0, 1), "maps": None, "scale_jitter": (), "color_jitter": 0.0}
+    assert defaults == expected
 
 
 def test_any_image_fits_its_canvas(rng):
@@ -183,6 +184,66 @@ def test_of_several_sizes_one_is_drawn_an_image_and_epoch():
     assert batches[0]["scale"][0] == np.float32(entry.size.scale(*RECORDS[entry.record].load().shape[:2]))
 
 
+def test_jittered_sizes_are_spread_over_their_range_on_few_canvases():
+    """Factors of 60 pixels for images of 30 x 40 and 30 x 50; canvases of 60 and of 75 pixels."""
+    jittered = training_batches(scale_jitter=(0.75, 1.25))
+    entries = [entry for epoch in range(30) for batch in jittered.plan(epoch) for entry in batch]
+    shorter = np.array([entry.size.shorter for entry in entries])
+    assert (shorter.min(), shorter.max()) == (45, 75)
+    assert np.histogram(shorter, bins=3, range=(45, 75))[0].min() > len(shorter) / 4
+    canvases = {entry.size.canvas(RECORDS[entry.record].height, RECORDS[entry.record].width) for entry in entries}
+    own, largest = ({(s, m), (m, s), (s, n), (n, s)} for s, m, n in ((64, 80, 112), (80, 112, 128)))
+    assert canvases <= own | largest
+    assert {(64, 80), (80, 64), (64, 112), (80, 112)} <= canvases
+    assert entries[:20] != [
+        entry for batch in training_batches(scale_jitter=(0.75, 1.25), seed=1).plan(0) for entry in batch
+    ]
+    for batch in jittered.plan(0):
+        assert len({entry.size.canvas(*RECORDS[entry.record].load().shape[:2]) for entry in batch}) == 1
+
+
+def test_boxes_follow_a_jittered_size():
+    batches = training_batches(scale_jitter=(0.5, 1.5), images_per_batch=1, flip=False, bg_iou=(0.0, 0.5))
+    for step, (entry,) in enumerate(batches.plan(0)):
+        record, batch = RECORDS[entry.record], {name: value[0] for name, value in batches[step].items()}
+        scale = entry.size.scale(record.height, record.width)
+        assert 0.98 < scale < 3.03
+        assert batch["scale"] == np.float32(scale)
+        canvas = prepare_image(record.load(), size=entry.size, pixels=PixelNorm())
+        np.testing.assert_array_equal(batch["image"], canvas["image"])
+        known = np.concatenate([PROPOSALS[record.image_id], record.boxes]) * scale
+        for roi in batch["rois"][batch["roi_mask"]]:
+            assert np.abs(known - roi).max(axis=1).min() < 1e-3
+
+
+def test_colours_are_jittered_by_seed_and_image_alone():
+    options = {"images_per_batch": 1, "flip": False, "records": RECORDS[:1]}
+    plain, jittered, other = (
+        [batch["image"] for batch in training_batches(**options, **more, steps=3)]
+        for more in ({}, {"color_jitter": 0.5}, {"color_jitter": 0.5, "seed": 1})
+    )
+    assert len({image.tobytes() for image in plain}) == 1
+    assert len({image.tobytes() for image in (*plain, *jittered, *other)}) == 7
+    np.testing.assert_array_equal(training_batches(**options, color_jitter=0.5)[2]["image"], jittered[2])
+
+
+def test_jittered_colours_by_hand():
+    """Brightness times 1.5; then contrast around the mean grey of 60 by 0.5; then saturation around the grey by 0.5."""
+
+    class Drawn:
+        def uniform(self, low, high, count):
+            assert (low, high, count) == (0.5, 1.5, 3)
+            return np.array([1.5, 0.5, 0.5])
+
+    image = np.full((2, 4, 3), (20, 40, 80), np.uint8)
+    bright = np.array([30, 60, 120])
+    grey = round(bright @ [0.299, 0.587, 0.114])
+    contrast = (bright + grey) / 2
+    expected = (contrast + contrast @ [0.299, 0.587, 0.114]) / 2
+    np.testing.assert_allclose(jitter_colors(image, 0.5, Drawn())[1, 2], expected, atol=1.5)
+    np.testing.assert_array_equal(jitter_colors(image, 0.0, np.random.default_rng(0)), image)
+
+
 def test_batches_have_static_shapes_and_follow_the_step():
     batches = training_batches()
     again = training_batches()
@@ -276,7 +337,7 @@ def test_prefetch_keeps_the_order_and_starts_anywhere(stride):
 
 @pytest.mark.slow
 def test_worker_processes_make_the_same_batches():
-    batches = training_batches(steps=9)
+    batches = training_batches(steps=9, scale_jitter=(0.5, 1.5), color_jitter=0.5)
     expected = list(prefetch(batches, start=2))
     for workers in (1, 2, 3):
         found = list(prefetch(batches, start=2, workers=workers))

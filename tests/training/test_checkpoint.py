@@ -14,7 +14,9 @@ from frcnn_jax.errors import InputError
 from frcnn_jax.training.checkpoint import (
     Checkpoints,
     NewestAndBest,
+    best_first,
     load_model,
+    remove_after,
     restore,
     resume_from,
     saved_steps,
@@ -131,6 +133,13 @@ def test_the_best_one_is_kept(tmp_path):
             checkpoints.scores[step] = score
     assert saved_steps(tmp_path) == [2, 4]
     assert {path.name for path in (tmp_path / "checkpoints").glob("*.json")} == {"2.json", "4.json"}
+
+
+def test_later_steps_are_removed(tmp_path):
+    save_steps(tmp_path, 1, 2, 3, keep=3)
+    remove_after(tmp_path, 1)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "1.json"]
+    assert best_first([1, 2, 3, 4], {4: 0.5, 2: 0.7, 1: 0.7, 9: 1.0}) == [2, 1, 4]
 
 
 def test_digests_of_every_file(tmp_path):

@@ -148,6 +148,30 @@ def test_what_is_not_finite_is_not_saved(run, bad, value, saved, text):
     assert run.saved == saved
 
 
+@pytest.mark.parametrize(
+    ("scores", "stop_after", "end"),
+    [
+        ([3, 2, 1, 0, 0], 0, 10),
+        ([3, 2, 2, 9, 9], 2, 6),  # two without a better one
+        ([3, 3, 4, 4, 4], 2, 10),  # an equal one is no better; the last step is scored too
+        ([None, None, None, 1, 2], 2, 6),
+        ([1, None, 2, None, 1], 2, 10),
+    ],
+)
+def test_training_stops_without_a_better_score(run, scores, stop_after, end):
+    run.score = lambda step: run.scored.append(step) or scores[step // 2 - 1]
+    assert run(eval_every=2, stop_after=stop_after).step == end
+    assert run.scored == list(range(2, end + bool(stop_after), 2))[: end // 2]
+    assert run.saved[-1] == end
+
+
+def test_a_run_that_had_stopped_takes_no_step(run):
+    assert run(start=6, scored={2: 0.3, 4: 0.2, 6: None}, eval_every=2, stop_after=2).step == 6
+    assert not run.taken
+    assert run(start=4, scored={2: 0.3}, eval_every=2, stop_after=1).step == 4  # its score was missing
+    assert run.scored == [4]
+
+
 def test_without_a_score_nothing_is_scored(run):
     run.score = None
     run(start=5, eval_every=5)
