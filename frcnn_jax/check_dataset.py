@@ -1,9 +1,9 @@
-"""Report every problem in a data set (file, image, box), and print its statistics:
+"""Report every problem in a data set (file, image, box), its statistics, and what looks wrong, with what to do:
 
-    frcnn check-dataset [--recall FOLDER] [--config RECIPE] --config.dataset=xml --config.data_dir=FOLDER ...
+    frcnn check-dataset [--report FOLDER] [--recall FOLDER] [--config RECIPE] --config.data_dir=FOLDER ...
 
 Reads both splits of the config, loads every image, and exits with status 1 if there is any problem. A split that can't
-be read counts as one problem; the other split is still checked.
+be read counts as one problem; the other split is still checked. Remarks do not change the status.
 """
 
 import sys
@@ -11,61 +11,117 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
-from frcnn_jax.build import load_proposals_of, read_split_of
+from frcnn_jax.build import image_sizes, load_proposals_of, read_split_of
 from frcnn_jax.cli import command_parser, run
 from frcnn_jax.config import add_config_argument, load_config
+from frcnn_jax.data.batches import Sizes
 from frcnn_jax.data.problems import CorrectedError, count_corrections
-from frcnn_jax.data.records import Dataset, ImageFile, Record, load_problem
-from frcnn_jax.data.splits import describe_shared, shared_images
+from frcnn_jax.data.records import ImageFile, Record, load_problem
+from frcnn_jax.data.splits import shared_images
 from frcnn_jax.errors import InputError
+from frcnn_jax.evaluation.dataset_check import (
+    Remark,
+    class_remarks,
+    class_table,
+    format_table,
+    gather_objects,
+    recall_by_class,
+    shared_remarks,
+    split_remarks,
+    totals,
+)
+from frcnn_jax.evaluation.dataset_report import SplitReport, write_dataset_report
 from frcnn_jax.evaluation.recall import recall_table, split_recall
-from frcnn_jax.files import check_folder
+from frcnn_jax.files import check_file, check_folder
+
+Problems = list[InputError | OSError]
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
     parser = command_parser(__doc__)
     parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FOLDER",
+        help="write statistics and remarks, with pictures, to FOLDER/index.html; or to a file that ends in .html",
+    )
+    parser.add_argument(
         "--recall", type=Path, metavar="FOLDER", help="cache proposals of the val split in FOLDER, print their recall"
     )
     add_config_argument(parser)
     args, fields = parser.parse_known_args(argv)
     config = load_config(args.config, fields)
+    report = _report_file(args.report) if args.report else None
     if args.recall:
         check_folder(args.recall)
-    problems: list[InputError | OSError] = []
-    datasets = {}
+    problems: Problems = []
+    splits: dict[str, SplitReport] = {}
+    size = max(image_sizes(config), key=lambda sizes: sizes.shorter)
     for split in ("train", "val"):
         with _gathered(problems):
-            dataset = datasets[split] = read_split_of(config, split, problems.append)
-            config["class_names"] = dataset.class_names if config["dataset"] != "synthetic" else ()
-            with ThreadPoolExecutor() as pool:
-                loaded = tqdm(pool.map(load_problem, dataset.records), split, len(dataset.records), unit="image")
-                problems += filter(None, loaded)
-            print(f"{split} split, {config[f'{split}_split']}:\n{_statistics(dataset)}")
-            if untold := sum(map(_has_untold_orientation, dataset.records)):
-                how = "turned upright" if config["exif"] == "apply" else "read as stored"
-                print(f"  {untold} images have an EXIF orientation untold by their size: {how}; see --config.exif")
-    if len(datasets) == 2:
-        train, val = (dataset.records for dataset in datasets.values())
-        print(*(f"{line}\n" for line in describe_shared(shared_images(train, val), len(val))), sep="", end="")
-    if args.recall and "val" in datasets:
+            splits[split] = found = _check_split(config, split, size, problems)
+            config["class_names"] = found.dataset.class_names if config["dataset"] != "synthetic" else ()
+            print(
+                f"{split} split, {config[f'{split}_split']}:\n{format_table(found.classes)}\n  {totals(found.dataset)}"
+            )
+    if args.recall and "val" in splits:
         with _gathered(problems):
-            skip = {**config, "on_error": "skip"}
-            dataset, proposals = load_proposals_of(skip, args.recall, datasets["val"])
-            table = recall_table(*split_recall(dataset, proposals, config["max_proposals"]))
-            print(f"recall of the proposals of the val split:\n{table}")
-    for line in count_corrections(problems):
-        print(line)
+            splits["val"] = _with_recall(config, args.recall, splits["val"], size)
+    remarks = class_remarks({name: (split.dataset, split.objects) for name, split in splits.items()})
+    if len(splits) == 2:
+        train, val = (split.dataset for split in splits.values())
+        remarks += shared_remarks(shared_images(train.records, val.records), val)
+    remarks += [Remark(f"corrected: {line}") for line in count_corrections(problems)]
     # a problem common to both splits is printed once
-    texts = dict.fromkeys(str(problem) for problem in problems if not isinstance(problem, CorrectedError))
-    print(*texts, f"{len(texts)} problems", sep="\n")
+    texts = list(dict.fromkeys(str(problem) for problem in problems if not isinstance(problem, CorrectedError)))
+    lines = [remark.text for remark in remarks]
+    lines += [f"{name} split: {remark.text}" for name, split in splits.items() for remark in split.remarks]
+    print(f"{len(lines)} remarks", *(f"- {line}" for line in lines), *texts, f"{len(texts)} problems", sep="\n")
+    if report:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        write_dataset_report(report, splits, remarks=remarks, problems=texts)
+        print(f"report: {report}", file=sys.stderr)
     if texts:
         sys.exit(1)
+
+
+def _report_file(path: Path) -> Path:
+    """Return the file of the report; InputError if it can't be written."""
+    if path.suffix.lower() in (".html", ".htm"):
+        check_file(path)
+        return path
+    check_folder(path)
+    return path / "index.html"
+
+
+def _check_split(config: dict[str, Any], split: str, size: Sizes, problems: Problems) -> SplitReport:
+    """Read a split and load its images; append what is wrong to `problems`."""
+    dataset = read_split_of(config, split, problems.append)
+    with ThreadPoolExecutor() as pool:
+        loaded = tqdm(pool.map(load_problem, dataset.records), split, len(dataset.records), unit="image")
+        problems += filter(None, loaded)
+    objects = gather_objects(dataset, size)
+    remarks = split_remarks(dataset, objects, size=size, nms_iou=config["nms_iou"])
+    if untold := [record for record in dataset.records if _has_untold_orientation(record)]:
+        how = "turned upright" if config["exif"] == "apply" else "read as stored"
+        text = f"{len(untold)} images have an EXIF orientation untold by their size: {how}; see --config.exif"
+        remarks.append(Remark(text, [(record, record.boxes) for record in untold]))
+    return SplitReport(dataset, objects, class_table(dataset, objects, config["nms_iou"]), remarks)
+
+
+def _with_recall(config: dict[str, Any], cache: Path, split: SplitReport, size: Sizes) -> SplitReport:
+    """Print the recall of the proposals of a split; return the split with the recall by class and remarks on it."""
+    dataset, proposals = load_proposals_of({**config, "on_error": "skip"}, cache, split.dataset)
+    numbers = config["max_proposals"]
+    print(f"recall of the proposals of the val split:\n{recall_table(*split_recall(dataset, proposals, numbers))}")
+    table, remarks = recall_by_class(dataset, proposals, gather_objects(dataset, size), numbers)
+    print(f"recall at IoU 0.5 by class and by side as the network sees it, of so many objects:\n{format_table(table)}")
+    return split._replace(recall=table, remarks=[*split.remarks, *remarks])
 
 
 def _has_untold_orientation(record: Record) -> bool:
@@ -75,30 +131,8 @@ def _has_untold_orientation(record: Record) -> bool:
         return False
 
 
-def _statistics(dataset: Dataset) -> str:
-    """Format objects per class and image sizes as text."""
-    records = dataset.records
-    labels, difficult = (np.concatenate([getattr(r, name) for r in records]) for name in ("labels", "difficult"))
-    boxes = np.concatenate([record.boxes for record in records])
-    sides = np.sqrt((boxes[:, 2:] - boxes[:, :2] + 1).prod(axis=1))
-    width = max(map(len, dataset.class_names))
-    lines = [f"  {'class':<{width}}  images  objects  difficult  side (pixels): min, median, max"]
-    for label, name in enumerate(dataset.class_names, 1):
-        own = labels == label
-        spread = "  ".join(f"{v:.0f}" for v in np.quantile(sides[own], (0, 0.5, 1))) if own.any() else "-"
-        images = sum((record.labels == label).any() for record in records)
-        lines.append(f"  {name:<{width}}  {images:6}  {own.sum():7}  {difficult[own].sum():9}  {spread}")
-    heights, widths = ([getattr(r, name) for r in records] for name in ("height", "width"))
-    empty = sum(not len(record.labels) for record in records)
-    lines.append(
-        f"  {len(records)} images, {min(widths)} to {max(widths)} pixels wide, {min(heights)} to {max(heights)} high"
-    )
-    lines.append(f"  {len(labels)} objects, {difficult.sum()} of them difficult; {empty} images without objects")
-    return "\n".join(lines)
-
-
 @contextmanager
-def _gathered(problems: list[InputError | OSError]) -> Iterator[None]:
+def _gathered(problems: Problems) -> Iterator[None]:
     """Append an error that ends the block to `problems`."""
     try:
         yield

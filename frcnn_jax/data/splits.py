@@ -51,6 +51,26 @@ def shared_images(first: Sequence[Record], second: Sequence[Record]) -> Shared:
     return shared
 
 
+def repeated_images(records: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """Return the records whose file has the content of an earlier one, each with that one.
+
+    Files are read only if another has their size. Unreadable ones, and images without a file, are left out.
+    """
+    by_size = defaultdict(list)
+    for record in records:
+        with suppress(OSError):
+            if isinstance(record.load, ImageFile):
+                by_size[os.stat(record.load.path).st_size].append((record, record.load.path))
+    pairs = []
+    for group in by_size.values():
+        first: dict[bytes, Record] = {}
+        for record, path in group if len(group) > 1 else ():
+            with suppress(OSError):
+                if (original := first.setdefault(file_digest(path), record)) is not record:
+                    pairs.append((record, original))
+    return pairs
+
+
 def describe_shared(shared: Shared, total: int) -> list[str]:
     """Return a line for each kind of images that the train and the val split share, of `total` in the latter."""
     lines = []

@@ -76,6 +76,15 @@ def split_recall(
     return numbers, proposal_recall(boxes, truth, iou_thresholds=RECALL_IOUS, numbers=numbers)
 
 
+def best_overlaps(dataset: Dataset, proposals: Mapping[str, np.ndarray], max_boxes: int) -> np.ndarray:
+    """Return the greatest IoU of each object with one of the first `max_boxes` proposals of its image, `(N,)`."""
+    overlaps = [np.zeros(0)]
+    for record in dataset.records:
+        boxes = proposals[record.image_id][:max_boxes].astype(np.float64)
+        overlaps.append(box_ops.iou(record.boxes.astype(np.float64), boxes).max(axis=1, initial=0))
+    return np.concatenate(overlaps)
+
+
 def recall_table(numbers: Sequence[int], recall: ProposalRecall) -> str:
     """Format the result of `split_recall` as a text table, one row per number of proposals."""
     if np.isnan(recall.average).any():

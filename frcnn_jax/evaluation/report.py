@@ -1,12 +1,8 @@
 """HTML report of a detector's scores, precision-recall curves, kinds of error, and pictures of them.
 
-The report is one self-contained file without scripts; pictures are embedded.
-
 Shape letters: D detections of one class, O its objects over the split.
 """
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -17,9 +13,9 @@ import numpy as np
 
 from frcnn_jax.data.records import Dataset, Record
 from frcnn_jax.evaluation.metrics import ClassDetections, Curve, Matches, error_kinds, match, nearest_objects
+from frcnn_jax.evaluation.pages import figure, write_page
 from frcnn_jax.evaluation.pictures import crop_boxes
 from frcnn_jax.evaluation.scores import class_objects
-from frcnn_jax.files import write_text
 from frcnn_jax.ops import boxes as box_ops
 
 KINDS = {"correct": "#2fb367", "localisation": "#f0a818", "confusion": "#5a8cf5", "background": "#e5484d"}
@@ -106,38 +102,9 @@ def write_report(
         found = diagnose(of_class, dataset, label, iou_threshold=results["iou_threshold"])
         counts.append(count_kinds(found))
         page.append(_section(found, counts[-1], dataset, curves[name], pictures))
-    page = [_HEAD, _header(results, counts), _table(dataset.class_names, counts, results), *page, "</body>\n</html>\n"]
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "index.html", "\n".join(page), errors="backslashreplace")
-
-
-_HEAD = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Detection report</title>
-<style>
-:root { color-scheme: light dark; --line: #8884; --soft: #8882; --link: #1a5fb4 }
-@media (prefers-color-scheme: dark) { :root { --link: #8ab4f8 } }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1120px; margin: 0 auto; padding: 1rem }
-h1, h2, h3 { line-height: 1.2 } h2 { margin: 3rem 0 .5rem; border-top: 1px solid var(--line); padding-top: 1rem }
-h3 { font-size: 1rem; margin: 1.25rem 0 .5rem }
-a { color: var(--link) } p { max-width: 90ch } .wide { overflow-x: auto }
-details { margin-bottom: 1rem }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums }
-th, td { padding: .2rem .5rem; text-align: right; border-bottom: 1px solid var(--line) }
-th { font-weight: 600 } thead { white-space: nowrap } th:first-child { text-align: left } tfoot { font-weight: 600 }
-.bar { display: flex; width: 9rem; margin-left: auto; height: .9rem; background: var(--soft) }
-dt { font-weight: 600; margin-top: .4rem } dd { margin-left: 0; max-width: 90ch }
-.key { display: inline-block; width: .8em; height: .8em; margin-right: .3em }
-.class { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: center }
-.pictures { display: flex; flex-wrap: wrap; gap: .8rem; align-items: flex-end }
-figure { margin: 0; width: 256px } figcaption { font-size: .8rem; line-height: 1.35; overflow-wrap: anywhere }
-img { display: block; max-width: 100%; height: auto } svg { width: 240px; height: 180px }
-</style>
-</head>
-<body>"""
+    body = [_header(results, counts), _table(dataset.class_names, counts, results), *page]
+    write_page(folder / "index.html", "Detection report", body)
 
 
 def _number(value: float | None) -> str:
@@ -215,12 +182,12 @@ def _section(
         with_names = ", ".join(f"{names[other - 1]} ({times})" for other, times in confused)
         text += f" Among the N best, confused with: {with_names}."
     gallery = ""
-    for title, figure, indices in (
+    for title, draw, indices in (
         ("Best hits", _detection, np.flatnonzero(matches.hit)),
         ("Worst false positives, by score", _detection, rejected),
         ("Missed, by size", _missed, missed),
     ):
-        if figures := "".join(figure(found, i, dataset) for i in indices[:pictures]):
+        if figures := "".join(draw(found, i, dataset) for i in indices[:pictures]):
             gallery += f'<h3>{title}</h3><div class="pictures">{figures}</div>\n'
     return f"""<section id="class{found.label}"><h2>{escape(names[found.label - 1])}</h2>
 <div class="class">{_curve(*curve)}<p>{escape(text)}</p></div>
@@ -254,12 +221,8 @@ def _missed(found: Diagnosis, number: int, dataset: Dataset) -> str:
 def _figure(record: Record, truth: np.ndarray, detection: np.ndarray, kind: str, caption: str) -> str:
     """Return the figure of an image cropped to `(N, 4)` ground truth and `(N, 4)` detections of a kind."""
     colours = [*["white"] * len(truth), *[KINDS.get(kind, "grey")] * len(detection)]
-    file = io.BytesIO()
     picture = crop_boxes(record.load(), np.concatenate([truth, detection]), colours, width=256, height=192)
-    picture.save(file, "JPEG", quality=85, subsampling=0)
-    source = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return f"""<figure><img src="{source}" width="{picture.width}" height="{picture.height}" alt="">
-<figcaption>{escape(caption)}<br>{escape(record.image_id)}</figcaption></figure>\n"""
+    return figure(picture, caption, record.image_id)
 
 
 def _curve(curve: Curve, ap: float | None) -> str:
