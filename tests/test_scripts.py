@@ -182,6 +182,39 @@ def test_check_dataset_counts_what_images_may_hide(tmp_path):
     assert "untold by their size: read as stored" in done.stdout
 
 
+def test_check_dataset_writes_a_report_in_pictures(tmp_path):
+    for split, count in (("train", 4), ("val", 2)):
+        write_xml_folder(tmp_path, split, count)
+    picture = tmp_path / "train/train_000000.png"
+    picture.write_bytes(picture.read_bytes()[:-900])
+    for suffix in ("png", "xml"):
+        (tmp_path / f"val/copy.{suffix}").write_bytes((tmp_path / f"train/train_000001.{suffix}").read_bytes())
+    data = ("--config.dataset=xml", f"--config.data_dir={tmp_path}", "--config.max_proposals=50")
+    done = run_command("check-dataset", "--report", tmp_path / "r", "--recall", tmp_path / "p", *data)
+    assert done.returncode == 1
+    assert f"report: {tmp_path}/r/index.html" in done.stderr
+    remark = "- 1 of the 3 val images are in the train split too, such as 'copy': "
+    few = "- few train objects of "
+    assert all(any(line.startswith(text) for line in done.stdout.splitlines()) for text in (remark, few))
+    assert "recall at IoU 0.5 by class and by side" in done.stdout
+    page = (tmp_path / "r/index.html").read_text()
+    for text in (
+        "in the train split too",
+        "Problems: 1",
+        "train_000000.png: can&#x27;t be read",
+        "Recall of the",
+        "<svg",
+    ):
+        assert text in page
+    assert page.count("<img ") > 6
+    done = run_command("check-dataset", "--report", tmp_path / "own.HTML", *data)
+    assert (tmp_path / "own.HTML").read_text().count("in the train split too") == 1
+    for path, text in ((tmp_path / "no/r.html", "the folder does not exist"), (tmp_path / "own.HTML/r", "is a file")):
+        refused = run_command("check-dataset", "--report", path, *data)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert text in refused.stderr
+
+
 def test_eval_voc_of_other_classes(tmp_path):
     """A devkit of one's own classes, and result files of another program, of which one class has none."""
     root = tmp_path / "kit/VOC2012"

@@ -20,6 +20,7 @@ from frcnn_jax.ops import boxes as box_ops
 
 SMALL = 16  # pixels as the network sees them: objects below are hard to find; the paper's maps have a cell per 16
 _MOST_SHRUNK = 0.5  # images resized by a smaller factor are far larger than what the network sees
+_EXAMPLES = 12  # of a remark
 _TWICE = 0.9  # IoU of two boxes around one object
 _LONG = 10  # ratio of the sides of an unusually long box
 _ENOUGH = 30  # objects from which a pattern in their places means something
@@ -164,14 +165,22 @@ def split_remarks(dataset: Dataset, objects: Objects, *, size: Sizes, nms_iou: f
     ]
 
 
-def _examples(dataset: Dataset, objects: Objects, indices: np.ndarray) -> list[tuple[Record, np.ndarray]]:
-    """Return objects as examples, at most one per image."""
-    first = {objects.image[i]: i for i in indices[::-1]}
-    return [(dataset.records[objects.image[i]], objects.boxes[[i]]) for i in indices if first[objects.image[i]] == i]
+def _examples(
+    dataset: Dataset, objects: Objects, indices: np.ndarray, beside: float = 1.0
+) -> list[tuple[Record, np.ndarray]]:
+    """Return the first objects, at most one per image, each with those that overlap it by more than `beside`."""
+    _, firsts = np.unique(objects.image[indices], return_index=True)
+    found = []
+    for i in indices[np.sort(firsts)[:_EXAMPLES]]:
+        record = dataset.records[objects.image[i]]
+        near = box_ops.iou(objects.boxes[[i]], record.boxes.astype(np.float64))[0] > beside
+        found.append((record, np.concatenate([objects.boxes[[i]], record.boxes[near]])))
+    return found
 
 
 def _of(count: int, total: int, what: str) -> str:
-    return f"{count} of {total} {what} ({100 * count / total:.2g} %)"
+    percent = 100 * count / total
+    return f"{count} of {total} {what} ({f'{percent:.0f}' if percent >= 0.5 else 'under 1'} %)"
 
 
 def _repeated(dataset: Dataset) -> Iterator[Remark]:
@@ -190,7 +199,7 @@ def _labelled_twice(dataset: Dataset, objects: Objects) -> Iterator[Remark]:
         yield Remark(
             f"{_of(len(twice), len(objects.boxes), 'objects')} have the box of another (IoU over {_TWICE}), such as in "
             f"{dataset.records[objects.image[twice[0]]].image_id!r}: delete one of the two, or the wrong class",
-            _examples(dataset, objects, twice),
+            _examples(dataset, objects, twice, beside=_TWICE),
         )
 
 
@@ -201,8 +210,8 @@ def _overlapping(dataset: Dataset, objects: Objects, nms_iou: float) -> Iterator
         yield Remark(
             f"{_of(len(lost), len(objects.boxes), 'objects')} overlap another of their class by more than "
             f"--config.nms_iou={nms_iou:g}, which then removes one of the two detections: raise it, to "
-            f"{max(nms_iou, 0.5):g} for example, and compare the mAP",
-            _examples(dataset, objects, lost),
+            f"{min(nms_iou + 0.2, _TWICE):g} for example, and compare the mAP",
+            _examples(dataset, objects, lost, beside=nms_iou),
         )
 
 
@@ -262,11 +271,12 @@ def _odd_shapes(dataset: Dataset, objects: Objects) -> Iterator[Remark]:
         )
     ratio = np.maximum(width / height, height / width)
     (long,) = np.nonzero((ratio > _LONG) & (np.minimum(width, height) > 2))
+    long = long[np.argsort(-ratio[long], kind="stable")]
     if len(long):
         yield Remark(
             f"{_of(len(long), len(width), 'boxes')} are more than {_LONG} times as long as wide, such as in "
             f"{dataset.records[objects.image[long[0]]].image_id!r}: are they right? Proposals find few such",
-            _examples(dataset, objects, long[np.argsort(-ratio[long], kind="stable")]),
+            _examples(dataset, objects, long),
         )
 
 

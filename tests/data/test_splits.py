@@ -7,7 +7,7 @@ from examples import make_dataset
 from PIL import Image
 
 from frcnn_jax.data.records import ImageFile
-from frcnn_jax.data.splits import Shared, content_digest, describe_shared, shared_images
+from frcnn_jax.data.splits import Shared, content_digest, describe_shared, repeated_images, shared_images
 
 
 def records_of(*paths):
@@ -33,11 +33,20 @@ def test_the_same_image_by_content_and_by_name(tmp_path):
     assert describe_shared(Shared([], []), 5) == []
 
 
+def test_copies_within_a_split(tmp_path):
+    colours = {"a.png": 1, "b.png": 2, "c.png": 1, "d.png": 1, "e.png": 3}
+    records = records_of(*(write(tmp_path / "train" / name, colour) for name, colour in colours.items()))
+    records += [*records_of(tmp_path / "train/missing.png"), *make_dataset().records]
+    found = [(copy.image_id, original.image_id) for copy, original in repeated_images(records)]
+    assert found == [("train/c", "train/a"), ("train/d", "train/a")]
+
+
 def test_files_of_another_size_are_not_read(tmp_path, monkeypatch):
     train, val = write(tmp_path / "train/a.png", 1), tmp_path / "val.png"
     val.write_bytes(train.read_bytes() + b" ")
     monkeypatch.setattr("frcnn_jax.data.splits.file_digest", None)
     assert shared_images(records_of(train), records_of(val)) == Shared([], [])
+    assert repeated_images(records_of(train, val)) == []
 
 
 def test_images_without_files_are_the_same_by_id():

@@ -5,10 +5,25 @@ import pytest
 from examples import make_dataset
 
 from frcnn_jax.data.records import Dataset
-from frcnn_jax.evaluation.recall import proposal_recall, recall_table, split_recall
+from frcnn_jax.evaluation.recall import best_overlaps, proposal_recall, recall_table, split_recall
 from frcnn_jax.ops.boxes import iou
 
 BOX = [0, 0, 9, 9]
+
+
+def test_best_overlaps_by_hand():
+    first, second = make_dataset().records
+    second = replace(
+        second,
+        boxes=np.array([[0, 0, 9, 9], [20, 0, 29, 9]], np.float32),
+        labels=np.ones(2, int),
+        difficult=np.zeros(2, bool),
+    )
+    dataset = replace(make_dataset(), records=[first, second])
+    boxes = {"im0": np.zeros((0, 4), np.float32), "im1": np.array([[0, 0, 9, 4], BOX, [20, 0, 29, 9]], np.float32)}
+    np.testing.assert_allclose(best_overlaps(dataset, boxes, 1), [0, 0.5, 0])
+    np.testing.assert_allclose(best_overlaps(dataset, boxes, 3), [0, 1, 1])
+    assert best_overlaps(replace(dataset, records=[]), {}, 1).shape == (0,)
 
 
 def test_proposal_recall_by_hand():
