@@ -121,7 +121,8 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         variables = _with_outputs(config, {**variables, "box_stats": dict(batches.box_stats)}, frozen)
         last, variables = _train(config, workdir, out, model, frozen, batches, evaluator, variables, key)
         step, variables = _best(config, workdir, last, variables)
-        results = _score(config, out, evaluator, variables, step, last)
+        early = last < len(batches)
+        results = _score(config, out, evaluator, variables, step, last, early=early)
         print(f"{_finished(workdir, results)}, {time.perf_counter() - began:.0f} s; see {workdir}/pictures")
     return results
 
@@ -359,13 +360,14 @@ def _best(config: Config, workdir: Path, last: int, variables: Any) -> tuple[int
     return best[0], checkpoint.load_model(workdir, variables, best[0])[0]
 
 
-def _score(config: Config, out: Path, evaluator: Evaluator, variables: Any, step: int, last: int) -> dict[str, Any]:
+def _score(
+    config: Config, out: Path, evaluator: Evaluator, variables: Any, step: int, last: int, *, early: bool
+) -> dict[str, Any]:
     """Evaluate the variables of a step, and write results, plots and pictures; remove checkpoints of later steps."""
     found = evaluator(variables)
     results = {**found.results, "step": step}
     if config["stop_after"]:
-        stopped_after = config["stop_after"] if last < batch_recipe(config).steps else None
-        results |= {"last_step": last, "stopped_after": stopped_after}
+        results |= {"last_step": last, "stopped_after": config["stop_after"] if early else None}
     pictures = out / "pictures"
     save_pictures(found, pictures, pictures=config["pictures"], score_threshold=config["picture_threshold"])
     plot_losses(read_metrics(out), pictures / "loss.png")
@@ -385,8 +387,9 @@ def _logged_maps(workdir: Path) -> dict[int, float | None]:
 
 def _is_finished(results: Mapping[str, Any], config: Config) -> bool:
     """Return whether training reached the last step, or stopped after as many evaluations as the config wants."""
-    reached = results.get("last_step", results["step"]) >= batch_recipe(config).steps
-    return reached or 0 < config["stop_after"] <= (results.get("stopped_after") or 0)
+    if stopped := results.get("stopped_after"):
+        return 0 < config["stop_after"] <= stopped
+    return results.get("last_step", results["step"]) >= batch_recipe(config).steps
 
 
 def _finished(workdir: Path, results: Mapping[str, Any]) -> str:

@@ -183,7 +183,7 @@ def test_check_dataset_counts_what_images_may_hide(tmp_path):
 
 
 def test_check_dataset_writes_a_report_in_pictures(tmp_path):
-    for split, count in (("train", 4), ("val", 2)):
+    for split, count in (("train", 12), ("val", 2)):
         write_xml_folder(tmp_path, split, count)
     picture = tmp_path / "train/train_000000.png"
     picture.write_bytes(picture.read_bytes()[:-900])
