@@ -10,7 +10,18 @@ from frcnn_jax import detector
 from frcnn_jax.data import batches, coco, listing, readers, records, synthetic, voc
 from frcnn_jax.data.layouts import auto
 from frcnn_jax.data.layouts import common as layouts_common
-from frcnn_jax.evaluation import calibration, evaluator, metrics, pictures, predict, regions, report, scores
+from frcnn_jax.evaluation import (
+    calibration,
+    dataset_check,
+    dataset_report,
+    evaluator,
+    metrics,
+    pictures,
+    predict,
+    regions,
+    report,
+    scores,
+)
 from frcnn_jax.models import backbones, efficientnet, fast_rcnn, heads, layers, networks, pixels, pools, resnet, weights
 from frcnn_jax.ops import _box_ops, _roi_align, _roi_pool, boxes
 from frcnn_jax.proposals import cache, cluster, edge_boxes, entries, files, load, search
@@ -129,6 +140,9 @@ DEFAULTS = {
     regions.embed_step: {"layer": "fc7"},
     regions.check_regions: {"invalid": "raise"},
     regions.RegionBatches: {"invalid": "raise"},
+    dataset_check.Remark: {"examples": ()},
+    dataset_report.SplitReport: {"recall": None},
+    dataset_report.write_dataset_report: {"remarks": (), "problems": (), "pictures": 4},
     report.write_report: {"pictures": 4},
     scores.score: {"metric": "voc07_11point", "iou_threshold": 0.5},
 }  # fmt: skip
