@@ -184,7 +184,7 @@ def trained_seeds() -> list[bytes]:
 def read_listing(path: Path) -> None:
     """List files of the names in a file, and look each one up."""
     root = path.parent / "data"
-    names = path.read_bytes().decode(errors="surrogateescape").split("\n")[:200]
+    names = [name for name in path.read_bytes().decode(errors="surrogateescape").split("\n")[:200] if name.strip("/.")]
     for name in names:
         try:
             target = root / name.replace("..", "").lstrip("/")
