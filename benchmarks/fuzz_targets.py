@@ -177,7 +177,7 @@ def crafted_xml() -> dict[str, bytes]:
 def beside(path: Path, name: str) -> None:
     """Put a picture beside a file."""
     (path.parent / name).parent.mkdir(parents=True, exist_ok=True)
-    picture(0).save(path.parent / name)
+    Image.fromarray(draw_scene(0, "val", 1).image).save(path.parent / name)
 
 
 def read_records(dataset: Dataset) -> None:
