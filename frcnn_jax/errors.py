@@ -20,7 +20,7 @@ _LONGEST = 3000  # characters of a message
 class InputError(ValueError):
     """Invalid input. The text is one line: what was expected, what was given, and where."""
 
-    def __init__(self, text: str = ""):
+    def __init__(self, text: str):
         """Escape line ends, which a file's names and values may contain, and cut the middle of a very long text."""
         text = text.replace("\r", "\\r").replace("\n", "\\n")
         super().__init__(text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} .. {text[-_LONGEST // 2 :]}")

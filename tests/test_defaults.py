@@ -12,6 +12,7 @@ from frcnn_jax.data.layouts import auto
 from frcnn_jax.data.layouts import common as layouts_common
 from frcnn_jax.evaluation import (
     calibration,
+    coco_metrics,
     dataset_check,
     dataset_report,
     evaluator,
@@ -74,6 +75,7 @@ DEFAULTS = {
     batches.Sizes: {"shorter": 600, "longer": 1000, "exact": False, "canvases": ()},
     batches.prefetch: {"start": 0, "stride": 1, "threads": 2, "workers": 0},
     records.load_image: {"exif": "apply"},
+    coco_metrics.coco_metrics: {"truth_name": "", "results_name": ""},
     records.read_image_size: {"exif": "apply"},
     records.ImageFile: {"exif": "apply"},
     coco.read_coco: {"class_names": (), "exif": "apply"},

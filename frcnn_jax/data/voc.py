@@ -1,6 +1,7 @@
 """PASCAL VOC: the VOCdevkit, and folders of images with one VOC-style XML file each."""
 
 import codecs
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -101,7 +102,7 @@ def _split_file(path: Path, annotations: Path) -> list[str]:
 def _image_id(line: str, annotations: Path) -> str:
     """Return the id in a line of a split file: all of it, or without a mark or suffix if no annotation is named so."""
     shorter = re.fullmatch(r"(.+?)(\s+(-1|0|1)|\.\w{3,4})", line)
-    return shorter[1] if shorter and not (annotations / f"{line}.xml").is_file() else line
+    return shorter[1] if shorter and not os.path.isfile(annotations / f"{line}.xml") else line  # too long is none
 
 
 class _DevkitImages:

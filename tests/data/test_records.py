@@ -232,13 +232,14 @@ def test_two_images_with_one_annotation(tmp_path):
 
 def test_an_unreadable_file_is_one_problem(tmp_path):
     root = write_voc(tmp_path, [voc_object()]) / "VOC2007"
-    (root / "ImageSets/Main/train.txt").write_text(f"{'x' * 300}\n000001\n000002\n")
+    (root / "ImageSets/Main/train.txt").write_text(f"{'x' * 300}\n{'y' * 300} 1\n000001\n000002\n")
     (root / "Annotations/000002.xml").mkdir()
     Image.new("RGB", (50, 40)).save(root / "JPEGImages/000002.jpg")
     problems = []
     (record,) = read_voc(tmp_path, split="train", on_problem=problems.append).records
     assert record.image_id == "000001"
-    for problem, text in zip(problems, ("x.jpg: can't be read (File name", "000002.xml: can't be read"), strict=True):
+    texts = ("x.jpg: can't be read (File name", "y.jpg: can't be read (File name", "000002.xml: can't be read")
+    for problem, text in zip(problems, texts, strict=True):
         assert text in str(problem)
     for unread in (root / "Annotations", tmp_path / ("x" * 300)):
         with pytest.raises(InputError, match=f"{unread}: can't be read as an image"):
