@@ -115,7 +115,8 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             )
             if jax.process_index() == 0:
                 print(*_remarks(train_set, val_set, proposals), sep="", end="", file=sys.stderr)
-            maps = _stored_maps(config, workdir, model, variables, train_set)
+            stored = model.clone(neck=None) if _trains_neck(model, frozen) else model
+            maps = _stored_maps(config, workdir, stored, variables, train_set)
             batches = _training_batches(config, model, train_set, proposals, maps)
         write_json(out / "config.json", config)
         variables = _with_outputs(config, {**variables, "box_stats": dict(batches.box_stats)}, frozen)
@@ -151,16 +152,22 @@ def _check(config: Config, frozen: Sequence[str]) -> None:
     if config["feature_cache"]:
         if config["scale_jitter"] or config["color_jitter"]:
             raise InputError("feature_cache keeps the maps of images as they are, without scale_jitter or color_jitter")
-        own = [
-            path for path in flatten(variable_shapes(build_model(config, 1))["params"]) if path.startswith("backbone/")
-        ]
-        if not all(matches(path, frozen) for path in own):
+        if not _is_frozen("backbone", build_model(config, 1), frozen):
             raise InputError("feature_cache needs a frozen backbone: pass --config.freeze='(\"backbone\",)'")
         if jax.process_count() > 1:
             raise InputError("feature_cache works in a single process")
     if config["weights"] and not find_weights(config["weights"]).exists():
         raise InputError(f"--config.weights={config['weights']}: no such file.{where}")
     check_source(config["proposals"])
+
+
+def _is_frozen(part: str, model: FastRCNN, frozen: Sequence[str]) -> bool:
+    paths = [path for path in flatten(variable_shapes(model)["params"]) if path.startswith(f"{part}/")]
+    return all(matches(path, frozen) for path in paths)
+
+
+def _trains_neck(model: FastRCNN, frozen: Sequence[str]) -> bool:
+    return model.neck is not None and not _is_frozen("neck", model, frozen)
 
 
 def _readable(config: Config, dataset: Dataset) -> Dataset:
@@ -305,7 +312,10 @@ def _train(
         state = create_state(restored["model"], optimizer, frozen=frozen, step=last, opt_state=restored["optimizer"])
         print(f"{workdir}: resuming from step {last}")
     state, key = replicate((state, key))
-    trained = model.clone(backbone=StoredMaps(model.spatial_scale, model.map_size)) if batches.maps else model
+    trained = model
+    if batches.maps:
+        neck = model.neck if _trains_neck(model, frozen) else None
+        trained = model.clone(backbone=StoredMaps(model.spatial_scale, model.map_size), neck=neck)
     step_fn = make_train_step(
         trained, optimizer, box_loss_weight=config["box_loss_weight"], accumulate=config["accumulate"]
     )

@@ -109,9 +109,7 @@ class FastRCNN(nn.Module):
         repeated beyond it, up to the canvas's end, as if the map ended there; else the rest of the map is as the
         backbone leaves it, zero.
         """
-        maps = self.backbone(images, image_size)
-        if self.neck is not None:
-            maps = self.neck(maps, image_size)
+        maps = self.maps(images, image_size)
         if not getattr(self.pool, "interpolates", False):
             return maps
         if not hasattr(maps, "shape"):
@@ -120,6 +118,11 @@ class FastRCNN(nn.Module):
                 for own, scale in zip(maps, self.spatial_scale, strict=True)
             ]
         return _repeat_border(maps, self.map_size(image_size), images, self.spatial_scale)
+
+    def maps(self, images: jax.Array, image_size: jax.Array) -> Any:
+        """Return what backbone and neck return; arguments as in `__call__`."""
+        maps = self.backbone(images, image_size)
+        return maps if self.neck is None else self.neck(maps, image_size)
 
     def map_size(self, image_size: jax.Array) -> jax.Array:
         """Return the `(B, 2)` rows and columns of each image's own map: the backbone's `map_size`, or rounded up."""

@@ -98,19 +98,19 @@ def store_maps(
     """Compute the maps that are not in a folder yet, with a progress bar. Interrupted, it goes on where it was.
 
     Args:
-        model: The model.
+        model: The model; the maps are those of its backbone and, if it has one, its neck.
         variables: Its variables.
         records: The training split.
         sizes: How images are resized.
         flip: Whether to compute those of mirrored images as well.
-        folder: Where to keep them, in a folder named after the backbone's weights.
+        folder: Where to keep them, in a folder named after the weights that make them.
 
     Raises:
         InputError: The backbone gives several maps, or an image can't be read.
     """
-    backbone = {name: collection["backbone"] for name, collection in variables.items() if "backbone" in collection}
-    digest = hashlib.sha256(repr((model.backbone, model.pixels)).encode())
-    for leaf in jax.tree.leaves(backbone):
+    digest = hashlib.sha256(repr((model.backbone, model.neck, model.pixels)).encode())
+    parts = ("backbone",) if model.neck is None else ("backbone", "neck")
+    for leaf in jax.tree.leaves([collection.get(part) for collection in variables.values() for part in parts]):
         digest.update(np.ascontiguousarray(leaf).data)
     contents = {record.image_id: content_digest(record) for record in records}
     maps = FeatureMaps(folder / digest.hexdigest()[:16], contents)
@@ -119,7 +119,7 @@ def store_maps(
         (r, mirrored, size) for r in records for mirrored in ((False, True) if flip else (False,)) for size in sizes
     ]
     entries = [entry for entry in entries if not maps.path(*entry).exists()]
-    features = jax.jit(partial(model.apply, method=lambda model, *image: model.backbone(*image)))
+    features = jax.jit(partial(model.apply, method=FastRCNN.maps))
     batches = prefetch(_Missing(entries, model.pixels))
     for entry, batch in zip(tqdm(entries, desc="features", unit="image", disable=not entries), batches, strict=True):
         found: Any = features(variables, batch["image"][None], batch["image_size"][None])

@@ -52,7 +52,8 @@ def test_a_neck_is_not_stored_but_trained(tmp_path):
     variables = jax.device_get(init_variables(model, jax.random.key(0)))
     records = read_synthetic(split="train", images=1).records
     size = Sizes(90, 120)
-    maps = store_maps(model, variables, records, sizes=[size], flip=False, folder=tmp_path)
+    lower = model.clone(neck=None)
+    maps = store_maps(lower, variables, records, sizes=[size], flip=False, folder=tmp_path)
     batch = prepare_image(records[0].load(), size=size, pixels=model.pixels)
     stored = maps(records[0], False, size)[None]
     assert stored.shape[3] == 112
@@ -63,6 +64,11 @@ def test_a_neck_is_not_stored_but_trained(tmp_path):
         for net, own in zip((model, trained), inputs, strict=True)
     )
     np.testing.assert_allclose(got, expected, rtol=0.02, atol=0.02 * np.abs(expected).max())
+    whole = store_maps(model, variables, records, sizes=[size], flip=False, folder=tmp_path)  # of a frozen neck
+    assert whole.folder != maps.folder
+    trained = model.clone(backbone=StoredMaps(model.spatial_scale, model.map_size), neck=None)
+    got = trained.apply(variables, whole(records[0], False, size)[None], image_size, method=FastRCNN.features)
+    np.testing.assert_allclose(got, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
 
 
 def test_only_missing_maps_are_computed(scene, tmp_path, monkeypatch):
