@@ -143,7 +143,6 @@ DEFAULTS = {
     regions.check_regions: {"invalid": "raise"},
     regions.RegionBatches: {"invalid": "raise"},
     dataset_check.Remark: {"examples": ()},
-    dataset_report.SplitReport: {"recall": None},
     dataset_report.write_dataset_report: {"remarks": (), "problems": (), "pictures": 4},
     report.write_report: {"pictures": 4},
     scores.score: {"metric": "voc07_11point", "iou_threshold": 0.5},
