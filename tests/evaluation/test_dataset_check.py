@@ -147,6 +147,15 @@ def test_boxes_shifted_by_one(shift, text):
         assert found == []
 
 
+def test_some_boxes_drawn_a_pixel_short_are_no_shift():
+    left = [make_record(i, [[i % 2, 30, 59, 90 + i]]) for i in range(40)]
+    assert remarks_on(*left, make_record(41, [[230, 140, 299, 199]])) == []
+    at_one = [replace(record, boxes=np.maximum(record.boxes, 1)) for record in left]
+    assert only(remarks_on(*at_one, make_record(41, [[230, 140, 299, 199]]))).text.startswith(
+        "40 boxes begin one pixel"
+    )
+
+
 def test_boxes_of_another_scale():
     """Half-size boxes on all images, or on those of one size; centred objects are no sign of it."""
     remark = only(remarks_on(*scattered(high=0.5, low=0.02)))
