@@ -1,14 +1,16 @@
 import numpy as np
+import pytest
 from PIL import Image
 
+from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.metrics import Curve
 from frcnn_jax.evaluation.pictures import (
+    check_plot,
     crop_boxes,
     draw_boxes,
     plot_losses,
     plot_precision_recall,
     plot_proposal_recall,
-    plot_suffixes,
     side_by_side,
 )
 from frcnn_jax.evaluation.recall import RECALL_IOUS, ProposalRecall
@@ -100,9 +102,12 @@ def test_plots_show_what_they_name(monkeypatch):
     assert numbers.get_xscale() == "log"
 
 
-def test_plot_suffixes():
-    assert {".png", ".pdf", ".svg"} <= set(plot_suffixes())
-    assert ".xyz" not in plot_suffixes()
+def test_a_plot_needs_a_suffix_that_matplotlib_writes(tmp_path):
+    for name in ("a.png", "a.PDF", "a.svg"):
+        check_plot("--plot", tmp_path / name)
+    for path in (tmp_path / "a.xyz", tmp_path / "none" / "a.png", tmp_path):
+        with pytest.raises(InputError, match=rf"^--plot {path}: expected a file \(.*\.png.*\) in an existing folder$"):
+            check_plot("--plot", path)
 
 
 def test_rows_that_lack_a_loss_are_left_out_of_the_plot(tmp_path):
