@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
         params = calibrate_head(variables["params"], temperature, offset)
         rows = {"before": second(variables), "after": second({**variables, "params": params})}
         found = {name: reliability(*row) for name, row in rows.items()}
-        print(f"{out}: logits divided by {temperature:.3f}, the background's lowered by {offset:.3f}")
+        print(f"{out}: logits divided by {temperature:.3f}, {-offset:+.3f} on the background's")
         errors = ", ".join(f"{own.error:.4f} {name}" for name, own in found.items())
         print(f"expected calibration error on the second half of the val split: {errors}")
         if args.plot:

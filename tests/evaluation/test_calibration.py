@@ -97,7 +97,7 @@ def test_the_command(small, rng, monkeypatch):
     assert [len(ids) for ids in seen] == [3, 3, 3]
     assert set(seen[0]).isdisjoint(seen[1])
     assert seen[1] == seen[2]
-    assert re.search(r"logits divided by (2\.9|3\.0)\d+, the background's lowered by -?0\.0", done.stdout)
+    assert re.search(r"logits divided by (2\.9|3\.0)\d+, [+-]0\.0\d+ on the background's", done.stdout)
     assert plot.exists()
     before, after = (
         Detector.from_workdir(folder).classify(draw_scene(0, "test", 3).image, [[9, 9, 60, 50]])
