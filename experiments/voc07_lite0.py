@@ -1,11 +1,8 @@
-r"""EfficientNet-Lite0 on VOC2007 train, scored on val: the detector that comes with the package, in two stages.
+r"""EfficientNet-Lite0 on VOC2007 train, scored on val: the detector in the package; README.md in this folder has more.
 
-First the head, on maps that are computed once; then the last two stages of the network as well:
+    frcnn train --workdir W --config voc07_lite0 --config.voc_dir=VOCDEVKIT
 
-    frcnn train --workdir HEAD --config voc07_lite0 --config.voc_dir=VOCDEVKIT --config.weights=lite0 \
-        --config.freeze='("backbone", "neck")' --config.feature_cache=MAPS
-    frcnn train --workdir W --config voc07_lite0 --config.voc_dir=VOCDEVKIT --config.weights=HEAD \
-        --config.feature_cache=MAPS --config.learning_rate=0.0003
+The head is trained on stored maps of the ImageNet network, all of whose stages stay as they are.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +19,9 @@ def get_config() -> ConfigDict:
         val_split="val",
         min_size=480,
         max_size=640,
-        freeze=("backbone",),
+        weights="lite0",
+        freeze=("backbone", "neck"),
+        feature_cache="workdir",
         images_per_batch=4,
         reference_images=4,
         rois_per_batch=512,

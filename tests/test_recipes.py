@@ -104,8 +104,8 @@ RECIPES = {
     },
     "voc07_lite0": LITE
     | {
-        "proposals": "standard", "train_split": "train", "val_split": "val", "freeze": ("backbone",),
-        "warmup_steps": 200, "steps": 4000, "checkpoint_every": 500,
+        "proposals": "standard", "train_split": "train", "val_split": "val", "weights": "lite0",
+        "freeze": ("backbone", "neck"), "feature_cache": "workdir", "warmup_steps": 200, "steps": 4000, "checkpoint_every": 500,
     },
     "finetune": {name: DEFAULTS[name] for name in PAPER}
     | LITE
