@@ -8,30 +8,11 @@ of four images or, on more than 240 images, ten passes. docs/data.md has scores 
 
 from ml_collections import ConfigDict
 
-from frcnn_jax import config as defaults
+from frcnn_jax.config import lite0_config
 
 
 def get_config() -> ConfigDict:
     """Return the recipe."""
-    config = defaults.get_config()
-    config.update(
-        dataset="auto",
-        network="efficientnet_lite0_dilated",
-        weights="pretrained",
-        freeze=("backbone", "neck"),
-        feature_cache="workdir",
-        min_size=480,
-        max_size=640,
-        images_per_batch=4,
-        reference_images=4,
-        rois_per_batch=512,
-        optimizer="adamw",
-        schedule="cosine",
-        learning_rate=0.0005,
-        weight_decay=0.05,
-        warmup_steps=50,
-        steps=600,
-        epochs=10.0,
-        candidates_per_class=300,
-    )
+    config = lite0_config()
+    config.update(dataset="auto", weights="pretrained", steps=600, epochs=10.0, warmup_steps=50)
     return config

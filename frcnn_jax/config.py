@@ -288,6 +288,27 @@ def voc07_config(network: str) -> ConfigDict:
     return config
 
 
+def lite0_config() -> ConfigDict:
+    """Return what trains the head of EfficientNet-Lite0 on stored maps, in batches of four images."""
+    config = get_config()
+    config.update(
+        network="efficientnet_lite0_dilated",
+        freeze=("backbone", "neck"),
+        feature_cache="workdir",
+        min_size=480,
+        max_size=640,
+        images_per_batch=4,
+        reference_images=4,
+        rois_per_batch=512,
+        optimizer="adamw",
+        schedule="cosine",
+        learning_rate=0.0005,
+        weight_decay=0.05,
+        candidates_per_class=300,
+    )
+    return config
+
+
 def check_config(config: Config) -> None:
     """Raise InputError for the first field whose value is out of range."""
     for name, field in FIELDS.items():

@@ -56,7 +56,8 @@ PAPER = {
 }  # fmt: skip
 S, M, L = ({"network": name} for name in ("caffenet", "vgg_cnn_m_1024", "vgg16"))
 FIVE_SCALES = {"scales": (480, 576, 688, 864, 1200), "max_size": 2000}
-LITE = {
+LITE = {name: DEFAULTS[name] for name in PAPER} | {
+    "dataset": "voc", "freeze": ("backbone", "neck"), "feature_cache": "workdir",
     "network": "efficientnet_lite0_dilated", "min_size": 480, "max_size": 640, "images_per_batch": 4,
     "reference_images": 4, "rois_per_batch": 512, "optimizer": "adamw", "schedule": "cosine", "learning_rate": 0.0005,
     "weight_decay": 0.05, "candidates_per_class": 300,
@@ -102,17 +103,9 @@ RECIPES = {
         "checkpoint_every": 500,
         "candidates_per_class": 300,
     },
-    "voc07_lite0": LITE
-    | {
-        "proposals": "standard", "train_split": "train", "val_split": "val", "weights": "lite0",
-        "freeze": ("backbone", "neck"), "feature_cache": "workdir", "warmup_steps": 200, "steps": 4000, "checkpoint_every": 500,
-    },
-    "finetune": {name: DEFAULTS[name] for name in PAPER}
-    | LITE
-    | {
-        "dataset": "auto", "weights": "pretrained", "freeze": ("backbone", "neck"), "feature_cache": "workdir",
-        "warmup_steps": 50, "steps": 600, "epochs": 10.0,
-    },
+    "voc07_lite0": LITE | {"weights": "lite0", "bg_iou_low": 0.1, "steps": 4000, "warmup_steps": 200},
+    "finetune": LITE
+    | {"dataset": "auto", "weights": "pretrained", "steps": 600, "epochs": 10.0, "warmup_steps": 50},
     "coco_r50_fpn": {name: DEFAULTS[name] for name in PAPER}
     | {
         "dataset": "coco", "train_split": "train2017", "val_split": "val2017", "network": "resnet50_fpn_caffe",
