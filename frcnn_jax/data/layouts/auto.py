@@ -65,7 +65,7 @@ def read_dataset(
             objects, in alphabetical order.
         exif: See `load_image`.
         seed: Seed of the division.
-        on_problem: Receives what is missing, broken, unknown or outside an image, and `CorrectedError`s.
+        on_problem: Receives what is missing, broken, unknown or outside an image, and each `CorrectedError`.
 
     Returns:
         The splits, "train", "val" and "test" as far as there are any. `Dataset.description` says what was recognised:
