@@ -289,7 +289,7 @@ def test_eval_coco_on_any_data_set_and_on_files(workdir, tmp_path):
     assert done.stdout.split()[:2] == ["AP", "1.0000"]
     done = run_command("eval-coco", "--detections", truth, "--annotations", truth)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: expected a list of results")
+    assert done.stderr.startswith(f"error: {truth}: expected a list of results")
 
 
 @pytest.mark.slow

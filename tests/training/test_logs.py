@@ -55,7 +55,7 @@ def test_the_rows_of_a_training_by_hand(tmp_path, monkeypatch):
 
     made = batches()
     with RunLog(tmp_path, 0) as log:
-        rows = loop._MetricRows(log, mock.Mock(), 2, 4, lambda count: [0.01, 0.02, 0.04][count])
+        rows = loop._MetricRows(log, mock.Mock(), 2, 4, lambda count: [0.01, 0.02, 0.04][count], None)
         for at, seconds in ((1, 5), (2, 7), (3, 4)):
             assert rows.next_batch(made) == (3, 1, 2)[at - 1]
             clock[0] += seconds
