@@ -129,7 +129,7 @@ class Detector:
         if source is not None and not Path(source).is_file():
             return cls.from_workdir(source, step=step, network=network)
         if step is not None or network:
-            raise InputError("--step and --network belong to a --workdir")
+            raise InputError("step and network belong to a workdir")
         return cls.pretrained() if source is None else cls.from_file(source)
 
     @classmethod

@@ -61,7 +61,7 @@ def test_the_command_needs_no_workdir(path, tmp_path):
     (found,) = json.loads((tmp_path / "detections.json").read_text()).values()
     assert found[0]["label"] == "person"
     done = run_command("detect", path, "--out", tmp_path, "--step", 3)
-    assert (done.returncode, done.stderr) == (1, "error: --step and --network belong to a --workdir\n")
+    assert (done.returncode, done.stderr) == (1, "error: step and network belong to a workdir\n")
 
 
 def test_a_damaged_file_is_one_line(path, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, features
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
 
 from frcnn_jax.data.problems import CorrectedError, OnProblem, ReportTo
@@ -155,7 +155,10 @@ def open_image(path: str | Path, data: bytes | None = None) -> Iterator[Image.Im
         with file:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                image = Image.open(file, formats=formats)
+                try:
+                    image = Image.open(file, formats=formats)
+                except UnidentifiedImageError:
+                    raise InputError(f"{path}: can't be read as an image (not one of {', '.join(formats)})") from None
             place = file.tell()
             _check_pixels(image, file.seek(0, io.SEEK_END))
             file.seek(place)

@@ -1,4 +1,6 @@
-"""Feature maps of a frozen backbone, computed once and kept on disk, so that training runs the head alone.
+"""Feature maps of a frozen backbone, and of its neck if that is frozen too, computed once and kept on disk.
+
+Training then runs only what follows.
 
 A map is a .npy file of float16, which rounds features by up to 0.05 %.
 
