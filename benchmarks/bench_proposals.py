@@ -73,6 +73,8 @@ SEARCHES: dict[str, Search] = {
     "standard, k 100, 200": variant("standard", thresholds=(100, 200)),
     "standard, colour+size+fill alone": variant("standard", similarities=("csf",)),
     "fast (300 px, k 75, 150)": variant("fast"),
+    "quality": variant("quality"),
+    "quality, 350 px": variant("quality", 350),
     "grid": grid,
     "random": uniform,
 }
