@@ -3,14 +3,11 @@
     pip install -e '.[docs]'
     sphinx-build -W -b html docs docs/_build
 
-The pages about regions use the detector of "Getting started", which is trained first, into docs/W. `-t nightly` also
-executes the page that trains. Cross-references to other projects need their inventories, which are fetched only if
-FRCNN_JAX_DOCS_ONLINE=1; or FRCNN_JAX_DOCS_INVENTORIES names a folder with `jax.inv` and the like.
+`-t nightly` also executes the page that trains. Cross-references to other projects need their inventories, which are
+fetched only if FRCNN_JAX_DOCS_ONLINE=1; or FRCNN_JAX_DOCS_INVENTORIES names a folder with `jax.inv` and the like.
 """
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import frcnn_jax
@@ -27,7 +24,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["_build", "W"]
+exclude_patterns = ["_build"]
 templates_path = ["_templates"]
 html_theme = "sphinx_book_theme"
 html_title = "frcnn_jax"
@@ -39,12 +36,6 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
 nb_execution_excludepatterns = [] if tags.has("nightly") else ["custom_training_loop.md"]  # noqa: F821
-
-subprocess.run(  # quick if it is trained
-    [sys.executable, "-m", "frcnn_jax.train", "--workdir", Path(__file__).with_name("W")],
-    check=True,
-    stdout=subprocess.DEVNULL,
-)
 
 autosummary_generate = True
 autodoc_typehints_format = "short"

@@ -1,6 +1,6 @@
 """Draw what the detector that comes with the package finds in photographs (docs/images/photographs.png):
 
-    pip install scikit-image
+    pip install '.[docs]'
     python docs/draw_detections.py [--score-threshold 0.5] [--out FILE] [PHOTO ...]
 
 The default photographs are free of copyright: an astronaut (NASA, public domain) and a cat (Stefan van der Walt, CC0)
