@@ -372,8 +372,22 @@ def test_two_layouts_at_once_are_a_choice(tmp_path):
 @pytest.mark.parametrize(
     ("write", "text"),
     [
-        (lambda root: None, "no annotations found; it holds no files; expected VOC's XML per image, COCO's JSON"),
-        (lambda root: pictures(root, "abc"), r"it holds 3 \.jpg \(a\.jpg, b\.jpg, \.\.\.\)"),
+        (
+            lambda root: None,
+            "no annotations found; it holds no files; expected a folder that holds both images and ann",
+        ),
+        (
+            lambda root: pictures(root, "abc"),
+            r"it holds 3 \.jpg \(a\.jpg, b\.jpg, \.\.\.\); expected .*: VOC's XML per im",
+        ),
+        (
+            lambda root: text(root / "instances_train.json", coco("ab")),
+            "COCO annotations without images; .* holds both$",
+        ),
+        (
+            lambda root: text(root / "labels/a.txt", yolo(OBJECTS["a"])),
+            r"no annotations found; it holds 1 \.txt .* both",
+        ),
         (lambda root: text(root / "a.json", "[1]"), r"it holds 1 \.json \(a\.json\)"),
         (lambda root: text(root / "pets.zip", "PK"), r"it holds 1 \.zip \(pets\.zip\); unpack pets\.zip"),
     ],
@@ -798,7 +812,79 @@ def test_a_folder_that_a_description_names_is_missing(tmp_path):
     pictures(tmp_path / "images", "abc")
     text(tmp_path / "data.yaml", "train: ../train/images\nval: ../gone/images\nnames: [cat, dog]\n")
     with pytest.raises(
-        InputError, match=r"data\.yaml: no images in \.\./gone/images; folders with images: images, train"
+        InputError,
+        match=r"data\.yaml: no images in \.\./gone/images; folders with images: images, train/images, .* 'val', or",
+    ):
+        read_dataset(tmp_path)
+    text(tmp_path / "data.yaml", "train: ../train/images\nnames: [cat, dog]\n")
+    assert {split: len(dataset.records) for split, dataset in read_dataset(tmp_path).items()} == {"train": 1, "val": 1}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("labels", "Labels"),
+        ("labels", "annotations"),
+        ("labels/train", "labels/train-labels"),
+        ("images", "photos"),
+    ],
+)
+def test_labels_in_a_folder_of_another_name(tmp_path, old, new):
+    write_yolo_classes(tmp_path)
+    (tmp_path / old).rename(tmp_path / new)
+    if old == "labels/train":
+        (tmp_path / "labels/val").rename(tmp_path / "labels/val-labels")
+    found = read_dataset(tmp_path)
+    assert {split: objects_of(dataset) for split, dataset in found.items()} == {
+        split: expected(names) for split, names in SPLITS.items()
+    }
+    (label,) = tmp_path.rglob("b.txt")
+    text(label.with_name("z.txt"), "0 0.5 0.5 0.1 0.1")
+    problems = []
+    read_dataset(tmp_path, on_problem=problems.append)
+    assert [str(problem) for problem in problems] == [f"{label.with_name('z.txt')}: no image z.*"]
+
+
+def test_labels_elsewhere_are_those_of_one_image_alone(tmp_path):
+    write_yolo(tmp_path)
+    (tmp_path / "labels/train/b.txt").unlink()
+    text(tmp_path / "runs/labels/b.txt", yolo(OBJECTS["a"]))  # a prediction, not what YOLO reads
+    assert objects_of(read_dataset(tmp_path)["train"])["b.jpg"] == []
+    (tmp_path / "labels").rename(tmp_path / "first")
+    text(tmp_path / "second/c.txt", yolo(OBJECTS["c"]))
+    with pytest.raises(InputError, match=r"first/val/c\.txt and second/c\.txt have labels of the same image; move one"):
+        read_dataset(tmp_path)
+    (tmp_path / "second/c.txt").unlink()
+    picture(tmp_path / "images/train/c.jpg")
+    (tmp_path / "first/val/c.txt").rename(tmp_path / "first/c.txt")
+    with pytest.raises(InputError, match=r"c\.txt: does it annotate images/train/c\.jpg or images/val/c\.jpg\?"):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["labels/classes.txt", "pets.names", "Class.txt", "names.txt", "pets.yaml"])
+def test_files_of_class_names(tmp_path, name):
+    write_yolo_classes(tmp_path)
+    (tmp_path / "classes.txt").unlink()
+    text(tmp_path / name, "names: [cat, dog]" if name.endswith("yaml") else "cat\ndog\n")
+    assert objects_of(read_dataset(tmp_path)["train"]) == expected("ab")
+
+
+def test_a_list_of_class_names_in_each_folder(tmp_path):
+    for split, names in SPLITS.items():
+        pictures(tmp_path / split, names)
+        for name in names:
+            text(tmp_path / split / f"{name}.txt", yolo(OBJECTS[name]))
+    with pytest.raises(
+        InputError, match=r"labels \(train/a\.txt\) without class names: .* or set --config\.class_names="
+    ):
+        read_dataset(tmp_path)
+    assert objects_of(read_dataset(tmp_path, class_names=["cat", "dog"])["train"]) == expected("ab")
+    for split in SPLITS:
+        text(tmp_path / split / "_darknet.labels", "cat\ndog\n")
+    assert objects_of(read_dataset(tmp_path)["train"]) == expected("ab")
+    text(tmp_path / "val/_darknet.labels", "dog\ncat\n")
+    with pytest.raises(
+        InputError, match=r"train/_darknet\.labels and val/_darknet\.labels list different classes; move"
     ):
         read_dataset(tmp_path)
 
@@ -837,7 +923,7 @@ def test_annotations_alone(tmp_path):
     said = r"train: 4 annotations without images: a\.xml, b\.xml, c\.xml, \.\.\.; it holds 4 \.xml .*, 1 \.zip"
     with pytest.raises(InputError, match=said):
         read_split("xml", split="train", folder=tmp_path)
-    with pytest.raises(InputError, match=r": 4 annotations without images: train/a\.xml"):
+    with pytest.raises(InputError, match=r"VOC XML annotations without images; .* unpack train/pictures\.zip and pass"):
         read_dataset(tmp_path)
 
 

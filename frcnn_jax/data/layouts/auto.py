@@ -187,11 +187,13 @@ def _recognise(files: Files, layout: str) -> Found:
         titles = " and ".join(result.title for result in found.values())
         choices = " or ".join(f"--config.dataset=auto:{name}" for name in found)
         raise InputError(f"{files.root}: holds {titles} annotations; choose one by {choices}")
-    if not found:
-        wanted = ", ".join(row.needs for row in rows.values())
+    if not found or not files.images:
+        titles = " and ".join(result.title for result in found.values())
+        lack = f"{titles} annotations without images" if found else "no annotations found"
+        needs = "" if found else f" images and annotations: {', '.join(row.needs for row in rows.values())}"
         packed = [path for path in files.paths if path.suffix.lower() in ARCHIVES]
-        hint = f"; unpack {packed[0]} and pass its folder" if packed else f"; expected {wanted}"
-        raise InputError(f"{files.root}: no annotations found; it holds {describe_files(files)}{hint}")
+        hint = f"unpack {packed[0]} and pass its folder" if packed else f"expected a folder that holds both{needs}"
+        raise InputError(f"{files.root}: {lack}; it holds {describe_files(files)}; {hint}")
     (one,) = found.values()
     if "all" in one.splits and len(one.splits) > 1:
         others = ", ".join(name for name in _ORDER if name in one.splits and name != "all")

@@ -35,7 +35,10 @@ def find_coco(files: Files) -> Found | None:
     for path in sources:
         name = split_of(path, by_name=True)
         if (other := by_split.setdefault(name, path)) != path:
-            raise InputError(f"{files.root}: which file is the split {name!r}, {other} or {path}? Move one elsewhere")
+            raise InputError(
+                f"{files.root}: which file is the split {name!r}, {other} or {path}? Pass the folder of one, or "
+                "move one elsewhere"
+            )
     title = _TITLES.get(sources[0].name.lower(), "COCO")
     contents = {name: _Contents(files, path) for name, path in by_split.items()}
     splits = {name: Split(len(found.images), found.read) for name, found in contents.items()}

@@ -4,8 +4,9 @@ Lines of more values are outlines (class x1 y1 x2 y2 ...), whose outer boxes are
 with an empty one, has no objects.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -32,39 +33,65 @@ from frcnn_jax.files import decoding
 
 LARGEST_YAML = 1 << 20  # characters
 LONGEST_VALUE = 1000  # characters
+# files of class names, one per line, those of a row before those of the next
+NAME_LISTS = (
+    ("classes.txt", "obj.names"),
+    ("_darknet.labels", "class.txt", "class_names.txt", "label_map.txt", "labels.txt", "names.txt"),
+)
 _KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 
 
 def find_yolo(files: Files) -> Found | None:
     """Find `data.yaml`, or label files next to a list of class names; see `common.Found`."""
-    described = [(path, content) for path in files.ending(".yaml", ".yml") if (content := _description(files, path))]
+    labels = _label_files(files)
+    described = [
+        (path, content)
+        for path in files.ending(".yaml", ".yml")
+        if (content := _description(files, path, among_labels=bool(labels)))
+    ]
     if len(described) > 1:
         paths = " or ".join(str(path) for path, _ in described[:2])
-        raise InputError(f"{files.root}: which file describes the data set, {paths}? Move one elsewhere")
-    labels = _label_files(files)
+        raise InputError(
+            f"{files.root}: which file describes the data set, {paths}? Pass the folder of one, or move one elsewhere"
+        )
     if described:
         path, content = described[0]
         names = _names(content, files.root / path)
         images = _described_splits(files, path, content)
     elif labels:
-        lists = files.named("classes.txt", "obj.names") or files.ending(".names")
-        if not lists:
-            raise InputError(
-                f"{files.root}: YOLO labels ({labels[0]}) without class names; add data.yaml, or classes.txt with a "
-                "name per line"
-            )
-        names = read_names(files.root / lists[0])
+        names = _listed_names(files)
         images = {}
         for image in files.images:
             images.setdefault(split_of(image), []).append(image)
     else:
         return None
     splits = {name: Split(len(own), partial(_read, files, own, names)) for name, own in images.items() if own}
-    return Found("YOLO", splits, lambda: names)
+
+    def find_classes() -> list[str]:
+        if not names:
+            raise InputError(
+                f"{files.root}: YOLO labels ({labels[0]}) without class names: pass the folder that has data.yaml too, "
+                "add classes.txt with a name per line, that of class 0 first, or set "
+                "--config.class_names=\"('cat', 'dog')\""
+            )
+        return names
+
+    return Found("YOLO", splits, find_classes)
 
 
-def _description(files: Files, path: Path) -> dict[str, Any] | None:
-    """Return the content of a YAML file if it describes a data set."""
+def _listed_names(files: Files) -> list[str]:
+    """Return the class names of the files that list them, one in each folder perhaps; empty if there is none."""
+    first, second = (files.named(*row) for row in NAME_LISTS)
+    lists = first or files.ending(".names") or second
+    found = {path: read_names(files.root / path) for path in lists}
+    for path in lists[1:]:
+        if found[path] != found[lists[0]]:
+            raise InputError(f"{files.root}: {lists[0]} and {path} list different classes; move one elsewhere")
+    return found[lists[0]] if lists else []
+
+
+def _description(files: Files, path: Path, *, among_labels: bool) -> dict[str, Any] | None:
+    """Return the content of a YAML file if it describes a data set: among labels, if it has class names."""
     try:
         with decoding(files.root / path, "not a YAML file"):
             text = read_text(files.root / path)
@@ -75,8 +102,8 @@ def _description(files: Files, path: Path) -> dict[str, Any] | None:
         if path.name.lower() not in ("data.yaml", "data.yml"):
             return None
         raise
-    is_one = isinstance(content, dict) and "names" in content and any(key in content for key in (*_KEYS, "path", "nc"))
-    return content if is_one else None
+    is_one = isinstance(content, dict) and "names" in content
+    return content if is_one and (among_labels or any(key in content for key in (*_KEYS, "path", "nc"))) else None
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -117,7 +144,10 @@ def _described_splits(files: Files, path: Path, content: dict[str, Any]) -> dict
             found = _images_of(files, path, str(content.get("path") or ""), str(entry))
             if not found and name != "test":  # exporters name a test folder whether they write it or not
                 has = ", ".join(sorted({str(image.parent) for image in files.images})[:6]) or "none"
-                raise InputError(f"{files.root / path}: no images in {entry}; folders with images: {has}")
+                raise InputError(
+                    f"{files.root / path}: no images in {entry}; folders with images: {has}; correct the line "
+                    f"{key!r}" + (", or delete it, and a fifth of train is val" if name == "val" else "")
+                )
             splits.setdefault(name, []).extend(found)
     if not splits:
         for image in files.images:
@@ -166,10 +196,10 @@ def _read(
     exif: str,
     on_problem: OnProblem,
 ) -> Dataset:
-    texts = set(files.ending(".txt"))
-    read = partial(_read_shape, names)
-    annotated = [_annotated(files.root, image, texts) for image in images]
-    for problem in _orphans(files, images, texts):
+    labels = _labels(files)
+    read = partial(_read_shape, names or class_names)
+    annotated = [_annotated(files.root, image, labels.get(image)) for image in images]
+    for problem in _orphans(files, images, labels):
         on_problem(problem)
     return read_annotated(files.root, annotated, read, class_names, exif, on_problem)
 
@@ -184,8 +214,23 @@ def _label_path(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _annotated(root: Path, image: Path, texts: set[Path]) -> Annotated:
-    label = next((path for path in (_label_path(image), image.with_suffix(".txt")) if path in texts), None)
+def _labels(files: Files) -> dict[Path, Path]:
+    """Return the labels of each image that has some: those where YOLO looks, or, if none is there, those of its name.
+
+    Raises:
+        InputError: There are two files of an image's name, or two images of a file's.
+    """
+    texts = set(files.ending(".txt"))
+    expected = ((image, path) for image in files.images for path in (image.with_suffix(".txt"), _label_path(image)))
+    if found := {image: path for image, path in expected if path in texts}:
+        return found
+    for path in _label_files(files):
+        if _is_label(files.root / path) and (other := found.setdefault(files.image_of(path), path)) != path:
+            raise InputError(f"{files.root}: {other} and {path} have labels of the same image; move one elsewhere")
+    return found
+
+
+def _annotated(root: Path, image: Path, label: Path | None) -> Annotated:
     if label is None:
         return Annotated(lambda: image, str(root / image), None, ())
     lines = read_text(root / label).splitlines()
@@ -193,15 +238,16 @@ def _annotated(root: Path, image: Path, texts: set[Path]) -> Annotated:
     return Annotated(lambda: image, str(root / label), None, rows)
 
 
-def _orphans(files: Files, images: Sequence[Path], texts: set[Path]) -> list[InputError]:
+def _orphans(files: Files, images: Sequence[Path], labels: Mapping[Path, Path]) -> list[InputError]:
     """Return a problem per file of labels that has no image."""
-    folders = {_label_path(image).parent for image in images} & {path.parent for path in texts}
-    folders = {folder for folder in folders if "labels" in folder.parts}
-    used = {_label_path(image) for image in files.images}
+    texts = files.ending(".txt")
+    folders = {folder for image in images if "labels" in (folder := _label_path(image).parent).parts}
+    folders |= {labels[image].parent for image in images if image in labels} - {image.parent for image in files.images}
+    used = set(labels.values())
     return [
         InputError(f"{files.root / path}: no image {path.stem}.*")
-        for path in sorted(texts)
-        if path.parent in folders and path not in used and path.stem != "classes"
+        for path in texts
+        if path.parent in folders and path not in used and path.name.lower() not in chain(*NAME_LISTS)
     ]
 
 
