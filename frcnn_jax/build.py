@@ -103,7 +103,12 @@ def read_split_of(
         )
     if dataset.description and split == "train":
         print(f"{config['data_dir']}: {dataset.description}", file=sys.stderr)
-    return without_difficult(dataset) if split == "train" and dataset.has_crowds else dataset
+    if split == "train" and dataset.has_crowds:
+        dataset = without_difficult(dataset)
+    if split == "train" and not any(len(record.labels) for record in dataset.records):
+        images = len(dataset.records)
+        raise InputError(f"{folder}: none of the {images} train images has objects; are their annotations elsewhere?")
+    return dataset
 
 
 def _recorded_split(path: Path) -> dict[str, list[str]] | None:

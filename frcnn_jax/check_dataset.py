@@ -81,13 +81,17 @@ def main(argv: Sequence[str]) -> None:
     texts = list(dict.fromkeys(str(problem) for problem in problems if not isinstance(problem, CorrectedError)))
     lines = [remark.text for remark in remarks]
     lines += [f"{name} split: {remark.text}" for name, split in splits.items() for remark in split.remarks]
-    print(f"{len(lines)} remarks", *(f"- {line}" for line in lines), *texts, f"{len(texts)} problems", sep="\n")
+    print(_count(lines, "remark"), *(f"- {line}" for line in lines), *texts, _count(texts, "problem"), sep="\n")
     if report:
         report.parent.mkdir(parents=True, exist_ok=True)
         write_dataset_report(report, splits, remarks=remarks, problems=texts)
         print(f"report: {report}", file=sys.stderr)
     if texts:
         sys.exit(1)
+
+
+def _count(lines: Sequence[str], what: str) -> str:
+    return f"{len(lines)} {what}" + "s" * (len(lines) != 1)
 
 
 def _report_file(path: Path) -> Path:

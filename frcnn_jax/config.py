@@ -430,11 +430,14 @@ def override_config(config: Config, arguments: Sequence[str], allowed: Collectio
     try:
         stray = values(command)[1:]
     except flags.UnrecognizedFlagError as error:
-        raise InputError(f"unknown argument '--{error.flagname}'; set fields with --config.FIELD=VALUE") from None
+        name = error.flagname.replace("-", "_")
+        name = name if name in FIELDS else "FIELD"
+        raise InputError(f"unknown argument '--{error.flagname}'; set fields with --config.{name}=VALUE") from None
     except (flags.Error, ValueError, TypeError, SyntaxError) as error:
         raise InputError(f"--config: {' '.join(str(error).split())}") from None
     if stray:
-        raise InputError(f"unknown argument {stray[0]!r}; set fields with --config.FIELD=VALUE")
+        setting = f"data_dir={stray[0]}" if Path(stray[0]).exists() else "FIELD=VALUE"
+        raise InputError(f"unknown argument {stray[0]!r}; set fields with --config.{setting}")
     return values.config.to_dict()
 
 

@@ -237,6 +237,17 @@ def test_a_data_set_of_any_layout_says_what_it_is_and_keeps_its_recorded_split(t
     assert read.call_args.kwargs["drawn"] == {"train": ["a"], "val": ["b"]}
 
 
+def test_a_train_split_without_objects_is_refused(monkeypatch):
+    dataset = make_dataset()
+    none = [replace(r, boxes=r.boxes[:0], labels=r.labels[:0], difficult=r.difficult[:0]) for r in dataset.records]
+    dataset = replace(dataset, records=none)
+    monkeypatch.setattr("frcnn_jax.build.read_split", mock.Mock(return_value=dataset))
+    config = {**get_config(), "dataset": "auto", "data_dir": "pets"}
+    with pytest.raises(InputError, match=r"pets: none of the 2 train images has objects; are their annotations elsew"):
+        read_split_of(config, "train")
+    assert read_split_of(config, "val") is dataset
+
+
 def test_the_cache_lies_in_the_workdir_and_all_cores_search_by_default(tmp_path, monkeypatch):
     load = mock.Mock()
     monkeypatch.setattr("frcnn_jax.build.load_proposals", load)

@@ -137,7 +137,9 @@ def test_values_out_of_range(options, text):
         ("--config.steps=abc", "steps=abc"),
         ("--config.steps=1.5", "steps=1.5"),
         ("--confg=3", "unknown argument '--confg'"),
-        ("more", "unknown argument 'more'"),
+        ("--data-dir=pets", r"unknown argument '--data-dir'; set fields with --config\.data_dir=VALUE$"),
+        ("more", r"unknown argument 'more'; set fields with --config\.FIELD=VALUE$"),
+        (".", r"unknown argument '\.'; set fields with --config\.data_dir=\.$"),
     ],
 )
 def test_mistakes_are_one_line(argument, text):

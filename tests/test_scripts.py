@@ -192,6 +192,7 @@ def test_check_dataset_writes_a_report_in_pictures(tmp_path):
     data = ("--config.dataset=xml", f"--config.data_dir={tmp_path}", "--config.max_proposals=50")
     done = run_command("check-dataset", "--report", tmp_path / "r", "--recall", tmp_path / "p", *data)
     assert done.returncode == 1
+    assert done.stdout.endswith("1 problem\n")
     assert f"report: {tmp_path}/r/index.html" in done.stderr
     remark = "- 1 of the 3 val images are in the train split too, such as 'copy': "
     few = "- few train objects of "

@@ -46,11 +46,18 @@ def problem_handler(on_error: str, what: str) -> Iterator[OnProblem]:
     """Yield an `on_problem`; at the end, report on stderr what readers skipped, and what they corrected.
 
     Args:
-        on_error: "stop" raises the first problem; "skip" counts them.
+        on_error: "stop" raises the first problem, and says how to skip it; "skip" counts them.
         what: Name of the data in these lines, such as "train split".
     """
     problems: list[InputError] = []
-    yield noting(problems, stop) if on_error == "stop" else problems.append
+    try:
+        yield noting(problems, stop) if on_error == "stop" else problems.append
+    except InputError as problem:
+        if problems and problem is problems[-1]:
+            raise InputError(
+                f"{problem} (frcnn check-dataset lists all; --config.on_error=skip leaves them out)"
+            ) from None
+        raise
     for line in count_corrections(problems):
         print(f"{what}: {line}", file=sys.stderr)
     if skipped := [problem for problem in problems if not isinstance(problem, CorrectedError)]:
