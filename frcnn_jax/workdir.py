@@ -56,7 +56,10 @@ def read_config(workdir: Path, *, network: str = "") -> dict[str, Any]:
     """
     path = Path(workdir) / "config.json"
     if not path.exists():
-        raise InputError(f"{workdir}: no config.json; train first: frcnn train --workdir {workdir}")
+        above = path.parent.parent
+        hint = f"train first: frcnn train --workdir {workdir}"
+        hint = f"did you mean its folder {above}?" if (above / path.name).exists() else hint
+        raise InputError(f"{workdir}: no config.json; {hint}")
     with decoding(path, "not a config that frcnn train wrote"):
         config = parse_config(read_bytes(path))
         if is_custom(named := config["network"]) and named != network:

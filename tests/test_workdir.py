@@ -12,6 +12,9 @@ from frcnn_jax.workdir import check_split, read_config, resume_config
 def test_a_folder_that_is_no_workdir(tmp_path):
     with pytest.raises(InputError, match=r"no config\.json; train first"):
         read_config(tmp_path)
+    (tmp_path / "config.json").touch()
+    with pytest.raises(InputError, match=r"checkpoints: no config\.json; did you mean its folder .*\?"):
+        read_config(tmp_path / "checkpoints")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"network": "tiny"}'])
