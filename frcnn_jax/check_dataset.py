@@ -81,7 +81,8 @@ def main(argv: Sequence[str]) -> None:
     texts = list(dict.fromkeys(str(problem) for problem in problems if not isinstance(problem, CorrectedError)))
     lines = [remark.text for remark in remarks]
     lines += [f"{name} split: {remark.text}" for name, split in splits.items() for remark in split.remarks]
-    print(f"{len(lines)} remarks", *(f"- {line}" for line in lines), *texts, f"{len(texts)} problems", sep="\n")
+    advice = "; to train without what is broken: --config.on_error=skip" if texts and len(splits) == 2 else ""
+    print(f"{len(lines)} remarks", *(f"- {line}" for line in lines), *texts, f"{len(texts)} problems{advice}", sep="\n")
     if report:
         report.parent.mkdir(parents=True, exist_ok=True)
         write_dataset_report(report, splits, remarks=remarks, problems=texts)

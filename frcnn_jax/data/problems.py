@@ -50,11 +50,16 @@ def problem_handler(on_error: str, what: str) -> Iterator[OnProblem]:
         what: Name of the data in these lines, such as "train split".
     """
     problems: list[InputError] = []
-    yield noting(problems, stop) if on_error == "stop" else problems.append
+    yield noting(problems, _stop_with_advice) if on_error == "stop" else problems.append
     for line in count_corrections(problems):
         print(f"{what}: {line}", file=sys.stderr)
     if skipped := [problem for problem in problems if not isinstance(problem, CorrectedError)]:
         print(f"{what}: skipped {len(skipped)} objects, boxes or images; the first: {skipped[0]}", file=sys.stderr)
+
+
+def _stop_with_advice(problem: InputError) -> None:
+    if not isinstance(problem, CorrectedError):
+        raise InputError(f"{problem}; to leave out what is broken: --config.on_error=skip")
 
 
 def noting(problems: list[InputError], on_problem: OnProblem) -> OnProblem:

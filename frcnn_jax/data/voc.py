@@ -34,6 +34,8 @@ VOC_CLASSES = (
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
 
 def read_voc(
     voc_dir: str | Path,
@@ -64,7 +66,7 @@ def read_voc(
     for term in split.split("+"):
         named_year, name = re.fullmatch(r"(?s)(?:(\d{4})_)?(.*)", term).groups()  # type: ignore[union-attr]
         images += devkit_images(voc_dir / f"VOC{named_year or year}", name)
-    return read_images(voc_dir, images, class_names, exif, on_problem)
+    return read_images(voc_dir, images, class_names, exif, on_problem, first=1)
 
 
 class Annotated(NamedTuple):
@@ -126,11 +128,16 @@ class _DevkitImages:
 
 
 def read_xml_folder(
-    folder: str | Path, *, class_names: Sequence[str] = (), exif: str = "apply", on_problem: OnProblem = stop
+    folder: str | Path,
+    *,
+    class_names: Sequence[str] = (),
+    exif: str = "apply",
+    on_problem: OnProblem = stop,
 ) -> Dataset:
     """Read a folder of images and its sub-folders, each image with an annotation `<name>.xml` in VOC's format.
 
-    The id of an image is its path in the folder, without its suffix.
+    The id of an image is its path in the folder, without its suffix. Where boxes begin at 0 and none ends at the width
+    or height of its image, as other programs than VOC's write them, the first pixel is 0; else it is 1.
 
     Args:
         folder: The folder of both images and annotations.
@@ -145,12 +152,15 @@ def read_xml_folder(
     annotations = files.ending(".xml")
     if not annotations:
         raise InputError(f"{folder}: no annotations (*.xml) in this folder; it holds {describe_files(files)}")
-    names = class_names or classes_in(files.root / path for path in annotations)
-    return read_xml_pairs(files, pair_images(files, annotations, files.image_of), names, exif, on_problem)
+    names, first = survey(files.root / path for path in annotations)
+    pairs = pair_images(files, annotations, files.image_of)
+    return read_xml_pairs(files, pairs, class_names or names, exif, on_problem, first=first)
 
 
-def read_xml_pairs(files: Files, pairs: Pairs, class_names: Sequence[str], exif: str, on_problem: OnProblem) -> Dataset:
-    """Read images that have an annotation each, with ids by `image_ids`."""
+def read_xml_pairs(
+    files: Files, pairs: Pairs, class_names: Sequence[str], exif: str, on_problem: OnProblem, *, first: int
+) -> Dataset:
+    """Read images that have an annotation each, with ids by `image_ids`; see `read_images`."""
     for _, problem in pairs.problems:
         on_problem(problem)
     ids = image_ids([image for _, image in pairs.pairs])
@@ -158,16 +168,31 @@ def read_xml_pairs(files: Files, pairs: Pairs, class_names: Sequence[str], exif:
         Annotated(image_id, files.root / annotation, partial(Path, files.root / image))
         for image_id, (annotation, image) in zip(ids, pairs.pairs, strict=True)
     ]
-    return read_images(files.root, images, class_names, exif, on_problem)
+    return read_images(files.root, images, class_names, exif, on_problem, first=first)
 
 
-def classes_in(annotations: Iterable[Path]) -> list[str]:
-    """Return the names of the objects in annotations, in alphabetical order."""
+class Survey(NamedTuple):
+    """What annotations have in common."""
+
+    class_names: list[str]  # of their objects, in alphabetical order
+    first: int  # the number of the first pixel: 0 if boxes begin at 0 and none ends at the width or height, else 1
+
+
+def survey(annotations: Iterable[Path]) -> Survey:
+    """Look through annotations; what is wrong in them is reported when the images are read."""
     names: set[str] = set()
+    from_0, to_end = False, False
     for path in annotations:
-        with suppress(InputError):  # reported when the record is read
-            names.update(_text(node, "name") for node in parse_xml(path).iter("object"))
-    return sorted(names - {""})
+        with suppress(InputError):
+            tree = parse_xml(path)
+            sides = [_text(tree, f"size/{side}") for side in ("width", "height")] * 2
+            for node in tree.iter("object"):
+                names.add(_text(node, "name"))
+                with suppress(ValueError):
+                    box = [float(_text(node, f"bndbox/{side}")) for side in _CORNERS]
+                    to_end |= any(c >= float(side or 0) for c, side in zip(box, sides, strict=True))
+                    from_0 |= 0 <= min(box) < 1
+    return Survey(sorted(names - {""}), 0 if from_0 and not to_end else 1)
 
 
 def parse_xml(path: Path) -> Any:
@@ -213,15 +238,24 @@ def _text(node: Any, tag: str) -> str:
 
 
 def read_images(
-    source: Path, images: Iterable[Annotated], class_names: Sequence[str], exif: str, on_problem: OnProblem
+    source: Path,
+    images: Iterable[Annotated],
+    class_names: Sequence[str],
+    exif: str,
+    on_problem: OnProblem,
+    *,
+    first: int,
 ) -> Dataset:
-    """Read the annotations of images; `source` names the data set in messages."""
+    """Read the annotations of images; `source` names the data set in messages, `first` is the first pixel's number."""
+    if first == 0:
+        text = f"{source}: some begin at 0, and none ends at the width or height of its image"
+        on_problem(CorrectedError("data sets whose boxes are read as 0-based", text))
     labels = {name: label for label, name in enumerate(class_names, 1)}
-    readers = ((image.image_id, partial(_read_image, image, labels, exif, on_problem)) for image in images)
+    readers = ((image.image_id, partial(_read_image, image, labels, exif, on_problem, first)) for image in images)
     return Dataset(tuple(class_names), collect_records(readers, source, on_problem))
 
 
-def _read_image(annotated: Annotated, labels: dict[str, int], exif: str, on_problem: OnProblem) -> Record:
+def _read_image(annotated: Annotated, labels: dict[str, int], exif: str, on_problem: OnProblem, first: int) -> Record:
     path, image = annotated.annotation, annotated.find_image()
     tree = parse_xml(path)
     if tree.tag != "annotation" and tree.find("size") is None:
@@ -231,34 +265,37 @@ def _read_image(annotated: Annotated, labels: dict[str, int], exif: str, on_prob
     objects = []
     for node in tree.iter("object"):
         with ReportTo(on_problem, path):
-            objects.append(_read_object(node, labels, *size, path, on_problem))
+            objects.append(_read_object(node, labels, *size, path, on_problem, first))
     return make_record(annotated.image_id, *size, objects, ImageFile(str(image), size, exif))
 
 
 def _read_object(
-    node: Any, labels: dict[str, int], height: int, width: int, path: Path, on_problem: OnProblem
+    node: Any, labels: dict[str, int], height: int, width: int, path: Path, on_problem: OnProblem, first: int
 ) -> tuple[list[float], int, bool]:
     name = _text(node, "name")
     if name not in labels:
         raise InputError(f"unknown class {name!r}; the classes are {', '.join(labels)}")
-    corners = [node.findtext(f"bndbox/{side}", "") for side in ("xmin", "ymin", "xmax", "ymax")]
-    box = voc_box(name, corners, height, width)
-    if is_moved(box, [float(corner) - 1 for corner in corners]):
+    corners = [node.findtext(f"bndbox/{side}", "") for side in _CORNERS]
+    box = voc_box(name, corners, height, width, first=first)
+    if is_moved(box, [float(corner) - first for corner in corners]):
         on_problem(CorrectedError("boxes clipped", f"{path}: box of {name!r} ({', '.join(map(str.strip, corners))})"))
     return box, labels[name], _text(node, "difficult") == "1"
 
 
-def voc_box(name: str, corners: Sequence[Any], height: int, width: int) -> list[float]:
-    """Return a 0-based box from VOC's 1-based (xmin, ymin, xmax, ymax), numbers or text, clipped by up to a pixel.
+def voc_box(name: str, corners: Sequence[Any], height: int, width: int, *, first: int = 1) -> list[float]:
+    """Return a 0-based box from VOC's (xmin, ymin, xmax, ymax), numbers or text, clipped by up to a pixel.
+
+    The first pixel has the number `first`, VOC's 1 or 0.
 
     Raises:
         InputError: They are not four numbers, reversed or outside the image; the message names them and the class.
     """
     try:
-        box = [float(corner) - 1 for corner in corners]
+        box = [float(corner) - first for corner in corners]
     except ValueError:
         raise InputError(f"box of {name!r}: expected four numbers, got {', '.join(map(repr, corners))}") from None
     if clipped := clip_box(box, height, width):
         return clipped
-    expected = f"1 <= xmin <= xmax <= {width} and 1 <= ymin <= ymax <= {height}"
+    right, bottom = width - 1 + first, height - 1 + first
+    expected = f"{first} <= xmin <= xmax <= {right} and {first} <= ymin <= ymax <= {bottom}"
     raise InputError(f"box of {name!r} ({', '.join(str(corner).strip() for corner in corners)}): expected {expected}")

@@ -15,6 +15,7 @@ from frcnn_jax import read_dataset
 from frcnn_jax.data.layouts.auto import LAYOUTS, divide, open_dataset
 from frcnn_jax.data.problems import CorrectedError
 from frcnn_jax.data.readers import read_split
+from frcnn_jax.data.voc import read_xml_folder
 from frcnn_jax.errors import InputError
 
 WIDTH, HEIGHT = 50, 40
@@ -599,6 +600,38 @@ def test_the_same_name_in_two_folders(tmp_path):
     picture(tmp_path / "JPEGImages/monday/1.png")
     with pytest.raises(InputError, match=r"monday/1\.xml: does it annotate .*monday/1\.jpg or .*monday/1\.png"):
         read_dataset(tmp_path)
+
+
+def test_boxes_that_count_from_0(tmp_path):
+    """They do if some begin at 0 and none ends at the width or height, in all splits alike."""
+    boxes = {"train/a": (0, 5, 20, 30), "train/b": (10, 0, 49, 39), "val/c": (3, 4, 20, 30)}
+
+    def read(changes, folder):
+        for path, box in {**boxes, **changes}.items():
+            picture(folder / f"{path}.jpg")
+            text(folder / f"{path}.xml", voc_xml([("cat", [value - 1 for value in box])]))
+        problems = []
+        found = read_dataset(folder, on_problem=problems.append)
+        rows = [list(row[1:]) for d in found.values() for own in objects_of(d).values() for row in own]
+        return rows, [(problem.kind, str(problem)) for problem in problems]
+
+    said = "some begin at 0, and none ends at the width or height of its image"
+    kind = "data sets whose boxes are read as 0-based"
+    assert read({}, tmp_path / "0") == (
+        [list(box) for box in boxes.values()],
+        [(kind, f"{tmp_path / '0'}: {said}")] * 2,
+    )
+    shifted = [[0, 4, 19, 29], [9, 0, 48, 38], [2, 3, 19, 29]]
+    rows, problems = read({"val/c": (3, 4, 50, 30)}, tmp_path / "1")
+    assert rows == [*shifted[:2], [2, 3, 49, 29]]
+    assert [kind for kind, _ in problems] == ["boxes clipped"] * 2
+    rows, problems = read({"train/a": (1, 5, 20, 30), "train/b": (10, 1, 49, 39)}, tmp_path / "2")
+    assert (rows, problems) == ([[0, 4, 19, 29], [9, 0, 48, 38], shifted[2]], [])
+    path = tmp_path / "0/val/c.xml"
+    text(path, path.read_text().replace("<width>50</width>", ""))  # its box may end there
+    assert objects_of(read_dataset(tmp_path / "0")["val"])["c.jpg"] == [("cat", *shifted[2])]
+    (only,) = read_xml_folder(tmp_path / "0/train", on_problem=lambda problem: None).records[:1]
+    assert only.boxes.tolist() == [[0, 5, 20, 30]]
 
 
 def test_boxes_over_the_border_and_sizes_are_corrected_and_counted(tmp_path):
