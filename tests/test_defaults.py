@@ -91,6 +91,7 @@ DEFAULTS = {
     records.Dataset: {"description": "", "has_crowds": False},
     synthetic.read_synthetic: {"seed": 0},
     voc.read_voc: {"year": 2007, "class_names": voc.VOC_CLASSES, "exif": "apply"},
+    voc.voc_box: {"first": 1},
     voc.read_xml_folder: {"class_names": (), "exif": "apply"},
     cluster.dask_executor: {"timeout": 30},
     entries.Entry: {"file_name": ""},
