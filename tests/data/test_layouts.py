@@ -602,6 +602,61 @@ def test_the_same_name_in_two_folders(tmp_path):
         read_dataset(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [("{}/Images", "{}/Labels"), ("{}/images", "{}/annotations"), ("images/{}", "labels"), ("img/{}", "txt/{}")],
+)
+def test_labels_of_yolo_wherever_they_lie(tmp_path, images, labels):
+    for split, names in SPLITS.items():
+        pictures(tmp_path / images.format(split), names)
+        for name in names:
+            text(tmp_path / labels.format(split) / f"{name}.txt", yolo(OBJECTS[name]))
+    places = "".join(f"{split}: {images.format(split)}\n" for split in SPLITS)
+    text(tmp_path / "data.yaml", f"{places}names: {{'0': cat, '1': dog}}\n")
+    found = read_dataset(tmp_path)
+    assert {split: objects_of(dataset) for split, dataset in found.items()} == {
+        split: expected(names) for split, names in SPLITS.items()
+    }
+    picture(tmp_path / images.format("val") / "a.jpg")
+    if labels == "labels":
+        with pytest.raises(InputError, match=r"a\.txt: are these the labels of images/train/a\.jpg or images/val/a"):
+            read_dataset(tmp_path)
+    else:  # without objects: the labels are those of the other split's
+        assert objects_of(read_dataset(tmp_path)["val"])["a.jpg"] == []
+
+
+def test_no_labels_of_yolo_at_all(tmp_path):
+    write_yolo(tmp_path)
+    for path in tmp_path.glob("labels/*/*.txt"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"no image has YOLO labels, such as labels/train/a\.txt"):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("more", "shape"),
+    [(" 0.93", ""), (" 0.1 0.2 2 0.9 0.9 1", "kpt_shape: [2, 3]"), (" 0.1 0.2 0.9 0.9", "kpt_shape: [2, 2]")],
+)
+def test_boxes_of_yolo_with_a_confidence_or_keypoints(tmp_path, more, shape):
+    write_yolo(tmp_path)
+    text(tmp_path / "data.yaml", f"train: images/train\nval: images/val\nnames: [cat, dog]\n{shape}\n")
+    for path in tmp_path.glob("labels/*/*.txt"):
+        path.write_text("".join(f"{line}{more}\n" for line in path.read_text().splitlines()))
+    assert objects_of(read_dataset(tmp_path)["train"]) == expected("ab")
+
+
+def test_lists_of_darknet_are_splits(tmp_path):
+    pictures(tmp_path / "obj_train_data", "abc")
+    for name in "abc":
+        text(tmp_path / f"obj_train_data/{name}.txt", yolo(OBJECTS[name]))
+    for split, names in (("train", "ab"), ("valid", "c")):
+        text(tmp_path / f"{split}.txt", "".join(f"data/obj_train_data/{name}.jpg\n" for name in names))
+    text(tmp_path / "obj.names", "cat\ndog\n")
+    found = read_dataset(tmp_path)
+    assert found["val"].description == "YOLO: 2 splits, 3 images, 2 classes"
+    assert objects_of(found["val"]) == expected("c")
+
+
 def test_boxes_that_count_from_0(tmp_path):
     """They do if some begin at 0 and none ends at the width or height, in all splits alike."""
     boxes = {"train/a": (0, 5, 20, 30), "train/b": (10, 0, 49, 39), "val/c": (3, 4, 20, 30)}

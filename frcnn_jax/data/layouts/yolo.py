@@ -1,9 +1,11 @@
 """YOLO: a text file per image, with lines `class x y width height` in fractions of the image's sides.
 
-Lines of more values are outlines (class x1 y1 x2 y2 ...), whose outer boxes are taken. An image without such a file, or
-with an empty one, has no objects.
+Lines of more values are outlines (class x1 y1 x2 y2 ...), whose outer boxes are taken; or boxes and keypoints, by
+`kpt_shape` of `data.yaml`; or boxes and a confidence. An image without such a file, or with an empty one, has no
+objects.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -14,6 +16,7 @@ import yaml
 from frcnn_jax.data.layouts.common import (
     Annotated,
     Found,
+    ReadShape,
     Shape,
     Split,
     check_names,
@@ -25,8 +28,8 @@ from frcnn_jax.data.layouts.common import (
     read_text,
 )
 from frcnn_jax.data.listing import Files, split_of
-from frcnn_jax.data.problems import OnProblem
-from frcnn_jax.data.records import Dataset
+from frcnn_jax.data.problems import OnProblem, ReportTo
+from frcnn_jax.data.records import IMAGE_SUFFIXES, Dataset
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import decoding
 
@@ -41,26 +44,50 @@ def find_yolo(files: Files) -> Found | None:
     if len(described) > 1:
         paths = " or ".join(str(path) for path, _ in described[:2])
         raise InputError(f"{files.root}: which file describes the data set, {paths}? Move one elsewhere")
-    labels = _label_files(files)
+    labels, keypoints = _label_files(files), 0
     if described:
         path, content = described[0]
-        names = _names(content, files.root / path)
+        names, keypoints = _names(content, files.root / path), _keypoint_values(content)
         images = _described_splits(files, path, content)
     elif labels:
         lists = files.named("classes.txt", "obj.names") or files.ending(".names")
         if not lists:
             raise InputError(
-                f"{files.root}: YOLO labels ({labels[0]}) without class names; add data.yaml, or classes.txt with a "
-                "name per line"
+                f"{files.root}: YOLO labels ({labels[0]}) without class names; add data.yaml with names, or "
+                "classes.txt with a name per line"
             )
         names = read_names(files.root / lists[0])
-        images = {}
-        for image in files.images:
-            images.setdefault(split_of(image), []).append(image)
+        images = _listed_splits(files) or _splits_by_folder(files)
     else:
         return None
-    splits = {name: Split(len(own), partial(_read, files, own, names)) for name, own in images.items() if own}
+    texts = _Texts(files)
+    if not any(image in texts.of for own in images.values() for image in own):
+        raise InputError(f"{files.root}: no image has YOLO labels, such as {_label_path(files.images[0])}")
+    read_shape = partial(_read_shape, names, keypoints)
+    splits = {name: Split(len(own), partial(_read, texts, own, read_shape)) for name, own in images.items() if own}
     return Found("YOLO", splits, lambda: names)
+
+
+def _splits_by_folder(files: Files) -> dict[str, list[Path]]:
+    splits: dict[str, list[Path]] = {}
+    for image in files.images:
+        splits.setdefault(split_of(image), []).append(image)
+    return splits
+
+
+def _listed_splits(files: Files) -> dict[str, list[Path]]:
+    """Return the images that Darknet's `train.txt`, `val.txt` and `test.txt` list, if there are such files."""
+    splits = {}
+    for path in files.named("train.txt", "val.txt", "valid.txt", "test.txt"):
+        lines = _lines(files.root / path)
+        if lines and Path(lines[0]).suffix.lower() in IMAGE_SUFFIXES:
+            splits[split_of(path, by_name=True)] = [files.image_named(line, path) for line in lines]
+    return splits
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a text file that are not empty."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def _description(files: Files, path: Path) -> dict[str, Any] | None:
@@ -94,6 +121,7 @@ class _PlainLoader(yaml.SafeLoader):
 def _names(content: dict[str, Any], path: Path) -> list[str]:
     given, count = content["names"], content.get("nc")
     if isinstance(given, dict):
+        given = {int(key) if str(key).isdecimal() else key: name for key, name in given.items()}
         if sorted(given, key=str) != sorted(range(len(given)), key=str):
             raise InputError(f"{path}: names must have the numbers 0 to {len(given) - 1}, got {list(given)[:9]}")
         given = [given[i] for i in range(len(given))]
@@ -104,6 +132,13 @@ def _names(content: dict[str, Any], path: Path) -> list[str]:
     names = [str(name).strip() for name in given]
     check_names(names, path)
     return names
+
+
+def _keypoint_values(content: dict[str, Any]) -> int:
+    """Return how many values of a label are its keypoints'."""
+    shape = content.get("kpt_shape")
+    known = isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and 0 <= n < 1000 for n in shape)
+    return shape[0] * shape[1] if known else 0  # type: ignore[index]
 
 
 def _described_splits(files: Files, path: Path, content: dict[str, Any]) -> dict[str, list[Path]]:
@@ -119,9 +154,7 @@ def _described_splits(files: Files, path: Path, content: dict[str, Any]) -> dict
                 has = ", ".join(sorted({str(image.parent) for image in files.images})[:6]) or "none"
                 raise InputError(f"{files.root / path}: no images in {entry}; folders with images: {has}")
             splits.setdefault(name, []).extend(found)
-    if not splits:
-        for image in files.images:
-            splits.setdefault(split_of(image), []).append(image)
+    splits = splits or _splits_by_folder(files)
     return {name: sorted(set(images)) for name, images in splits.items()}
 
 
@@ -136,8 +169,7 @@ def _images_of(files: Files, path: Path, base: str, entry: str) -> list[Path]:
                 continue  # of whichever split
             folder = start / Path(*parts[i:])
             if folder in files.paths:
-                lines = read_text(files.root / folder).splitlines()
-                return [files.image_named(line.strip(), folder) for line in lines if line.strip()]
+                return [files.image_named(line, folder) for line in _lines(files.root / folder)]
             if found := [image for image in files.images if folder in image.parents]:
                 return found
     return []
@@ -158,20 +190,54 @@ def _is_label(path: Path) -> bool:
         return False
 
 
+class _Texts:
+    """The label files of a data set's images: in their usual place, or else the nearest file of an image's stem.
+
+    Attributes:
+        files: The data set's files.
+        paths: Its text files.
+        of: The label file by image, of those that have one.
+        images: The images by label file: several if it is none's usual place, and nearest to all of them.
+    """
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+        self.paths = set(files.ending(".txt"))
+        self.of = {image: label for image in files.images if (label := self._usual(image))}
+        others = defaultdict(list)
+        for path in sorted(self.paths.difference(self.of.values())):
+            others[path.stem].append(path)
+        for image in files.images:
+            if image not in self.of and (label := self._nearest(image, others.get(image.stem, ()))):
+                self.of[image] = label
+        self.images = defaultdict(list)
+        for image, label in self.of.items():
+            self.images[label].append(image)
+
+    def _usual(self, image: Path) -> Path | None:
+        return next((path for path in (_label_path(image), image.with_suffix(".txt")) if path in self.paths), None)
+
+    def _nearest(self, image: Path, found: Sequence[Path]) -> Path | None:
+        found = [path for path in found if split_of(path) in ("all", split_of(image))]
+        found = [path for path in found if _is_label(self.files.root / path)]
+        return max(found, key=lambda path: len(set(path.parts) & set(image.parts)), default=None)
+
+
 def _read(
-    files: Files,
+    texts: _Texts,
     images: Sequence[Path],
-    names: Sequence[str],
+    read_shape: ReadShape,
     class_names: Sequence[str],
     exif: str,
     on_problem: OnProblem,
 ) -> Dataset:
-    texts = set(files.ending(".txt"))
-    read = partial(_read_shape, names)
-    annotated = [_annotated(files.root, image, texts) for image in images]
-    for problem in _orphans(files, images, texts):
+    annotated = []
+    for image in images:
+        with ReportTo(on_problem):
+            annotated.append(_annotated(texts, image))
+    for problem in _orphans(texts, images):
         on_problem(problem)
-    return read_annotated(files.root, annotated, read, class_names, exif, on_problem)
+    return read_annotated(texts.files.root, annotated, read_shape, class_names, exif, on_problem)
 
 
 def _label_path(image: Path) -> Path:
@@ -184,32 +250,36 @@ def _label_path(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _annotated(root: Path, image: Path, texts: set[Path]) -> Annotated:
-    label = next((path for path in (_label_path(image), image.with_suffix(".txt")) if path in texts), None)
+def _annotated(texts: _Texts, image: Path) -> Annotated:
+    root, label = texts.files.root, texts.of.get(image)
     if label is None:
         return Annotated(lambda: image, str(root / image), None, ())
+    if len(images := texts.images[label]) > 1 and label not in (_label_path(image), image.with_suffix(".txt")):
+        raise InputError(f"{root / label}: are these the labels of {images[0]} or {images[1]}? Their names must differ")
     lines = read_text(root / label).splitlines()
     rows = [(f"{root / label}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
     return Annotated(lambda: image, str(root / label), None, rows)
 
 
-def _orphans(files: Files, images: Sequence[Path], texts: set[Path]) -> list[InputError]:
+def _orphans(texts: _Texts, images: Sequence[Path]) -> list[InputError]:
     """Return a problem per file of labels that has no image."""
-    folders = {_label_path(image).parent for image in images} & {path.parent for path in texts}
+    folders = {_label_path(image).parent for image in images} & {path.parent for path in texts.paths}
     folders = {folder for folder in folders if "labels" in folder.parts}
-    used = {_label_path(image) for image in files.images}
+    used = {label for image in texts.files.images for label in (_label_path(image), texts.of.get(image))}
     return [
-        InputError(f"{files.root / path}: no image {path.stem}.*")
-        for path in sorted(texts)
+        InputError(f"{texts.files.root / path}: no image {path.stem}.*")
+        for path in sorted(texts.paths)
         if path.parent in folders and path not in used and path.stem != "classes"
     ]
 
 
-def _read_shape(names: Sequence[str], line: str, height: int, width: int) -> Shape:
+def _read_shape(names: Sequence[str], keypoints: int, line: str, height: int, width: int) -> Shape:
     words = line.split()
     kind, *values = numbers(words, "labels")
     if not (kind.is_integer() and 0 <= kind < len(names)):
         raise InputError(f"class {words[0]}: expected 0 to {len(names) - 1}, the numbers of {', '.join(names)}")
+    if len(values) == 5 or (keypoints and len(values) == 4 + keypoints):
+        values = values[:4]
     if any(abs(value) > 2 for value in values):
         raise InputError(f"expected fractions of the image's sides, got {line.strip()[:80]!r}")
     name = names[int(kind)]
