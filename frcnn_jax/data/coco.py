@@ -32,6 +32,7 @@ from frcnn_jax.errors import InputError
 from frcnn_jax.files import read_json
 
 Id = int | str
+_ENOUGH = 5  # boxes, whose width and height are all greater than x and y, are no coincidence
 
 
 def read_coco(
@@ -67,14 +68,17 @@ def read_coco(
     content = read_json(annotations, object_hook=_without_segmentation)
     if isinstance(content, dict) and "images" in content and "annotations" not in content:
         raise InputError(f"{annotations}: it has images, but no annotations, which training and evaluation need")
+    check_categories(content, annotations)
     try:
         pairs = [(coco_id(c["id"]), str(c["name"])) for c in content["categories"]]
         images = list(content["images"])
         numbers = [coco_id(image["id"]) for image in images]
-        file_names = [image.get("file_name") for image in images]
+        file_names = [image_name(image) for image in images]
         entries = [entry if type(entry) is dict else dict(entry) for entry in content["annotations"]]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f"{annotations}: not a COCO instances file ({type(error).__name__}: {error})") from None
+    if entries and all("segments_info" in entry for entry in entries):
+        raise InputError(f"{annotations}: a panoptic file, whose segments are masks; expected an instances file")
     categories = dict(sorted(pairs, key=lambda pair: id_order(pair[0])))
     for what, distinct in (("id", categories), ("name", {name for _, name in pairs})):
         if len(distinct) < len(pairs):
@@ -84,7 +88,7 @@ def read_coco(
     labels = {number: class_names.index(name) + 1 for number, name in categories.items() if name in class_names}
     owner = _first_of_file(file_names)
     order, bounds = _sort_by_image(entries, numbers, owner, annotations, on_problem)
-    objects = _convert_objects(entries, order, bounds, images, labels)
+    objects = _convert_objects(entries, order, bounds, images, labels, annotations)
     find = find_image or _image_finder(Path(image_dir))
     names_of_number = defaultdict(set)
     for number, name in zip(numbers, file_names, strict=True):
@@ -112,6 +116,17 @@ def read_coco(
     shown = [i for i, number in enumerate(numbers) if owner[i] == i or numbers[owner[i]] == number]
     readers = ((str(numbers[i]), partial(read, i)) for i in shown)
     return Dataset(class_names, collect_records(readers, annotations, on_problem))
+
+
+def check_categories(content: Any, source: Path) -> None:
+    """Raise InputError if a file of images has no categories."""
+    if isinstance(content, dict) and "images" in content and "categories" not in content:
+        raise InputError(f"{source}: it has images, but no categories, which name the classes")
+
+
+def image_name(image: dict[str, Any]) -> Any:
+    """Return the file name of an image, or else the address that ends in it; None if there is neither."""
+    return image.get("file_name") or image.get("coco_url")
 
 
 def coco_id(value: Any) -> Id:
@@ -211,9 +226,18 @@ class _Objects(NamedTuple):
 
 
 def _convert_objects(
-    entries: Sequence[dict], order: np.ndarray, bounds: np.ndarray, images: Sequence[dict], labels: dict[Id, int]
+    entries: Sequence[dict],
+    order: np.ndarray,
+    bounds: np.ndarray,
+    images: Sequence[dict],
+    labels: dict[Id, int],
+    source: Path,
 ) -> _Objects:
-    """Convert all objects at once; what is unusual, or wrong, is left to `_read_object`."""
+    """Convert all objects at once; what is unusual, or wrong, is left to `_read_object`.
+
+    Raises:
+        InputError: The boxes are (x1, y1, x2, y2).
+    """
 
     def usual_label(category: Any) -> int:
         return labels.get(category, 0) if type(category) in (int, str) else 0
@@ -224,7 +248,13 @@ def _convert_objects(
     image = np.repeat(np.arange(len(images)), np.diff(bounds))
     height, width = (_column(images, side, _usual_side, float)[image] for side in ("height", "width"))
     with np.errstate(invalid="ignore", over="ignore"):
-        bad = (label == 0) | ~_is_inside(x, y, w, h, height, width) | _is_fraction(x, y, w, h)
+        inside = _is_inside(x, y, w, h, height, width)
+        if len(x) >= _ENOUGH and (~inside).sum() > 1 and _are_corners(x, y, w, h, height, width).all():
+            box = entries[order[int(inside.argmin())]]["bbox"]
+            raise InputError(
+                f"{source}: bbox {box}, as all others, seems to be x1, y1, x2, y2; expected x, y, width, height"
+            )
+        bad = (label == 0) | ~inside | _is_fraction(x, y, w, h)
         boxes = np.stack(_corners(x, y, w, h, height, width), axis=1).astype(np.float32)
     return _Objects(boxes, label, difficult, (np.bincount(image[bad], minlength=len(images)) == 0).tolist())
 
@@ -250,6 +280,11 @@ def _usual_side(value: Any) -> int:
 def _is_inside(x: Any, y: Any, w: Any, h: Any, height: Any, width: Any) -> Any:
     """Return whether boxes, arrays or numbers, exceed their image by at most one pixel, and none is empty."""
     return (w > 0) & (h > 0) & (x >= -1) & (y >= -1) & (x + w <= width + 1) & (y + h <= height + 1)
+
+
+def _are_corners(x: Any, y: Any, w: Any, h: Any, height: Any, width: Any) -> Any:
+    """Return whether boxes are within their image if they are (x1, y1, x2, y2)."""
+    return (x >= -1) & (y >= -1) & (x < w) & (y < h) & (w <= width + 1) & (h <= height + 1)
 
 
 def _is_fraction(x: Any, y: Any, w: Any, h: Any) -> Any:
@@ -303,7 +338,7 @@ def _spellings(name: str) -> Iterator[str]:
 
 def _name_and_size(image: dict, where: str, find: Callable[[str], str], exif: str) -> tuple[str, str, int, int]:
     """Return the name, path, height and width of an image."""
-    name, height, width = image.get("file_name"), image.get("height"), image.get("width")
+    name, height, width = image_name(image), image.get("height"), image.get("width")
     if not isinstance(name, str):
         raise InputError(f"{where}: file_name must be a string, got {name!r}")
     path = find(name)

@@ -900,6 +900,15 @@ def test_names_of_coco_are_found_in_any_folder(tmp_path):
         assert objects_of(found["train"]) | objects_of(found["val"]) == expected("abc")
 
 
+def test_keypoints_of_coco_where_there_are_no_instances(tmp_path):
+    write_coco(tmp_path)
+    for split in SPLITS:
+        path = tmp_path / f"annotations/instances_{split}2017.json"
+        text(path.with_name(f"person_keypoints_{split}2017.json"), path.read_text(), "utf-16")
+        path.unlink()
+    assert objects_of(read_dataset(tmp_path)["val"]) == expected("c")
+
+
 def test_the_same_names_in_the_splits_of_coco(tmp_path):
     for split, shade in (("train", 10), ("val", 200)):
         path = tmp_path / f"{split}2017/a.png"
