@@ -275,11 +275,13 @@ def _read_object(
     name = _text(node, "name")
     if name not in labels:
         raise InputError(f"unknown class {name!r}; the classes are {', '.join(labels)}")
+    if node.find("bndbox") is None:
+        raise InputError(f"the object {name!r} has no bndbox; it has {', '.join(child.tag for child in node)[:200]}")
     corners = [node.findtext(f"bndbox/{side}", "") for side in _CORNERS]
     box = voc_box(name, corners, height, width, first=first)
     if is_moved(box, [float(corner) - first for corner in corners]):
         on_problem(CorrectedError("boxes clipped", f"{path}: box of {name!r} ({', '.join(map(str.strip, corners))})"))
-    return box, labels[name], _text(node, "difficult") == "1"
+    return box, labels[name], _text(node, "difficult").lower() in ("1", "true", "yes")
 
 
 def voc_box(name: str, corners: Sequence[Any], height: int, width: int, *, first: int = 1) -> list[float]:

@@ -539,6 +539,34 @@ def test_small_boxes(tmp_path):
         read_dataset(tmp_path / "xml")
 
 
+def test_turned_boxes_and_outlines_of_cvat(tmp_path):
+    """The outer boxes, within the image."""
+    drawn = [
+        ('<box label="cat" xtl="10" ytl="10" xbr="30" ybr="20" rotation="90"/>', (15, 5, 24, 24)),
+        ('<box label="cat" xtl="10" ytl="10" xbr="20" ybr="20" rotation="45"/>', (7.929, 7.929, 21.071, 21.071)),
+        ('<box label="cat" xtl="0" ytl="10" xbr="40" ybr="20" rotation="90"/>', (15, 0, 24, 34)),
+        ('<ellipse label="cat" cx="20" cy="15" rx="8" ry="5"/>', (12, 10, 27, 19)),
+        ('<ellipse label="cat" cx="20" cy="15" rx="8" ry="5" rotation="90"/>', (15, 7, 24, 22)),
+        ('<mask label="cat" rle="0,12" left="2" top="3" width="4" height="3"/>', (2, 3, 5, 5)),
+    ]
+    pictures(tmp_path, "ab")
+    shapes = "".join(text for text, _ in drawn)
+    images = "".join(f'<image name="{name}.jpg" width="{WIDTH}" height="{HEIGHT}">{shapes}</image>' for name in "ab")
+    text(tmp_path / "job_7.xml", f'<?xml version="1.0"?>\n<annotations>{images}</annotations>', "utf-16")
+    found = read_dataset(tmp_path)
+    assert found["train"].description.startswith("CVAT for images: 2 images, 1 class")
+    np.testing.assert_allclose(found["val"].records[0].boxes, [box for _, box in drawn], atol=1e-3)
+    text(tmp_path / "job_7.xml", f"<annotations>{images}")
+    with pytest.raises(InputError, match=r"job_7\.xml: no element found"):
+        read_dataset(tmp_path)
+
+
+def test_images_within_the_json_of_labelme(tmp_path):
+    text(tmp_path / "a.json", labelme("a", imageData="/9j/"))
+    with pytest.raises(InputError, match=r"the images are only within the JSON \(imageData\); write them beside it"):
+        read_dataset(tmp_path)
+
+
 def test_circles_of_labelme(tmp_path):
     write_labelme(tmp_path)
     circle = {"label": "cat", "points": [[20, 20], [23, 24]], "shape_type": "circle"}
@@ -752,7 +780,6 @@ def test_boxes_over_the_border_and_sizes_are_corrected_and_counted(tmp_path):
             r"image 'c\.jpg': box 0: box .*left < right",
         ),
         (write_cvat, "annotations.xml", lambda t: t.replace("a.jpg", "z.jpg"), r"annotations\.xml: no image 'z\.jpg'"),
-        (write_cvat, "annotations.xml", lambda t: t.replace("<box ", '<box rotation="9" ', 1), "rotated by 9 degrees"),
         (
             write_cvat,
             "annotations.xml",
@@ -777,8 +804,8 @@ def test_boxes_over_the_border_and_sizes_are_corrected_and_counted(tmp_path):
         (
             write_csv_corners,
             "train/labels.csv",
-            lambda t: "image,xmin,ymin,xmax,ymax,label\na.jpg,0.1,0.1,0.5,0.5,cat\n",
-            "expected pixels, got fractions",
+            lambda t: t + "a.jpg;0.1;0.1;0.5;0.5;cat\n",
+            r"labels\.csv:5: box of 'cat' \(0\.1, .*\): expected pixels, got fractions",
         ),
         (
             write_roboflow,
@@ -789,6 +816,12 @@ def test_boxes_over_the_border_and_sizes_are_corrected_and_counted(tmp_path):
         (write_coco_cvat, "more.json", lambda t: coco("a"), "which file is the split 'all', .* or more.json"),
         (write_roboflow, "train/_annotations.coco.json", lambda t: t[:-9], "not a JSON file"),
         (write_xml, "train/b.XML", lambda t: t.replace("<annotation>", "<annotation"), r"b\.XML"),
+        (
+            write_xml,
+            "train/a.XML",
+            lambda t: t.replace("bndbox", "polygon"),
+            r"a\.XML: the object 'cat' has no bndbox; it has name, polygon",
+        ),
         (write_xml, "train/z.xml", lambda t: voc_xml([]), r"z\.xml: no image z\.\*"),
         (
             write_xml,
@@ -833,6 +866,49 @@ def test_images_without_objects(tmp_path):
     for folder in ("yolo", "csv", "labelme", "xml"):
         found = objects_of(read_dataset(tmp_path / folder)["train"])
         assert found == {**expected("ab"), "d.jpg": [], "e.jpg": []}
+
+
+@pytest.mark.parametrize(
+    ("title", "head", "row"),
+    [
+        ("corners", "Location , X1, Y1, X2, Y2, class_name", "{n}.jpg, {x}, {y}, {r}, {b}, {k}"),
+        ("corners", "img_file\tLabel\txmin\tymin\txmax\tymax", "{n}.jpg\t{k}\t{x}\t{y}\t{r}\t{b}"),
+        ("corners", "image;xmin;ymin;xmax;ymax;label", "{n}.jpg;{x},0;{y},0;{r},0;{b},0;{k}"),
+        ("corners", "image,xmin,ymin,xmax,ymax,label", "{n}.jpg,{fx},{fy},{fr},{fb},{k}"),
+        ("TensorFlow's object detection", "filename,class,xmin,ymin,xmax,ymax", "{n}.jpg,{k},{fx},{fy},{fr},{fb}"),
+        ("x, y, width, height", "filename,x,y,width,height,label", "{n}.jpg,{x},{y},{w},{h},{k}"),
+        (
+            "x, y, width, height",
+            "label_name,bbox_x,bbox_y,bbox_width,bbox_height,image_name,image_width,image_height",
+            "{k},{x},{y},{w},{h},{n}.jpg,50,40",
+        ),
+        ("centres", "image,label,x_center,y_center,width,height", "{n}.jpg,{k},{cx},{cy},{w},{h}"),
+        ("SKU-110K", "", "{n}.jpg,{x},{y},{r},{b},{k},50,40"),
+        ("x, y, width, height", "", "{k},{x},{y},{w},{h},{n}.jpg,50,40"),
+    ],
+)
+def test_tables_of_many_kinds(tmp_path, title, head, row):
+    def line(n, k, x, y, x2, y2):
+        r, b = x2 + 1, y2 + 1
+        fractions = {"fx": x / WIDTH, "fy": y / HEIGHT, "fr": r / WIDTH, "fb": b / HEIGHT}
+        sides = {"w": r - x, "h": b - y, "cx": (x + r) / 2, "cy": (y + b) / 2}
+        return row.format(n=n, k=k, x=x, y=y, r=r, b=b, **fractions, **sides) + "\n"
+
+    for split, names in SPLITS.items():
+        pictures(tmp_path / split, names)
+        text(tmp_path / f"{split}.{'tsv' if chr(9) in head else 'csv'}", table(names, line, head and f"{head}\n"))
+    found = read_dataset(tmp_path)
+    assert found["train"].description == f"CSV, {title}: 2 splits, 3 images, 2 classes"
+    assert {split: objects_of(dataset) for split, dataset in found.items()} == {
+        split: expected(names) for split, names in SPLITS.items()
+    }
+
+
+def test_fractions_of_what_is_not_said(tmp_path):
+    pictures(tmp_path, "a")
+    text(tmp_path / "a.csv", "image,x,y,width,height,label\na.jpg,0.5,0.5,0.2,0.2,cat\n")
+    with pytest.raises(InputError, match=r"a\.csv:2: .*: expected pixels; fractions may be of the left and top edges"):
+        read_dataset(tmp_path)
 
 
 def test_images_without_a_row_are_counted(tmp_path):

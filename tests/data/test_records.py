@@ -68,6 +68,12 @@ def test_coordinates_are_finite(value):
         check_boxes([[0, 0, 9, 9], [0, 0, value, 9]], "rois")
 
 
+def test_difficult_in_words(tmp_path):
+    objects = [voc_object(difficult=word) for word in ("True", "1", "0", "false", "")]
+    (record,) = read_voc(write_voc(tmp_path, objects), split="train").records
+    assert list(record.difficult) == [True, True, False, False, False]
+
+
 def test_without_difficult(tmp_path):
     objects = [voc_object(), voc_object("cat", (5, 6, 20, 30), difficult=1), voc_object("cow", (2, 2, 9, 9))]
     dataset = without_difficult(read_voc(write_voc(tmp_path, objects), split="train"))
