@@ -78,6 +78,8 @@ class Files:
         found = self._by_name.get(last) or self._by_stem.get(last, [])
         if not found and (plain := unquote(name)) != name:
             return self.image_named(plain, annotation)
+        if not found and (original := re.sub(r"^([0-9a-f]{8}-)+", "", last)) != last:  # of before Label Studio's upload
+            return self.image_named(original, annotation)
         shared = [_shared_end(_parts(path), parts) for path in found]
         found = [path for path, count in zip(found, shared, strict=True) if count == max(shared)]
         found = [path for path in found if path.name == Path(name).name] or found

@@ -236,6 +236,116 @@ def write_vott(root):
     text(root / "pets-export.json", json.dumps(vott()))
 
 
+def via(names):
+    """VIA's JSON: a rectangle, or a polygon."""
+
+    def region(i, kind, x, y, x2, y2):
+        rect = {"name": "rect", "x": x, "y": y, "width": x2 + 1 - x, "height": y2 + 1 - y}
+        xs, ys = [x, x2 + 1, x2 + 1], [y, y, y2 + 1]
+        polygon = {"name": "polygon", "all_points_x": xs, "all_points_y": ys}
+        return {"shape_attributes": polygon if i else rect, "region_attributes": {"kind": kind}}
+
+    return {
+        f"{name}.jpg1234": {
+            "filename": f"{name}.jpg",
+            "size": 1234,
+            "regions": [region(i, kind, *box) for i, (kind, box) in enumerate(OBJECTS[name])],
+            "file_attributes": {},
+        }
+        for name in names
+    }
+
+
+def write_via(root):
+    for split, names in SPLITS.items():
+        pictures(root / split, names)
+        regions = via(names)
+        for image in regions.values():  # as VIA 1
+            image["regions"] = {str(i): region for i, region in enumerate(image["regions"])}
+        text(root / split / "via_region_data.json", json.dumps(regions))
+
+
+def write_via_project(root):
+    pictures(root / "images", "abc")
+    content = {"_via_settings": {}, "_via_img_metadata": via("abc"), "_via_attributes": {}}
+    text(root / "via_project.json", json.dumps(content))
+
+
+def label_studio(names, is_short=False, **changes):
+    def region(kind, x, y, x2, y2):
+        value = {"x": x / WIDTH, "y": y / HEIGHT, "width": (x2 + 1 - x) / WIDTH, "height": (y2 + 1 - y) / HEIGHT}
+        value = {**{key: 100 * v for key, v in value.items()}, "rotation": 0, "rectanglelabels": [kind], **changes}
+        size = {"original_width": WIDTH, "original_height": HEIGHT}
+        return (
+            {**size, **value} if is_short else {**size, "image_rotation": 0, "value": value, "type": "rectanglelabels"}
+        )
+
+    tasks = []
+    for name in names:
+        image, regions = f"/data/upload/1/0f3c9a1e-{name}.jpg", [region(kind, *box) for kind, box in OBJECTS[name]]
+        others = [{"value": {"choices": ["day"]}, "type": "choices"}, {"type": "relation", "labels": ["part"]}]
+        whole = {"annotations": [{"was_cancelled": False, "result": regions + others}], "data": {"image": image}}
+        tasks.append({"image": image, "label": regions, "annotator": 1} if is_short else whole)
+    return tasks
+
+
+def write_label_studio(root):
+    pictures(root / "images", "abc")  # as they were called before their upload
+    text(root / "project-1-at-2024.json", json.dumps(label_studio("abc")))
+
+
+def write_label_studio_min(root):
+    pictures(root / "images", "abc")
+    text(root / "project-1-at-2024.json", json.dumps(label_studio("abc", is_short=True)))
+
+
+def write_createml(root):
+    def annotated(name):
+        rows = [
+            {
+                "label": kind,
+                "coordinates": {
+                    "x": (x + x2 + 1) / 2,
+                    "y": (y + y2 + 1) / 2,
+                    "width": x2 + 1 - x,
+                    "height": y2 + 1 - y,
+                },
+            }
+            for kind, (x, y, x2, y2) in OBJECTS[name]
+        ]
+        return {"image": f"{name}.jpg", "annotations": rows}
+
+    for split, names in (("train", "ab"), ("valid", "c")):
+        pictures(root / split, names)
+        text(root / split / "_annotations.createml.json", json.dumps([annotated(name) for name in names]))
+
+
+def write_supervisely(root):
+    text(root / "meta.json", json.dumps({"classes": [{"title": "cat", "shape": "rectangle"}], "tags": []}))
+    for split, names in SPLITS.items():
+        pictures(root / split / "img", names)
+        for name in names:
+            objects = [
+                {
+                    "classTitle": kind,
+                    "geometryType": "rectangle",
+                    "points": {"exterior": [box[:2], box[2:]], "interior": []},
+                }
+                for kind, box in OBJECTS[name]
+            ]
+            content = {"description": "", "size": {"height": HEIGHT, "width": WIDTH}, "objects": objects}
+            text(root / split / "ann" / f"{name}.jpg.json", json.dumps(content))
+
+
+def write_kitti(root):
+    for split, names in (("training", "ab"), ("val", "c")):
+        pictures(root / split / "image_2", names)
+        for name in names:
+            boxes = [*OBJECTS[name], ("DontCare", (1, 1, 4, 4))]
+            lines = [f"{kind} 0.00 0 1.5 {x}.0 {y}.0 {x2}.0 {y2}.0 1 2 4 1 2 13 1.6" for kind, (x, y, x2, y2) in boxes]
+            text(root / split / "label_2" / f"{name}.txt", "\n".join(lines))
+
+
 def table(names, row, head=""):
     return head + "".join(row(name, kind, *box) for name in names for kind, box in OBJECTS[name])
 
@@ -291,6 +401,13 @@ ALL = {  # by writer, the title and whether it has splits
     write_labelme: ("LabelMe", True),
     write_cvat: ("CVAT for images", False),
     write_vott: ("VoTT", False),
+    write_via: ("VIA", True),
+    write_via_project: ("VIA", False),
+    write_label_studio: ("Label Studio", False),
+    write_label_studio_min: ("Label Studio", False),
+    write_createml: ("CreateML", True),
+    write_supervisely: ("Supervisely", True),
+    write_kitti: ("KITTI", True),
     write_csv_tensorflow: ("CSV, TensorFlow's object detection", True),
     write_csv_corners: ("CSV, corners", True),
     write_csv_retinanet: ("CSV, RetinaNet", True),
@@ -799,6 +916,60 @@ def test_boxes_over_the_border_and_sizes_are_corrected_and_counted(tmp_path):
             lambda t: t.replace("30.0", "3.0"),
             r"labels\.csv:2: box .*left < right",
         ),
+        (
+            write_via,
+            "train/via_region_data.json",
+            lambda t: t.replace('"rect"', '"point"', 1),
+            r"image 'a\.jpg': object 0: a point has no box",
+        ),
+        (
+            write_via,
+            "train/via_region_data.json",
+            lambda t: t.replace('"shape_attributes"', '"shape"', 1),
+            r"object 0: not an object of VIA \(KeyError: 'shape_attributes'\)",
+        ),
+        (
+            write_via_project,
+            "via_project.json",
+            lambda t: t.replace("filename", "name"),
+            r"not a file of VIA \(KeyError",
+        ),
+        (
+            write_label_studio,
+            "project-1-at-2024.json",
+            lambda t: t.replace('"image_rotation": 0', '"image_rotation": 90', 1),
+            r"object 0: an image turned by 90 degrees; expected it as it is stored",
+        ),
+        (
+            write_label_studio_min,
+            "project-1-at-2024.json",
+            lambda t: t.replace('"width"', '"w"', 1),
+            r"object 0: 'cat' has no box; expected rectangles",
+        ),
+        (
+            write_label_studio,
+            "project-1-at-2024.json",
+            lambda t: t.replace(".jpg", ".mp4"),
+            r"not a file of Label Studio \(ValueError: no image among image\)",
+        ),
+        (
+            write_createml,
+            "train/_annotations.createml.json",
+            lambda t: t.replace('"width": 20', '"width": "a"'),
+            "object 0: coordinates: expected numbers, got 20.0, 15.0, a, 20",
+        ),
+        (
+            write_supervisely,
+            "train/ann/a.jpg.json",
+            lambda t: t.replace('"rectangle"', '"bitmap"'),
+            r"a\.jpg\.json: image 'a\.jpg': object 0: a bitmap has no box",
+        ),
+        (
+            write_kitti,
+            "training/label_2/a.txt",
+            lambda t: t.partition("1 2 4")[0],
+            r"a\.txt:1: expected 15 or 16 columns",
+        ),
         (write_csv_corners, "train/labels.csv", lambda t: t.replace("30.0", "x"), r"labels\.csv:2: .*expected numbers"),
         (write_csv_tensorflow, "data/train_labels.csv", lambda t: t.replace("30", "3"), r":2: box .*xmin <= xmax"),
         (
@@ -917,6 +1088,59 @@ def test_images_without_a_row_are_counted(tmp_path):
     problems = []
     assert objects_of(read_dataset(tmp_path, on_problem=problems.append)["train"]) == expected("ab")
     assert [(p.kind, str(p)) for p in problems] == [("images without a row left out", str(tmp_path / "train/d.jpg"))]
+
+
+def test_outlines_and_choices_of_label_studio(tmp_path):
+    drawn = [
+        ({"x": 40, "y": 25, "width": 40, "height": 25, "rotation": 90}, (10, 10, 19, 29)),
+        ({"x": 98, "y": 25, "width": 40, "height": 25, "rotation": 180}, (29, 0, 48, 9)),
+        ({"x": 40, "y": 50, "radiusX": 20, "radiusY": 25}, (10, 10, 29, 29)),
+        ({"points": [[20, 25], [60, 25], [40, 75]]}, (10, 10, 29, 29)),
+    ]
+    (task,) = label_studio("a")
+    regions = [
+        {"original_width": WIDTH, "original_height": HEIGHT, "value": {**value, "polygonlabels": ["cat"]}}
+        for value, _ in drawn
+    ]
+    other = {"was_cancelled": False, "result": task["annotations"][0]["result"]}
+    task["data"] = {"text": "a cat", "image": "/data/local-files/?d=0f3c9a1e-a.jpg"}
+    task["annotations"] = [other, {"ground_truth": True, "result": regions}, other, {**other, "was_cancelled": True}]
+    skipped = {"annotations": [{"was_cancelled": True, "result": []}], "data": {"image": "s3://cats/b.jpg?key=1.2"}}
+    for name in ("0f3c9a1e-a", "b"):
+        picture(tmp_path / f"{name}.jpg")
+    text(tmp_path / "project.json", json.dumps([task, skipped]))
+    (record,) = read_dataset(tmp_path)["train"].records
+    np.testing.assert_allclose(record.boxes, [box for _, box in drawn], atol=1e-3)
+    task["annotations"][1]["ground_truth"] = False
+    skipped["annotations"][0]["was_cancelled"] = False
+    text(tmp_path / "project.json", json.dumps([task, skipped]))
+    found = {name: rows for dataset in read_dataset(tmp_path).values() for name, rows in objects_of(dataset).items()}
+    assert found == {"0f3c9a1e-a.jpg": expected("a")["a.jpg"], "b.jpg": []}
+
+
+def test_shapes_and_attributes_of_via(tmp_path):
+    drawn = [
+        ({"name": "circle", "cx": 20, "cy": 20, "r": 5}, (15, 15, 24, 24)),
+        ({"name": "ellipse", "cx": 20, "cy": 20, "rx": 8, "ry": 5}, (12, 15, 27, 24)),
+        ({"name": "rect", "x": 2, "y": 3, "width": 4, "height": 5}, (2, 3, 5, 7)),
+    ]
+    pictures(tmp_path, "a")
+
+    def labels(*attributes):
+        regions = [{"shape_attributes": s, "region_attributes": a} for (s, _), a in zip(drawn, attributes, strict=True)]
+        content = {"a.jpg1": {"filename": "a.jpg", "regions": regions, "file_attributes": {}}}
+        text(tmp_path / "via.json", json.dumps(content))
+        (record,) = (dataset := read_dataset(tmp_path)["train"]).records
+        np.testing.assert_array_equal(record.boxes, [box for _, box in drawn])
+        return [dataset.class_names[label - 1] for label in record.labels]
+
+    assert labels({}, {}, {}) == ["object"] * 3
+    kinds = {"Class": "cat", "colour": "black"}, {"kind": " dog "}, {"animal": {"cat": True, "dog": False}}
+    assert labels(*kinds) == ["cat", "dog", "cat"]
+    with pytest.raises(
+        InputError, match=r"image 'a\.jpg': object 0: expected a class in one of name, class, .*'age': 3"
+    ):
+        labels({"age": 3, "colour": "black"}, {}, {})
 
 
 def test_crowds_are_no_objects_to_train_on(tmp_path):

@@ -12,9 +12,14 @@ from typing import NamedTuple
 
 from frcnn_jax.data.layouts.coco import find_coco
 from frcnn_jax.data.layouts.common import Found
+from frcnn_jax.data.layouts.createml import find_createml
 from frcnn_jax.data.layouts.cvat import find_cvat
+from frcnn_jax.data.layouts.kitti import find_kitti
+from frcnn_jax.data.layouts.label_studio import find_label_studio
 from frcnn_jax.data.layouts.labelme import find_labelme
+from frcnn_jax.data.layouts.supervisely import find_supervisely
 from frcnn_jax.data.layouts.tables import find_csv
+from frcnn_jax.data.layouts.via import find_via
 from frcnn_jax.data.layouts.voc import find_voc
 from frcnn_jax.data.layouts.vott import find_vott
 from frcnn_jax.data.layouts.yolo import find_yolo
@@ -40,6 +45,11 @@ LAYOUTS = {
     "labelme": Layout(find_labelme, "LabelMe's JSON per image"),
     "cvat": Layout(find_cvat, "CVAT's annotations.xml"),
     "vott": Layout(find_vott, "VoTT's JSON"),
+    "via": Layout(find_via, "VIA's JSON"),
+    "label_studio": Layout(find_label_studio, "Label Studio's JSON"),
+    "createml": Layout(find_createml, "CreateML's JSON"),
+    "supervisely": Layout(find_supervisely, "Supervisely's JSON per image"),
+    "kitti": Layout(find_kitti, "KITTI's .txt per image"),
     "csv": Layout(find_csv, "CSV with a row per box"),
 }
 
