@@ -494,6 +494,11 @@ def test_two_layouts_at_once_are_a_choice(tmp_path):
         (lambda root: pictures(root, "abc"), r"it holds 3 \.jpg \(a\.jpg, b\.jpg, \.\.\.\)"),
         (lambda root: text(root / "a.json", "[1]"), r"it holds 1 \.json \(a\.json\)"),
         (lambda root: text(root / "pets.zip", "PK"), r"it holds 1 \.zip \(pets\.zip\); unpack pets\.zip"),
+        (
+            lambda root: text(root / "a.tfrecord-00000-of-00001", ""),
+            r"a\.tfrecord-0.* is not read: export COCO, VOC or",
+        ),
+        (lambda root: text(root / "a.csv", "id,box\n1,2\n"), r"the columns of a\.csv are 'id,box', expected such as"),
     ],
 )
 def test_a_folder_of_something_else_says_what_it_holds(tmp_path, write, text):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from frcnn_jax.data.layouts.coco import find_coco
-from frcnn_jax.data.layouts.common import Found
+from frcnn_jax.data.layouts.common import Found, read_text
 from frcnn_jax.data.layouts.createml import find_createml
 from frcnn_jax.data.layouts.cvat import find_cvat
 from frcnn_jax.data.layouts.kitti import find_kitti
@@ -28,6 +28,7 @@ from frcnn_jax.data.problems import CorrectedError, OnProblem, stop
 from frcnn_jax.data.records import Dataset
 from frcnn_jax.errors import InputError
 
+_UNREAD = ("tfrecord", "record", "parquet", "arrow", "mat", "h5", "manifest", "jsonl", "ndjson")
 _ORDER = ("train", "val", "test", "all")
 
 
@@ -199,9 +200,8 @@ def _recognise(files: Files, layout: str) -> Found:
         raise InputError(f"{files.root}: holds {titles} annotations; choose one by {choices}")
     if not found:
         wanted = ", ".join(row.needs for row in rows.values())
-        packed = [path for path in files.paths if path.suffix.lower() in ARCHIVES]
-        hint = f"; unpack {packed[0]} and pass its folder" if packed else f"; expected {wanted}"
-        raise InputError(f"{files.root}: no annotations found; it holds {describe_files(files)}{hint}")
+        hint = _advice(files) or f"expected {wanted}"
+        raise InputError(f"{files.root}: no annotations found; it holds {describe_files(files)}; {hint}")
     (one,) = found.values()
     if "all" in one.splits and len(one.splits) > 1:
         others = ", ".join(name for name in _ORDER if name in one.splits and name != "all")
@@ -209,6 +209,18 @@ def _recognise(files: Files, layout: str) -> Found:
         what = _count(images, "image") if images else "annotations without images"
         raise InputError(f"{files.root}: {one.title} has {what} outside its splits {others}; move them into one")
     return one
+
+
+def _advice(files: Files) -> str:
+    """Return what to do with files of which none is read, if there is something to say."""
+    if packed := [path for path in files.paths if path.suffix.lower() in ARCHIVES]:
+        return f"unpack {packed[0]} and pass its folder"
+    if unread := [path for path in files.paths if path.name.lower().partition(".")[2].startswith(_UNREAD)]:
+        return f"{unread[0]} is not read: export COCO, VOC or YOLO from the tool that wrote it"
+    if tables := files.ending(".csv", ".tsv"):
+        head = read_text(files.root / tables[0]).partition("\n")[0].strip()[:200]
+        return f"the columns of {tables[0]} are {head!r}, expected such as filename,xmin,ymin,xmax,ymax,class"
+    return ""
 
 
 def divide(image_ids: Sequence[str], seed: int) -> dict[str, list[str]]:
