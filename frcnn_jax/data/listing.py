@@ -22,6 +22,7 @@ ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _LEFT_BEHIND = {"__macosx", "thumbs.db", "desktop.ini"}
 _MASK_FOLDERS = {"segmentationclass", "segmentationobject"}
 _IMAGE_FOLDERS = {"images", "jpegimages"}
+_OF_FOLDERS = {"images", "image", "imgs", "img", "annotations", "annots", "labels", "xml", "set", "split", "data"}
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
@@ -61,7 +62,8 @@ class Files:
         Raises:
             InputError: There is none, or there are several.
         """
-        found = self._by_stem.get(_key(annotation.stem), [])
+        stem = _key(annotation.stem)
+        found = self._by_stem.get(stem) or self._by_name.get(stem, [])
         found = [path for path in found if path.stem == annotation.stem] or found
         return self._nearest(found, annotation, f"no image {annotation.stem}.*")
 
@@ -76,6 +78,8 @@ class Files:
         parts = _parts(name)
         last = parts[-1] if parts else ""
         found = self._by_name.get(last) or self._by_stem.get(last, [])
+        if not found and Path(last).suffix in IMAGE_SUFFIXES:  # converted since
+            found = self._by_stem.get(Path(last).stem, [])
         if not found and (plain := unquote(name)) != name:
             return self.image_named(plain, annotation)
         if not found and (original := re.sub(r"^([0-9a-f]{8}-)+", "", last)) != last:  # of before Label Studio's upload
@@ -125,10 +129,15 @@ def split_of(path: PurePath, *, by_name: bool = False) -> str:
         path: A path relative to the data set's folder.
         by_name: Whether the file's own name may say it, as in "instances_train2017.json".
     """
-    names = [re.fullmatch(r"([a-z]+)[-_ ]?\d{0,4}", part.casefold()) for part in path.parts[:-1]]
-    words = [name[1] for name in names if name]
+    words = [word for part in path.parts[:-1] for word in _words_of_folder(part)]
     words += re.findall(r"[a-z]+", path.stem.casefold()) if by_name else []
     return next((_SPLITS[word] for word in words if word in _SPLITS), "all")
+
+
+def _words_of_folder(name: str) -> list[str]:
+    """Return the words of a folder's name; none if it has others than splits' and such as "images"."""
+    words = re.findall(r"[^\W\d_]+", name.casefold())
+    return words if len([word for word in words if word not in _OF_FOLDERS]) == 1 else []
 
 
 def image_ids(images: Sequence[Path]) -> list[str]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from defusedxml import ElementTree
@@ -102,9 +102,12 @@ def _split_file(path: Path, annotations: Path) -> list[str]:
 
 
 def _image_id(line: str, annotations: Path) -> str:
-    """Return the id in a line of a split file: all of it, or without a mark or suffix if no annotation is named so."""
-    shorter = re.fullmatch(r"(.+?)(\s+(-1|0|1)|\.\w{3,4})", line)
-    return shorter[1] if shorter and not os.path.isfile(annotations / f"{line}.xml") else line  # too long is none
+    """Return the id in a line of a split file: all of it, or without mark, suffix and folder if no annotation is so."""
+    if os.path.isfile(annotations / f"{line}.xml"):  # too long is none
+        return line
+    shorter = re.sub(r"(\.\w{3,4})?(\s+(-1|0|1))?$", "", line, count=1) or line
+    name = PurePosixPath(shorter).name
+    return name if name != shorter and os.path.isfile(annotations / f"{name}.xml") else shorter
 
 
 class _DevkitImages:

@@ -1253,6 +1253,63 @@ def test_names_that_differ_by_case_alone(tmp_path):
     assert sorted(Path(path).name for path in found) == ["A.jpg", "B.JPG", "a.jpg"]
 
 
+@pytest.mark.parametrize(
+    ("train", "val", "is_split"),
+    [
+        ("train_images", "val_images", True),
+        ("training_set", "validation_set", True),
+        ("Images-Train2017", "Images-Val2017", True),
+        ("train_station", "val_station", False),
+        ("train_test", "images", False),
+    ],
+)
+def test_words_of_folders_that_name_splits(tmp_path, train, val, is_split):
+    for folder, names in ((train, "ab"), (val, "c")):
+        pictures(tmp_path / folder, names)
+        for name in names:
+            text(tmp_path / folder / f"{name}.jpg.xml", voc_xml(OBJECTS[name]))  # with the image's suffix
+    found = read_dataset(tmp_path)
+    assert ("2 splits" in found["val"].description) == is_split
+    assert objects_of(found["train"]) | objects_of(found["val"]) == expected("abc")
+
+
+def test_split_files_with_paths(tmp_path):
+    write_voc(tmp_path)
+    text(tmp_path / "VOC2007/ImageSets/Main/train.txt", "JPEGImages/a.jpg\nVOC2007/JPEGImages/b.jpg 1\n")
+    assert objects_of(read_dataset(tmp_path)["train"]) == expected("ab")
+
+
+def test_files_beside_the_instances_of_coco(tmp_path):
+    write_coco(tmp_path)
+    for split in SPLITS:
+        text(tmp_path / f"annotations/labels_{split}2017.json", json.dumps({"images": [], "categories": []}))
+    assert objects_of(read_dataset(tmp_path)["train"]) == expected("ab")
+
+
+def test_images_in_another_format_than_named(tmp_path):
+    write_cvat(tmp_path)
+    text(tmp_path / "annotations.xml", cvat("abc").replace(".jpg", ".png"))
+    found = read_dataset(tmp_path)
+    assert objects_of(found["train"]) | objects_of(found["val"]) == expected("abc")
+
+
+def test_descriptions_with_scripts_and_numbers_as_text(tmp_path):
+    write_yolo(tmp_path)
+    script = "download: |\n" + "  print('a line of a script')\n" * 99
+    text(tmp_path / "data.yaml", f"{YAML}nc: '2'\nnames: [cat, dog]\n{script}")
+    assert objects_of(read_dataset(tmp_path)["train"]) == expected("ab")
+
+
+def test_splits_in_a_column(tmp_path):
+    pictures(tmp_path, "abc")
+    row = lambda n, k, x, y, x2, y2: f"{n}.jpg,{x},{y},{x2 + 1},{y2 + 1},{k},{'valid' if n == 'c' else 'TRAIN'}\n"  # noqa: E731
+    text(tmp_path / "labels.csv", table("abc", row, "image,xmin,ymin,xmax,ymax,label,split\n"))
+    found = read_dataset(tmp_path)
+    assert {split: objects_of(dataset) for split, dataset in found.items()} == {
+        split: expected(names) for split, names in SPLITS.items()
+    }
+
+
 def test_links_are_followed_once(tmp_path):
     write_xml(tmp_path / "store")
     (tmp_path / "pets").mkdir()

@@ -52,7 +52,7 @@ def test_without_difficult_objects_there_are_no_crowds(coco):
 def test_an_unknown_dataset_lists_the_choices():
     with pytest.raises(
         InputError,
-        match=r"dataset must be one of synthetic, voc, xml, coco, auto, auto:voc\|coco\|.*\|csv, tfds:.*, got 'imagenet'",
+        match=r"dataset must be one of synthetic, voc, xml, coco, auto, auto:voc\|coco\|.*, tfds:.*, got 'imagenet'",
     ):
         read_split("imagenet", split="val")
 

@@ -27,6 +27,8 @@ def find_coco(files: Files) -> Found | None:
     found = [path for path in files.ending(".json") if has_key(files.root / path, "images", r"\[")]
     sources = [path for path in found if not path.name.startswith(_OTHER_TASKS)]
     sources = sources or [path for path in found if path.name.startswith("person_keypoints")]
+    beside = {path.parent for path in sources if path.name.startswith("instances")}
+    sources = [path for path in sources if path.parent not in beside or path.name.startswith("instances")]
     if not sources:
         return None
     by_split: dict[str, Path] = {}

@@ -66,6 +66,7 @@ class _Row(NamedTuple):
     kind: str
     relative: bool  # to the image's sides
     difficult: bool
+    split: str  # empty if the table has no such column
 
 
 class _Table(NamedTuple):
@@ -80,12 +81,14 @@ def find_csv(files: Files) -> Found | None:
     if not tables:
         return None
     named = _class_lists([cells for path, cells in texts.items() if path not in tables])
-    by_split: dict[str, list[Path]] = {}
-    for path in tables:
-        by_split.setdefault(split_of(path, by_name=True), []).append(path)
+    by_split: dict[str, list[Annotated]] = {}
+    for path, table in tables.items():
+        for split in sorted({row.split for _, row in table.rows}):
+            rows = [(number, row) for number, row in table.rows if row.split == split]
+            name = split_of(Path(split) / "_") if split else split_of(path, by_name=True)
+            by_split.setdefault(name, []).extend(_annotated(files, path, rows, named))
     splits = {}
-    for name, paths in by_split.items():
-        images = [image for path in paths for image in _annotated(files, path, tables[path], named)]
+    for name, images in by_split.items():
         splits[name] = Split(len(images), partial(_read, files, name, images))
     labels = (_name(row, named) for table in tables.values() for _, row in table.rows if any(row.box))
     kinds = sorted({table.kind for table in tables.values()})
@@ -115,7 +118,7 @@ def _table(cells: list[list[str]]) -> _Table | None:
     image, label = _place(head, _IMAGE), _place(head, _LABEL)
     kind, box = _box_columns(head)
     size: tuple[int | None, int | None] = _place(head, ("imageheight",)), _place(head, ("imagewidth",))
-    crowd, start = _place(head, ("isgroupof",)), 1
+    crowd, split, start = _place(head, ("isgroupof",)), _place(head, ("split", "subset", "set")), 1
     if image is not None and label is not None and box:
         if kind == "corners":
             size = _place(head, ("height", "imageheight")), _place(head, ("width", "imagewidth"))
@@ -125,7 +128,7 @@ def _table(cells: list[list[str]]) -> _Table | None:
                 kind = "TensorFlow's object detection"
     elif kind := _bare_kind(cells[0]):
         _, image, box, label, size = _BARE[kind]
-        crowd, start = None, 0
+        crowd, split, start = None, None, 0
     else:
         return None
     found = []
@@ -133,7 +136,9 @@ def _table(cells: list[list[str]]) -> _Table | None:
         if any(row):
             get = lambda i, row=row: row[i] if i is not None and i < len(row) else ""  # noqa: E731
             values, sides = tuple(map(get, box)), (get(size[0]), get(size[1]))
-            found.append((number, _Row(get(image), get(label), values, sides, kind, False, get(crowd) == "1")))
+            found.append(
+                (number, _Row(get(image), get(label), values, sides, kind, False, get(crowd) == "1", get(split)))
+            )
     relative = kind == "Open Images" or _are_fractions([row.box for _, row in found if any(row.box)])
     return _Table(kind, [(number, row._replace(relative=relative)) for number, row in found])
 
@@ -190,9 +195,9 @@ def _name(row: _Row, named: dict[str, str]) -> str:
     return named.get(row.label, row.label)
 
 
-def _annotated(files: Files, source: Path, table: _Table, named: dict[str, str]) -> list[Annotated]:
+def _annotated(files: Files, source: Path, table: Sequence[tuple[int, _Row]], named: dict[str, str]) -> list[Annotated]:
     by_image: dict[str, list[tuple[str, _Row]]] = {}
-    for number, row in table.rows:
+    for number, row in table:
         where = f"{files.root / source}:{number}"
         by_image.setdefault(row.image, []).append((where, row._replace(label=_name(row, named))))
     found = []

@@ -107,13 +107,13 @@ def _description(files: Files, path: Path) -> dict[str, Any] | None:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Loader that refuses aliases, which can repeat a list in itself many times, and long values."""
+    """Loader that refuses aliases, which can repeat a list in itself many times, and long values that are no text."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             raise InputError("it has an alias (*), which is not read")
-        if isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST_VALUE:
+        if isinstance(event, yaml.ScalarEvent) and not event.style and len(event.value) > LONGEST_VALUE:
             raise InputError(f"a value of {len(event.value)} characters, expected at most {LONGEST_VALUE}")
         return super().compose_node(parent, index)
 
@@ -127,7 +127,7 @@ def _names(content: dict[str, Any], path: Path) -> list[str]:
         given = [given[i] for i in range(len(given))]
     if not isinstance(given, list) or not given:
         raise InputError(f"{path}: names must list the classes, got {given!r}")
-    if count is not None and count != len(given):
+    if count is not None and str(count) != str(len(given)):
         raise InputError(f"{path}: nc is {count}, but names has {len(given)}")
     names = [str(name).strip() for name in given]
     check_names(names, path)
