@@ -10,6 +10,7 @@ from frcnn_jax import detector
 from frcnn_jax.data import batches, coco, listing, readers, records, synthetic, voc
 from frcnn_jax.data.layouts import auto
 from frcnn_jax.data.layouts import common as layouts_common
+from frcnn_jax.data.layouts import listed as layouts_listed
 from frcnn_jax.evaluation import (
     calibration,
     coco_metrics,
@@ -86,6 +87,7 @@ DEFAULTS = {
     auto.read_dataset: {"layout": "auto", "class_names": (), "exif": "apply", "seed": 0},
     auto.open_dataset: {"layout": "auto", "class_names": (), "exif": "apply", "seed": 0},
     layouts_common.Found: {"has_crowds": False},
+    layouts_listed.find_listed: {"by_name": True},
     layouts_common.Shape: {"difficult": False},
     listing.split_of: {"by_name": False},
     records.Dataset: {"description": "", "has_crowds": False},

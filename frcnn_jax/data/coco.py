@@ -26,6 +26,7 @@ from frcnn_jax.data.records import (
     image_path,
     make_record,
     read_image_size,
+    turned_edges,
 )
 from frcnn_jax.data.rle import rle_box
 from frcnn_jax.errors import InputError
@@ -47,9 +48,9 @@ def read_coco(
     """Read a COCO instances file (`{"images": [..], "annotations": [..], "categories": [..]}`).
 
     Crowd regions count as difficult. Boxes (x, y, width, height) become (x, y, x + width - 1, y + height - 1), at least
-    one pixel wide and high; an object without one takes the outer box of its segmentation. A file that is listed as
-    several images is one, with the objects of all. Images without width and height have those of their file. Ids may be
-    integers or text: 7, 7.0 and "7" are the same.
+    one pixel wide and high; an object without one takes the outer box of its segmentation, one that CVAT has turned the
+    box around it. A file that is listed as several images is one, with the objects of all. Images without width and
+    height have those of their file. Ids may be integers or text: 7, 7.0 and "7" are the same.
 
     Args:
         annotations: The JSON file.
@@ -264,13 +265,19 @@ def _column(rows: Sequence[dict], name: str, convert: Callable[[Any], Any], dtyp
 
 
 def _usual_boxes(entries: Sequence[dict]) -> np.ndarray:
-    """Return `(M, 4)` boxes as they stand in the file, NaN where they are not four numbers."""
-    found = [entry.get("bbox") for entry in entries]
+    """Return `(M, 4)` boxes as they stand in the file, NaN where they are not four numbers or are turned."""
+    found = [None if _rotation(entry) else entry.get("bbox") for entry in entries]
     rows = [box if type(box) is list and len(box) == 4 else (np.nan,) * 4 for box in found]
     try:
         return np.fromiter(chain.from_iterable(rows), float, 4 * len(rows)).reshape(-1, 4)
     except (TypeError, ValueError, OverflowError):
         return np.full((len(rows), 4), np.nan)
+
+
+def _rotation(entry: dict) -> Any:
+    """Return by how many degrees CVAT says that a box is turned about its centre."""
+    attributes = entry.get("attributes")
+    return attributes.get("rotation") if type(attributes) is dict else None
 
 
 def _usual_side(value: Any) -> int:
@@ -362,6 +369,11 @@ def _read_object(entry: dict, labels: dict[Id, int], height: int, width: int) ->
         x, y, w, h = map(float, box)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"bbox must be four numbers, got {box!r}") from None
+    if degrees := _rotation(entry):
+        if not (isinstance(degrees, int | float) and abs(degrees) < 1e9):
+            raise InputError(f"rotation must be a number, got {degrees!r:.80}")
+        left, top, right, bottom = turned_edges((x, y, x + w, y + h), degrees, height, width)
+        x, y, w, h = left, top, right - left, bottom - top
     if not _is_inside(x, y, w, h, height, width):
         raise InputError(f"bbox {box}: expected x, y, width > 0, height > 0 within the {width} x {height} image")
     if _is_fraction(x, y, w, h):

@@ -25,6 +25,7 @@ from frcnn_jax.data.records import (
     make_record,
     size_of,
     true_size,
+    turned_edges,
 )
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import garbage_kept, read_bytes
@@ -281,10 +282,27 @@ def _read_object(
     if node.find("bndbox") is None:
         raise InputError(f"the object {name!r} has no bndbox; it has {', '.join(child.tag for child in node)[:200]}")
     corners = [node.findtext(f"bndbox/{side}", "") for side in _CORNERS]
+    if degrees := _rotation(node):
+        corners = _turned(name, corners, degrees, height, width, first)
     box = voc_box(name, corners, height, width, first=first)
     if is_moved(box, [float(corner) - first for corner in corners]):
         on_problem(CorrectedError("boxes clipped", f"{path}: box of {name!r} ({', '.join(map(str.strip, corners))})"))
     return box, labels[name], _text(node, "difficult").lower() in ("1", "true", "yes")
+
+
+def _rotation(node: Any) -> float:
+    """Return by how many degrees CVAT says that a box is turned about its centre."""
+    found = [_text(item, "value") for item in node.iter("attribute") if _text(item, "name") == "rotation"]
+    with suppress(ValueError):
+        if not found or abs(float(found[0])) < 1e9:
+            return float(found[0]) if found else 0.0
+    raise InputError(f"rotation must be a number, got {found[0]!r:.80}")
+
+
+def _turned(name: str, corners: list[str], degrees: float, height: int, width: int, first: int) -> list[str]:
+    x1, y1, x2, y2 = voc_box(name, corners, height, width, first=first)
+    left, top, right, bottom = turned_edges((x1, y1, x2 + 1, y2 + 1), degrees, height, width)
+    return [str(value + first) for value in (left, top, right - 1, bottom - 1)]
 
 
 def voc_box(name: str, corners: Sequence[Any], height: int, width: int, *, first: int = 1) -> list[float]:

@@ -66,6 +66,21 @@ def test_boxes_as_corners_are_refused(tmp_path):
     assert len(read_coco(path, image_dir=tmp_path).records[0].boxes) == 6
 
 
+def test_boxes_that_cvat_has_turned(tmp_path):
+    boxes = {(10, 10, 20, 10): 90.0, (10, 10, 10, 10): 45, (0, 10, 40, 10): 90, (1, 2, 3, 4): 0.0}
+    entries = [
+        annotation(i, bbox=box, attributes={"occluded": False, "rotation": rotation})
+        for i, (box, rotation) in enumerate(boxes.items())
+    ]
+    (record,) = read_coco(write_coco(tmp_path, entries), image_dir=tmp_path).records
+    expected = [[15, 5, 24, 24], [7.929, 7.929, 21.071, 21.071], [15, 0, 24, 34], [1, 2, 3, 5]]
+    np.testing.assert_allclose(record.boxes, expected, atol=1e-3)
+    for angle in ("a little", float("inf"), float("nan"), 10**400):
+        path = write_coco(tmp_path, [annotation(attributes={"rotation": angle})])
+        with pytest.raises(InputError, match=r"annotation 1: rotation must be a number, got "):
+            read_coco(path, image_dir=tmp_path)
+
+
 def test_names_as_addresses_and_files_of_other_tasks(tmp_path):
     path = write_coco(tmp_path, [annotation()])
     content = json.loads(path.read_text())

@@ -8,7 +8,6 @@ from typing import Any
 
 from frcnn_jax.data.layouts.common import (
     Annotated,
-    Box,
     Found,
     Shape,
     Split,
@@ -19,7 +18,7 @@ from frcnn_jax.data.layouts.common import (
     sorted_names,
 )
 from frcnn_jax.data.listing import Files, split_of
-from frcnn_jax.data.records import size_of
+from frcnn_jax.data.records import size_of, turned_edges
 from frcnn_jax.data.voc import parse_xml
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import open_regular
@@ -82,17 +81,15 @@ def _annotated(files: Files, source: Path, node: Any) -> Annotated:
 
 def _read_shape(node: Any, height: int, width: int) -> Shape:
     if node.tag == "box":
-        left, top, right, bottom = numbers((node.get(side) for side in ("xtl", "ytl", "xbr", "ybr")), "box")
-        if not (angle := _angle(node)):
-            return Shape(_label(node), inclusive(left, top, right, bottom))
-        (w, h), cos, sin = (right - left, bottom - top), abs(math.cos(angle)), abs(math.sin(angle))
-        half = (w * cos + h * sin) / 2, (w * sin + h * cos) / 2
-        return Shape(_label(node), _around((left + right) / 2, (top + bottom) / 2, *half, height, width))
+        edges = numbers((node.get(side) for side in ("xtl", "ytl", "xbr", "ybr")), "box")
+        degrees = _rotation(node)
+        return Shape(_label(node), inclusive(*(turned_edges(edges, degrees, height, width) if degrees else edges)))
     if node.tag == "ellipse":
         x, y, rx, ry = numbers((node.get(key) for key in ("cx", "cy", "rx", "ry")), "ellipse")
-        cos, sin = math.cos(_angle(node)), math.sin(_angle(node))
-        half = math.hypot(rx * cos, ry * sin), math.hypot(rx * sin, ry * cos)
-        return Shape(_label(node), _around(x, y, *half, height, width))
+        cos, sin = math.cos(math.radians(_rotation(node))), math.sin(math.radians(_rotation(node)))
+        across, down = math.hypot(rx * cos, ry * sin), math.hypot(rx * sin, ry * cos)
+        left, top, right, bottom = x - across, y - down, x + across, y + down
+        return Shape(_label(node), inclusive(max(left, 0), max(top, 0), min(right, width), min(bottom, height)))
     if node.tag == "mask":
         left, top, w, h = numbers((node.get(key) for key in ("left", "top", "width", "height")), "mask")
         return Shape(_label(node), inclusive(left, top, left + w, top + h))
@@ -104,11 +101,5 @@ def _read_shape(node: Any, height: int, width: int) -> Shape:
     raise InputError(f"a {node.tag} has no box; expected boxes, polygons, masks or ellipses")
 
 
-def _angle(node: Any) -> float:
-    return math.radians(numbers([node.get("rotation") or 0], "rotation")[0])
-
-
-def _around(x: float, y: float, half_width: float, half_height: float, height: int, width: int) -> Box:
-    """Return the box around a centre, within the image, which a turned outline may leave."""
-    left, top, right, bottom = x - half_width, y - half_height, x + half_width, y + half_height
-    return inclusive(max(left, 0), max(top, 0), min(right, width), min(bottom, height))
+def _rotation(node: Any) -> float:
+    return numbers([node.get("rotation") or 0], "rotation")[0]
