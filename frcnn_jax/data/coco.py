@@ -47,10 +47,11 @@ def read_coco(
 ) -> Dataset:
     """Read a COCO instances file (`{"images": [..], "annotations": [..], "categories": [..]}`).
 
-    Crowd regions count as difficult. Boxes (x, y, width, height) become (x, y, x + width - 1, y + height - 1), at least
-    one pixel wide and high; an object without one takes the outer box of its segmentation, one that CVAT has turned the
-    box around it. A file that is listed as several images is one, with the objects of all. Images without width and
-    height have those of their file. Ids may be integers or text: 7, 7.0 and "7" are the same.
+    Crowd regions, and objects with `ignore`, count as difficult. Boxes (x, y, width, height) become
+    (x, y, x + width - 1, y + height - 1), at least one pixel wide and high; an object without one takes the outer box
+    of its segmentation, one that CVAT has turned the box around it. A file that is listed as several images is one,
+    with the objects of all. Images without width and height have those of their file. Ids may be integers or text: 7,
+    7.0 and "7" are the same.
 
     Args:
         annotations: The JSON file.
@@ -155,6 +156,11 @@ def is_crowd(value: Any) -> bool:
     return bool(value) if not isinstance(value, str) else value.strip().lower() not in ("", "0", "false", "no", "none")
 
 
+def _is_ignored(entry: dict) -> bool:
+    """Return whether an annotation is of several objects or, as MMDetection's `ignore` says, of none to count."""
+    return is_crowd(entry.get("iscrowd")) or is_crowd(entry.get("ignore"))
+
+
 def outer_box(segmentation: Any) -> list[float] | None:
     """Return the box (x, y, width, height) around polygons or a run-length encoded mask; None if it is neither."""
     with suppress(InputError, ValueError, TypeError, IndexError, OverflowError):
@@ -244,7 +250,7 @@ def _convert_objects(
         return labels.get(category, 0) if type(category) in (int, str) else 0
 
     label = _column(entries, "category_id", usual_label, np.int32)[order]
-    difficult = _column(entries, "iscrowd", is_crowd, bool)[order]
+    difficult = np.fromiter(map(_is_ignored, entries), bool, len(entries))[order]
     x, y, w, h = _usual_boxes(entries)[order].T
     image = np.repeat(np.arange(len(images)), np.diff(bounds))
     height, width = (_column(images, side, _usual_side, float)[image] for side in ("height", "width"))
@@ -379,4 +385,4 @@ def _read_object(entry: dict, labels: dict[Id, int], height: int, width: int) ->
     if _is_fraction(x, y, w, h):
         raise InputError(f"bbox {box}: it seems to be a fraction of the image's sides; expected pixels")
     sides = min(height, 2**63), min(width, 2**63)  # NumPy takes no integer beyond the range of float
-    return _corners(x, y, w, h, *sides), labels[category], is_crowd(entry.get("iscrowd"))
+    return _corners(x, y, w, h, *sides), labels[category], _is_ignored(entry)

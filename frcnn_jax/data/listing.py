@@ -20,7 +20,7 @@ from frcnn_jax.errors import InputError
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _LEFT_BEHIND = {"__macosx", "thumbs.db", "desktop.ini"}
-_MASK_FOLDERS = {"segmentationclass", "segmentationobject"}
+_MASKS = "segmentation"  # begin of the names of folders of masks
 _IMAGE_FOLDERS = {"images", "jpegimages"}
 _OF_FOLDERS = {"images", "image", "imgs", "img", "annotations", "annots", "labels", "xml", "set", "split", "data"}
 _SPLITS = {
@@ -36,7 +36,8 @@ class Files:
     Attributes:
         root: The folder.
         paths: The files, sorted, relative to it.
-        images: Those that are images, but not the masks of VOC's segmentations.
+        images: Those that are images, but not masks by the name of their folder, nor those in `masks` whose name is
+            another image's too.
 
     Raises:
         InputError: `root` is no folder.
@@ -46,7 +47,9 @@ class Files:
         self.root = Path(root)
         check_is_folder(self.root)
         self.paths = sorted(_walk(self.root))
-        self.images = [path for path in self.ending(*IMAGE_SUFFIXES) if path.parent.name.lower() not in _MASK_FOLDERS]
+        pictures = [path for path in self.ending(*IMAGE_SUFFIXES) if not path.parent.name.lower().startswith(_MASKS)]
+        known = {path.stem for path in pictures if path.parent.name.lower() != "masks"}
+        self.images = [path for path in pictures if path.parent.name.lower() != "masks" or path.stem not in known]
 
     def ending(self, *suffixes: str) -> list[Path]:
         """Return the files with one of these suffixes, in any case."""

@@ -3,7 +3,7 @@
 import codecs
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
@@ -189,14 +189,19 @@ def survey(annotations: Iterable[Path]) -> Survey:
     for path in annotations:
         with suppress(InputError):
             tree = parse_xml(path)
-            sides = [_text(tree, f"size/{side}") for side in ("width", "height")] * 2
-            for node in tree.iter("object"):
-                names.add(_text(node, "name"))
-                with suppress(ValueError):
-                    box = [float(_text(node, f"bndbox/{side}")) for side in _CORNERS]
-                    to_end |= any(c >= float(side or 0) for c, side in zip(box, sides, strict=True))
-                    from_0 |= 0 <= min(box) < 1
+            names.update(_text(node, "name") for node in tree.iter("object"))
+            for box, sides in () if to_end else _boxes_and_sides(tree):
+                to_end |= any(corner >= side for corner, side in zip(box, sides, strict=True))
+                from_0 |= 0 <= min(box) < 1
     return Survey(sorted(names - {""}), 0 if from_0 and not to_end else 1)
+
+
+def _boxes_and_sides(tree: Any) -> Iterator[tuple[list[float], list[float]]]:
+    """Yield the boxes of numbers in an annotation, each with the stated width and height twice, 0 if missing."""
+    with suppress(ValueError):
+        sides = [float(_text(tree, f"size/{side}") or 0) for side in ("width", "height")] * 2
+        for node in tree.iter("object"):
+            yield [float(_text(node, f"bndbox/{side}")) for side in _CORNERS], sides
 
 
 def parse_xml(path: Path) -> Any:
@@ -282,7 +287,7 @@ def _read_object(
     if node.find("bndbox") is None:
         raise InputError(f"the object {name!r} has no bndbox; it has {', '.join(child.tag for child in node)[:200]}")
     corners = [node.findtext(f"bndbox/{side}", "") for side in _CORNERS]
-    if degrees := _rotation(node):
+    if node.find("attributes") is not None and (degrees := _rotation(node)):
         corners = _turned(name, corners, degrees, height, width, first)
     box = voc_box(name, corners, height, width, first=first)
     if is_moved(box, [float(corner) - first for corner in corners]):

@@ -81,6 +81,14 @@ def test_boxes_that_cvat_has_turned(tmp_path):
             read_coco(path, image_dir=tmp_path)
 
 
+def test_what_is_to_be_ignored_is_difficult(tmp_path):
+    entries = [annotation(1, ignore=1), annotation(2, ignore=0), annotation(3), annotation(4, ignore=1, bbox="1")]
+    entries[3]["bbox"] = [str(value) for value in entries[0]["bbox"]]  # read one by one
+    for some in (entries[:3], entries):
+        (record,) = read_coco(write_coco(tmp_path, some), image_dir=tmp_path).records
+        assert list(record.difficult) == [True, False, False, True][: len(some)]
+
+
 def test_names_as_addresses_and_files_of_other_tasks(tmp_path):
     path = write_coco(tmp_path, [annotation()])
     content = json.loads(path.read_text())

@@ -683,6 +683,14 @@ def test_turned_boxes_and_outlines_of_cvat(tmp_path):
         read_dataset(tmp_path)
 
 
+def test_difficult_objects_of_labelme(tmp_path):
+    write_labelme(tmp_path)
+    path = tmp_path / "train/b.json"
+    path.write_text(path.read_text().replace('"label": "dog"', '"difficult": true, "label": "dog"'))
+    found = read_dataset(tmp_path)["train"]
+    assert [list(record.difficult) for record in found.records] == [[False], [True, False]]
+
+
 def test_images_within_the_json_of_labelme(tmp_path):
     text(tmp_path / "a.json", labelme("a", imageData="/9j/"))
     with pytest.raises(InputError, match=r"the images are only within the JSON \(imageData\); write them beside it"):
@@ -709,7 +717,7 @@ def test_category_0_is_a_class_if_it_is_used_or_not_by_roboflow(tmp_path):
 
 def test_masks_are_no_images(tmp_path):
     write_voc(tmp_path)
-    for folder in ("SegmentationClass", "SegmentationObject"):
+    for folder in ("SegmentationClass", "SegmentationObject", "SegmentationClassPNG", "masks"):
         for name in "abc":
             picture(tmp_path / "VOC2007" / folder / f"{name}.png")
     assert objects_of(read_dataset(tmp_path)["train"]) == expected("ab")
@@ -717,6 +725,12 @@ def test_masks_are_no_images(tmp_path):
         path.unlink()
     found = read_dataset(tmp_path)
     assert objects_of(found["train"]) | objects_of(found["val"]) == expected("abc")
+
+
+def test_pictures_of_masks_are_images(tmp_path):
+    pictures(tmp_path / "masks", "a")
+    text(tmp_path / "masks/a.xml", voc_xml(OBJECTS["a"]))
+    assert objects_of(read_dataset(tmp_path)["train"]) == expected("a")
 
 
 def test_several_devkits_are_a_choice(tmp_path):

@@ -93,4 +93,4 @@ def _read_shape(shape: dict[str, Any], height: int, width: int) -> Shape:
         points = [(x - radius, y - radius), (x + radius, y + radius)]
     elif kind not in ("rectangle", "polygon", "mask", "rotation"):
         raise InputError(f"a {kind} has no box; expected rectangles, polygons, masks or circles")
-    return Shape(str(shape.get("label", "")).strip(), outer_box(points))
+    return Shape(str(shape.get("label", "")).strip(), outer_box(points), shape.get("difficult") is True)
