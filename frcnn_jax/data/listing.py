@@ -73,7 +73,7 @@ class Files:
     def image_named(self, name: str, annotation: Path) -> Path:
         """Return the image that an annotation names: from the folder it says, or else from the one that fits best.
 
-        Names may have backslashes, %20 for a space, accents in either form and folders of another machine.
+        Names may have backslashes, %20 for a space, accents in either form, folders of another machine and a query.
 
         Raises:
             InputError: There is none, or there are several.
@@ -83,8 +83,9 @@ class Files:
         found = self._by_name.get(last) or self._by_stem.get(last, [])
         if not found and Path(last).suffix in IMAGE_SUFFIXES:  # converted since
             found = self._by_stem.get(Path(last).stem, [])
-        if not found and (plain := unquote(name)) != name:
-            return self.image_named(plain, annotation)
+        for plain in () if found else (unquote(name), name.partition("?")[0]):
+            if plain != name:
+                return self.image_named(plain, annotation)
         if not found and (original := re.sub(r"^([0-9a-f]{8}-)+", "", last)) != last:  # of before Label Studio's upload
             return self.image_named(original, annotation)
         shared = [_shared_end(_parts(path), parts) for path in found]

@@ -809,6 +809,24 @@ def test_boxes_of_yolo_with_a_confidence_or_keypoints(tmp_path, more, shape):
     assert objects_of(read_dataset(tmp_path)["train"]) == expected("ab")
 
 
+def test_several_lists_of_class_names(tmp_path):
+    """labelImg writes one per folder, in the order in which classes were used."""
+    for split, names in SPLITS.items():
+        pictures(tmp_path / split, names)
+        for name in names:
+            text(tmp_path / split / f"{name}.txt", yolo(OBJECTS[name]))
+        text(tmp_path / split / "classes.txt", {"train": "cat\ndog\n", "val": "cat\n"}[split])
+    assert read_dataset(tmp_path)["val"].class_names == ("cat", "dog")
+    text(tmp_path / "val/classes.txt", "dog\ncat\n")
+    said = r"val/classes\.txt: its classes are dog, cat, those of train/classes\.txt cat, dog; remove one"
+    with pytest.raises(InputError, match=said):
+        read_dataset(tmp_path)
+    for split in SPLITS:  # as Roboflow calls it
+        (tmp_path / split / "classes.txt").unlink()
+        text(tmp_path / split / "_darknet.labels", "cat\ndog\n")
+    assert objects_of(read_dataset(tmp_path)["val"]) == expected("c")
+
+
 def test_lists_of_darknet_are_splits(tmp_path):
     pictures(tmp_path / "obj_train_data", "abc")
     for name in "abc":
@@ -1180,6 +1198,14 @@ def test_open_images_groups_are_crowds(tmp_path):
     assert [list(record.difficult) for record in found["train"].records] == [[True], [False, False]]
 
 
+def test_names_of_open_images_with_a_header(tmp_path):
+    write_csv_open_images(tmp_path)
+    for path in tmp_path.glob("*-annotations-bbox.csv"):
+        path.write_text(path.read_text().replace("/m/dog", "/g/dog"))
+    text(tmp_path / "class-descriptions-boxable.csv", "LabelName,DisplayName\n/m/cat,cat\n/g/dog,dog\n")
+    assert objects_of(read_dataset(tmp_path)["train"]) == expected("ab")
+
+
 def test_classes_of_all_splits_are_those_of_each(tmp_path):
     write_xml(tmp_path)
     text(tmp_path / "Validation/c.XML", voc_xml([("cow", (0, 0, 9, 9))]))
@@ -1213,8 +1239,11 @@ def test_a_folder_that_a_description_names_is_missing(tmp_path):
 def test_names_of_coco_are_found_in_any_folder(tmp_path):
     pictures(tmp_path / "images/monday", "a")
     pictures(tmp_path / "images/tuesday", "bc")
-    for prefix in ("", "/home/ann/", "C:\\pets\\", "images/"):
-        text(tmp_path / "coco.json", coco("abc", prefix))
+    for prefix, end in (
+        *((prefix, "") for prefix in ("", "/home/ann/", "C:\\pets\\", "images/", "/data/local-files/?d=pets%5C")),
+        ("https://pets.s3.amazonaws.com/", "?Signature=1/2"),
+    ):
+        text(tmp_path / "coco.json", coco("abc", prefix).replace(".jpg", f".jpg{end}"))
         found = read_dataset(tmp_path)
         assert objects_of(found["train"]) | objects_of(found["val"]) == expected("abc")
 

@@ -92,7 +92,7 @@ def find_csv(files: Files) -> Found | None:
         splits[name] = Split(len(images), partial(_read, files, name, images))
     labels = (_name(row, named) for table in tables.values() for _, row in table.rows if any(row.box))
     kinds = sorted({table.kind for table in tables.values()})
-    ordered = named.values() if named and not any(name.startswith("/m/") for name in named) else ()
+    ordered = named.values() if named and not any(map(_is_open_images, named)) else ()
     found = sorted_names(labels)
     return Found(
         f"CSV, {' and '.join(kinds)}", splits, lambda: list(ordered) or found, has_crowds="Open Images" in kinds
@@ -184,11 +184,16 @@ def _class_lists(others: list[list[list[str]]]) -> dict[str, str]:
     names: dict[str, str] = {}
     for cells in others:
         rows = [row for row in cells if len(row) == 2]
-        if rows and all(row[0].startswith("/m/") for row in rows):
-            names |= dict(rows)
+        if described := [row for row in rows if _is_open_images(row[0])]:
+            names |= dict(described)
         elif rows and all(row[1].isdecimal() and len(row[1]) < 9 for row in rows):
             names |= {row[0]: row[0] for row in sorted(rows, key=lambda row: int(row[1]))}
     return names
+
+
+def _is_open_images(word: str) -> bool:
+    """Return whether a word is how Open Images names a class, such as "/m/01g317"."""
+    return bool(re.match(r"/[a-z]/", word))
 
 
 def _name(row: _Row, named: dict[str, str]) -> str:

@@ -50,13 +50,13 @@ def find_yolo(files: Files) -> Found | None:
         names, keypoints = _names(content, files.root / path), _keypoint_values(content)
         images = _described_splits(files, path, content)
     elif labels:
-        lists = files.named("classes.txt", "obj.names") or files.ending(".names")
+        lists = files.named("classes.txt", "obj.names") or files.ending(".names", ".labels")
         if not lists:
             raise InputError(
                 f"{files.root}: YOLO labels ({labels[0]}) without class names; add data.yaml with names, or "
                 "classes.txt with a name per line"
             )
-        names = read_names(files.root / lists[0])
+        names = _common_names(files.root, lists)
         images = _listed_splits(files) or _splits_by_folder(files)
     else:
         return None
@@ -66,6 +66,17 @@ def find_yolo(files: Files) -> Found | None:
     read_shape = partial(_read_shape, names, keypoints)
     splits = {name: Split(len(own), partial(_read, texts, own, read_shape)) for name, own in images.items() if own}
     return Found("YOLO", splits, lambda: names)
+
+
+def _common_names(root: Path, lists: Sequence[Path]) -> list[str]:
+    """Return the longest list of class names, with which the others begin: labelImg writes one per folder."""
+    names = {path: read_names(root / path) for path in lists}
+    longest = max(lists, key=lambda path: len(names[path]))
+    for path, own in names.items():
+        if own != names[longest][: len(own)]:
+            first, second = (", ".join(some[:9]) for some in (own, names[longest]))
+            raise InputError(f"{root / path}: its classes are {first}, those of {longest} {second}; remove one list")
+    return names[longest]
 
 
 def _splits_by_folder(files: Files) -> dict[str, list[Path]]:
