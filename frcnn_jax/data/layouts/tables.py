@@ -140,7 +140,7 @@ def _table(cells: list[list[str]]) -> _Table | None:
                 (number, _Row(get(image), get(label), values, sides, kind, False, get(crowd) == "1", get(split)))
             )
     relative = kind == "Open Images" or _are_fractions([row.box for _, row in found if any(row.box)])
-    return _Table(kind, [(number, row._replace(relative=relative)) for number, row in found])
+    return _Table(kind, [(number, row._replace(relative=True)) for number, row in found] if relative else found)
 
 
 def _place(head: Sequence[str], names: Sequence[str]) -> int | None:
@@ -176,7 +176,9 @@ def _is_number(text: str) -> bool:
 def _are_fractions(boxes: Sequence[Sequence[str]]) -> bool:
     """Return whether the values of boxes are numbers up to 1, and not all whole."""
     values = [value for box in boxes for value in box]
-    return all(map(_is_number, values)) and any(float(v) % 1 for v in values) and max(map(float, values)) <= 1
+    return all(_is_number(value) and float(value) <= 1 for value in values) and any(
+        float(value) % 1 for value in values
+    )
 
 
 def _class_lists(others: list[list[list[str]]]) -> dict[str, str]:
