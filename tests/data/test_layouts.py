@@ -1257,6 +1257,17 @@ def test_keypoints_of_coco_where_there_are_no_instances(tmp_path):
     assert objects_of(read_dataset(tmp_path)["val"]) == expected("c")
 
 
+def test_words_of_other_layouts_within_coco(tmp_path):
+    write_coco(tmp_path)
+    more = {"original_width": 100, "coordinates": {"lat": 1.5}, "objects": [1], "size": {"height": 3}}
+    for path in tmp_path.glob("annotations/instances_*.json"):
+        content = json.loads(path.read_text())
+        content["images"][0] |= more
+        text(path, json.dumps(content))
+        text(tmp_path / "geo.json", json.dumps(more))
+    assert objects_of(read_dataset(tmp_path)["train"]) == expected("ab")
+
+
 def test_the_same_names_in_the_splits_of_coco(tmp_path):
     for split, shade in (("train", 10), ("val", 200)):
         path = tmp_path / f"{split}2017/a.png"

@@ -16,7 +16,7 @@ def find_createml(files: Files) -> Found | None:
 
 
 def _images(content: Any, source: Path) -> Iterator[Listed]:
-    for image in content:
+    for image in content if isinstance(content, list) else ():  # else of another program
         yield Listed(str(image.get("image") or image["imagefilename"]), None, list(image["annotations"]))
 
 

@@ -25,7 +25,7 @@ def find_label_studio(files: Files) -> Found | None:
 
 
 def _images(content: Any, source: Path) -> Iterator[Listed]:
-    for task in content:
+    for task in content if isinstance(content, list) else ():  # else of another program
         if "annotations" in task:
             done = [annotation for annotation in task["annotations"] if not annotation.get("was_cancelled")]
             done = [annotation for annotation in done if annotation.get("ground_truth")] or done

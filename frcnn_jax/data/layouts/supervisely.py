@@ -24,8 +24,11 @@ def find_supervisely(files: Files) -> Found | None:
 
 
 def _images(content: Any, source: Path) -> Iterator[Listed]:
-    if isinstance(content, dict) and isinstance(size := content.get("size"), dict):  # else of another program
-        yield Listed(source.stem, whole_sides(size.get("height"), size.get("width")), list(content["objects"]))
+    size, objects = (content.get(key) if isinstance(content, dict) else None for key in ("size", "objects"))
+    if not (isinstance(size, dict) and isinstance(objects, list)):
+        return  # of another program
+    if not objects or (isinstance(objects[0], dict) and "classTitle" in objects[0]):
+        yield Listed(source.stem, whole_sides(size.get("height"), size.get("width")), objects)
 
 
 def _label(item: Any) -> str:
