@@ -154,6 +154,39 @@ def crafted_labelme() -> dict[str, bytes]:
     }  # fmt: skip
 
 
+def crafted_listed() -> dict[str, bytes]:
+    """Files that list images, of other content than they have."""
+    marks = '"file_attributes": {}, "original_width": 1, "coordinates": {}, "objects": [7], "size": {}'
+    value: dict[str, Any] = {"points": [[10**400, None]], "polygonlabels": [[]]}
+    regions = [{"shape_attributes": 3, "region_attributes": {"a": [3]}}] * 9
+    return crafted_json() | {
+        "marks": f"{{{marks}}}".encode(),
+        "marks in a list": f"[{{{marks}}}]".encode(),
+        "via": json.dumps({"a": {"filename": ["a"], "regions": regions, "file_attributes": {}}}).encode(),
+        "label studio": json.dumps(
+            [{"original_width": 1, "annotations": [{"result": [{"value": value}]}], "data": {"image": "a.jpg"}}]
+        ).encode(),
+        "createml": b'[{"image": "a.jpg", "annotations": [{"label": {}, "coordinates": {"x": []}}]}]',
+        "supervisely": b'{"size": {"height": 1}, "objects": [{"classTitle": [], "points": {"exterior": [[1]]}}]}',
+        "paths": json.dumps(
+            {
+                name: {"filename": name, "regions": [], "file_attributes": {}}
+                for name in ("../../../../etc/passwd", "%25" * 5000, "\0", "00000000-" * 3000)
+            }
+        ).encode(),
+    }
+
+
+def crafted_kitti() -> dict[str, bytes]:
+    line = b"cat 0 0 1 1 1 9 9 1 1 1 1 1 1 1\n"
+    return {
+        "many": line * 20_000,
+        "numbers": line.replace(b" 9 9 ", b" nan 1e999 ") + line.replace(b" 9 ", b" " + b"9" * 5000 + b" "),
+        "UTF-16": line.decode().encode("utf-16"),
+        "many classes": b"".join(b"c%d" % i + line[3:] for i in range(9999)),
+    }
+
+
 def read_drawn(path: Path) -> None:
     """Read a data set by a division that is recorded."""
     drawn = build._recorded_split(path)
@@ -235,6 +268,13 @@ REPLACED = {
     "labelme": Replaced(written.write_labelme, "train/*.json", crafted_labelme),
     "cvat": Replaced(written.write_cvat, "annotations.xml", crafted_cvat),
     "vott": Replaced(written.write_vott, "pets-export.json", crafted_vott),
+    "via": Replaced(written.write_via, "train/*.json", crafted_listed),
+    "via project": Replaced(written.write_via_project, "via_project.json", crafted_listed),
+    "label_studio": Replaced(written.write_label_studio, "project-*.json", crafted_listed),
+    "label_studio min": Replaced(written.write_label_studio_min, "project-*.json", crafted_listed),
+    "createml": Replaced(written.write_createml, "train/*.json", crafted_listed),
+    "supervisely": Replaced(written.write_supervisely, "train/ann/*.json", crafted_listed),
+    "kitti": Replaced(written.write_kitti, "training/label_2/*.txt", crafted_kitti),
     "csv tensorflow": Replaced(written.write_csv_tensorflow, "data/train_labels.csv", crafted_csv),
     "csv corners": Replaced(written.write_csv_corners, "train/labels.csv", crafted_csv),
     "csv retinanet": Replaced(written.write_csv_retinanet, "train.csv", crafted_csv),

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from frcnn_jax.build import image_sizes, load_proposals_of, read_split_of
@@ -20,13 +21,14 @@ from frcnn_jax.cli import command_parser, run
 from frcnn_jax.config import add_config_argument, load_config
 from frcnn_jax.data.batches import Sizes
 from frcnn_jax.data.problems import CorrectedError, count_corrections
-from frcnn_jax.data.records import ImageFile, Record, load_problem
-from frcnn_jax.data.splits import shared_images
+from frcnn_jax.data.records import ImageFile, Record
+from frcnn_jax.data.splits import find_copies, image_sketch, shared_images
 from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.dataset_check import (
     Remark,
     class_remarks,
     class_table,
+    copy_remarks,
     format_table,
     gather_objects,
     recall_by_class,
@@ -61,10 +63,12 @@ def main(argv: Sequence[str]) -> None:
         check_folder(args.recall)
     problems: Problems = []
     splits: dict[str, SplitReport] = {}
+    sketches: dict[str, dict[str, np.ndarray]] = {}
     size = max(image_sizes(config), key=lambda sizes: sizes.shorter)
     for split in ("train", "val"):
         with _gathered(problems):
-            splits[split] = found = _check_split(config, split, size, problems)
+            found, sketches[split] = _check_split(config, split, size, problems)
+            splits[split] = found
             config["class_names"] = found.dataset.class_names if config["dataset"] != "synthetic" else ()
             print(
                 f"{split} split, {config[f'{split}_split']}:\n{format_table(found.classes)}\n  {totals(found.dataset)}"
@@ -75,13 +79,18 @@ def main(argv: Sequence[str]) -> None:
     remarks = class_remarks({name: (split.dataset, split.objects) for name, split in splits.items()})
     if len(splits) == 2:
         train, val = (split.dataset for split in splits.values())
-        remarks += shared_remarks(shared_images(train.records, val.records), val)
+        shared = shared_images(train.records, val.records)
+        said = {*shared.same, *shared.alike}
+        others = {image_id: sketch for image_id, sketch in sketches["val"].items() if image_id not in said}
+        remarks += shared_remarks(shared, val) + copy_remarks(find_copies(sketches["train"], others), val)
     remarks += [Remark(f"corrected: {line}") for line in count_corrections(problems)]
     # a problem common to both splits is printed once
     texts = list(dict.fromkeys(str(problem) for problem in problems if not isinstance(problem, CorrectedError)))
     lines = [remark.text for remark in remarks]
     lines += [f"{name} split: {remark.text}" for name, split in splits.items() for remark in split.remarks]
-    print(_count(lines, "remark"), *(f"- {line}" for line in lines), *texts, _count(texts, "problem"), sep="\n")
+    advice = "; to train without what is broken: --config.on_error=skip" if texts and len(splits) == 2 else ""
+    counts = _count(lines, "remark"), _count(texts, "problem") + advice
+    print(counts[0], *(f"- {line}" for line in lines), *texts, counts[1], sep="\n")
     if report:
         report.parent.mkdir(parents=True, exist_ok=True)
         write_dataset_report(report, splits, remarks=remarks, problems=texts)
@@ -103,19 +112,34 @@ def _report_file(path: Path) -> Path:
     return path / "index.html"
 
 
-def _check_split(config: dict[str, Any], split: str, size: Sizes, problems: Problems) -> SplitReport:
-    """Read a split and load its images; append what is wrong to `problems`."""
+def _check_split(
+    config: dict[str, Any], split: str, size: Sizes, problems: Problems
+) -> tuple[SplitReport, dict[str, np.ndarray]]:
+    """Read a split and load its images; append what is wrong to `problems`. Return sketches of the images too."""
     dataset = read_split_of(config, split, problems.append)
     with ThreadPoolExecutor() as pool:
-        loaded = tqdm(pool.map(load_problem, dataset.records), split, len(dataset.records), unit="image")
-        problems += filter(None, loaded)
+        loaded = list(tqdm(pool.map(_sketch, dataset.records), split, len(dataset.records), unit="image"))
+    problems += [found for found in loaded if isinstance(found, InputError)]
+    sketches = {
+        record.image_id: found
+        for record, found in zip(dataset.records, loaded, strict=True)
+        if not isinstance(found, InputError)
+    }
     objects = gather_objects(dataset, size)
     remarks = split_remarks(dataset, objects, size=size, nms_iou=config["nms_iou"])
     if untold := [record for record in dataset.records if _has_untold_orientation(record)]:
         how = "turned upright" if config["exif"] == "apply" else "read as stored"
         text = f"{len(untold)} images have an EXIF orientation untold by their size: {how}; see --config.exif"
         remarks.append(Remark(text, [(record, record.boxes) for record in untold]))
-    return SplitReport(dataset, objects, class_table(dataset, objects, config["nms_iou"]), remarks)
+    return SplitReport(dataset, objects, class_table(dataset, objects, config["nms_iou"]), remarks), sketches
+
+
+def _sketch(record: Record) -> np.ndarray | InputError:
+    """Return the sketch of a record's image, or what prevents that it is loaded."""
+    try:
+        return image_sketch(record.load())
+    except InputError as problem:
+        return problem
 
 
 def _with_recall(config: dict[str, Any], cache: Path, split: SplitReport, size: Sizes) -> SplitReport:
@@ -131,7 +155,7 @@ def _with_recall(config: dict[str, Any], cache: Path, split: SplitReport, size: 
 def _has_untold_orientation(record: Record) -> bool:
     try:
         return isinstance(record.load, ImageFile) and record.load.has_untold_orientation()
-    except InputError:  # `load_problem` reports it
+    except InputError:  # `_sketch` returns it
         return False
 
 

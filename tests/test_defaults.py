@@ -10,6 +10,7 @@ from frcnn_jax import detector
 from frcnn_jax.data import batches, coco, listing, readers, records, synthetic, voc
 from frcnn_jax.data.layouts import auto
 from frcnn_jax.data.layouts import common as layouts_common
+from frcnn_jax.data.layouts import listed as layouts_listed
 from frcnn_jax.evaluation import (
     calibration,
     coco_metrics,
@@ -86,11 +87,13 @@ DEFAULTS = {
     auto.read_dataset: {"layout": "auto", "class_names": (), "exif": "apply", "seed": 0},
     auto.open_dataset: {"layout": "auto", "class_names": (), "exif": "apply", "seed": 0},
     layouts_common.Found: {"has_crowds": False},
+    layouts_listed.find_listed: {"by_name": True},
     layouts_common.Shape: {"difficult": False},
     listing.split_of: {"by_name": False},
     records.Dataset: {"description": "", "has_crowds": False},
     synthetic.read_synthetic: {"seed": 0},
     voc.read_voc: {"year": 2007, "class_names": voc.VOC_CLASSES, "exif": "apply"},
+    voc.voc_box: {"first": 1},
     voc.read_xml_folder: {"class_names": (), "exif": "apply"},
     cluster.dask_executor: {"timeout": 30},
     entries.Entry: {"file_name": ""},

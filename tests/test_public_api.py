@@ -469,7 +469,7 @@ ROWS = {
     "read_dataset": Row(
         errors=(
             (("missing",), {}, "missing: no such folder"),
-            ((".",), {"layout": "kitti"}, "layout must be one of auto, voc, coco, .*got 'kitti'"),
+            ((".",), {"layout": "imagenet"}, "layout must be one of auto, voc, coco, .*got 'imagenet'"),
         )
     ),
     "read_xml_folder": Row(errors=((("missing",), {}, "missing: no such folder"),)),

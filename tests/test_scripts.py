@@ -162,7 +162,7 @@ def test_check_dataset_names_every_problem(tmp_path):
     lines = done.stdout.splitlines()
     for name in (first.name, second.name, picture.name):
         assert any(name in line for line in lines), name
-    assert lines[-1].endswith("problems")
+    assert lines[-1] == "6 problems; to train without what is broken: --config.on_error=skip"
 
 
 def test_check_dataset_counts_what_images_may_hide(tmp_path):
@@ -170,13 +170,16 @@ def test_check_dataset_counts_what_images_may_hide(tmp_path):
         write_xml_folder(tmp_path, split, count)
     for suffix in ("png", "xml"):
         (tmp_path / f"val/copy.{suffix}").write_bytes((tmp_path / f"train/train_000001.{suffix}").read_bytes())
+    Image.open(tmp_path / "train/train_000002.png").resize((100, 80)).save(tmp_path / "val/smaller.jpg")
+    (tmp_path / "val/smaller.xml").write_text("<annotation/>")
     exif = Image.Exif()
     exif[0x0112] = 3
     picture = Image.open(tmp_path / "val/val_000000.png")
     picture.save(tmp_path / "val/val_000000.png", exif=exif)
     done = run_command("check-dataset", "--config.dataset=xml", f"--config.data_dir={tmp_path}")
     assert done.returncode == 0, done.stdout
-    assert "1 of the 4 val images are in the train split too, such as 'copy': " in done.stdout
+    assert "1 of the 5 val images are in the train split too, such as 'copy': " in done.stdout
+    assert "1 of the 5 val images look like a train image, such as 'smaller' like 'train_000002': " in done.stdout
     assert "1 images have an EXIF orientation untold by their size: turned upright; see --config.exif" in done.stdout
     done = run_command("check-dataset", "--config.dataset=xml", "--config.exif=ignore", f"--config.data_dir={tmp_path}")
     assert "untold by their size: read as stored" in done.stdout

@@ -26,12 +26,14 @@ from frcnn_jax.data.records import (
     image_path,
     make_record,
     read_image_size,
+    turned_edges,
 )
 from frcnn_jax.data.rle import rle_box
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import read_json
 
 Id = int | str
+_ENOUGH = 5  # boxes, whose width and height are all greater than x and y, are no coincidence
 
 
 def read_coco(
@@ -45,10 +47,11 @@ def read_coco(
 ) -> Dataset:
     """Read a COCO instances file (`{"images": [..], "annotations": [..], "categories": [..]}`).
 
-    Crowd regions count as difficult. Boxes (x, y, width, height) become (x, y, x + width - 1, y + height - 1), at least
-    one pixel wide and high; an object without one takes the outer box of its segmentation. A file that is listed as
-    several images is one, with the objects of all. Images without width and height have those of their file. Ids may be
-    integers or text: 7, 7.0 and "7" are the same.
+    Crowd regions, and objects with `ignore`, count as difficult. Boxes (x, y, width, height) become
+    (x, y, x + width - 1, y + height - 1), at least one pixel wide and high; an object without one takes the outer box
+    of its segmentation, one that CVAT has turned the box around it. A file that is listed as several images is one,
+    with the objects of all. Images without width and height have those of their file. Ids may be integers or text: 7,
+    7.0 and "7" are the same.
 
     Args:
         annotations: The JSON file.
@@ -67,14 +70,17 @@ def read_coco(
     content = read_json(annotations, object_hook=_without_segmentation)
     if isinstance(content, dict) and "images" in content and "annotations" not in content:
         raise InputError(f"{annotations}: it has images, but no annotations, which training and evaluation need")
+    check_categories(content, annotations)
     try:
         pairs = [(coco_id(c["id"]), str(c["name"])) for c in content["categories"]]
         images = list(content["images"])
         numbers = [coco_id(image["id"]) for image in images]
-        file_names = [image.get("file_name") for image in images]
+        file_names = [image_name(image) for image in images]
         entries = [entry if type(entry) is dict else dict(entry) for entry in content["annotations"]]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f"{annotations}: not a COCO instances file ({type(error).__name__}: {error})") from None
+    if entries and all("segments_info" in entry for entry in entries):
+        raise InputError(f"{annotations}: a panoptic file, whose segments are masks; expected an instances file")
     categories = dict(sorted(pairs, key=lambda pair: id_order(pair[0])))
     for what, distinct in (("id", categories), ("name", {name for _, name in pairs})):
         if len(distinct) < len(pairs):
@@ -84,7 +90,7 @@ def read_coco(
     labels = {number: class_names.index(name) + 1 for number, name in categories.items() if name in class_names}
     owner = _first_of_file(file_names)
     order, bounds = _sort_by_image(entries, numbers, owner, annotations, on_problem)
-    objects = _convert_objects(entries, order, bounds, images, labels)
+    objects = _convert_objects(entries, order, bounds, images, labels, annotations)
     find = find_image or _image_finder(Path(image_dir))
     names_of_number = defaultdict(set)
     for number, name in zip(numbers, file_names, strict=True):
@@ -114,6 +120,17 @@ def read_coco(
     return Dataset(class_names, collect_records(readers, annotations, on_problem))
 
 
+def check_categories(content: Any, source: Path) -> None:
+    """Raise InputError if a file of images has no categories."""
+    if isinstance(content, dict) and "images" in content and "categories" not in content:
+        raise InputError(f"{source}: it has images, but no categories, which name the classes")
+
+
+def image_name(image: dict[str, Any]) -> Any:
+    """Return the file name of an image, or else the address that ends in it; None if there is neither."""
+    return image.get("file_name") or image.get("coco_url")
+
+
 def coco_id(value: Any) -> Id:
     """Return an id as an integer if it is one, also as 7.0 or "7"; else as text.
 
@@ -137,6 +154,11 @@ def id_order(value: Id) -> tuple:
 def is_crowd(value: Any) -> bool:
     """Return what an "iscrowd" says: a number, a truth value, text, or nothing."""
     return bool(value) if not isinstance(value, str) else value.strip().lower() not in ("", "0", "false", "no", "none")
+
+
+def _is_ignored(entry: dict) -> bool:
+    """Return whether an annotation is of several objects or, as MMDetection's `ignore` says, of none to count."""
+    return is_crowd(entry.get("iscrowd")) or is_crowd(entry.get("ignore"))
 
 
 def outer_box(segmentation: Any) -> list[float] | None:
@@ -211,20 +233,35 @@ class _Objects(NamedTuple):
 
 
 def _convert_objects(
-    entries: Sequence[dict], order: np.ndarray, bounds: np.ndarray, images: Sequence[dict], labels: dict[Id, int]
+    entries: Sequence[dict],
+    order: np.ndarray,
+    bounds: np.ndarray,
+    images: Sequence[dict],
+    labels: dict[Id, int],
+    source: Path,
 ) -> _Objects:
-    """Convert all objects at once; what is unusual, or wrong, is left to `_read_object`."""
+    """Convert all objects at once; what is unusual, or wrong, is left to `_read_object`.
+
+    Raises:
+        InputError: The boxes are (x1, y1, x2, y2).
+    """
 
     def usual_label(category: Any) -> int:
         return labels.get(category, 0) if type(category) in (int, str) else 0
 
     label = _column(entries, "category_id", usual_label, np.int32)[order]
-    difficult = _column(entries, "iscrowd", is_crowd, bool)[order]
+    difficult = np.fromiter(map(_is_ignored, entries), bool, len(entries))[order]
     x, y, w, h = _usual_boxes(entries)[order].T
     image = np.repeat(np.arange(len(images)), np.diff(bounds))
     height, width = (_column(images, side, _usual_side, float)[image] for side in ("height", "width"))
     with np.errstate(invalid="ignore", over="ignore"):
-        bad = (label == 0) | ~_is_inside(x, y, w, h, height, width) | _is_fraction(x, y, w, h)
+        inside = _is_inside(x, y, w, h, height, width)
+        if len(x) >= _ENOUGH and (~inside).sum() > 1 and _are_corners(x, y, w, h, height, width).all():
+            box = entries[order[int(inside.argmin())]]["bbox"]
+            raise InputError(
+                f"{source}: bbox {box}, as all others, seems to be x1, y1, x2, y2; expected x, y, width, height"
+            )
+        bad = (label == 0) | ~inside | _is_fraction(x, y, w, h)
         boxes = np.stack(_corners(x, y, w, h, height, width), axis=1).astype(np.float32)
     return _Objects(boxes, label, difficult, (np.bincount(image[bad], minlength=len(images)) == 0).tolist())
 
@@ -234,13 +271,19 @@ def _column(rows: Sequence[dict], name: str, convert: Callable[[Any], Any], dtyp
 
 
 def _usual_boxes(entries: Sequence[dict]) -> np.ndarray:
-    """Return `(M, 4)` boxes as they stand in the file, NaN where they are not four numbers."""
-    found = [entry.get("bbox") for entry in entries]
+    """Return `(M, 4)` boxes as they stand in the file, NaN where they are not four numbers or are turned."""
+    found = [None if _rotation(entry) else entry.get("bbox") for entry in entries]
     rows = [box if type(box) is list and len(box) == 4 else (np.nan,) * 4 for box in found]
     try:
         return np.fromiter(chain.from_iterable(rows), float, 4 * len(rows)).reshape(-1, 4)
     except (TypeError, ValueError, OverflowError):
         return np.full((len(rows), 4), np.nan)
+
+
+def _rotation(entry: dict) -> Any:
+    """Return by how many degrees CVAT says that a box is turned about its centre."""
+    attributes = entry.get("attributes")
+    return attributes.get("rotation") if type(attributes) is dict else None
 
 
 def _usual_side(value: Any) -> int:
@@ -250,6 +293,11 @@ def _usual_side(value: Any) -> int:
 def _is_inside(x: Any, y: Any, w: Any, h: Any, height: Any, width: Any) -> Any:
     """Return whether boxes, arrays or numbers, exceed their image by at most one pixel, and none is empty."""
     return (w > 0) & (h > 0) & (x >= -1) & (y >= -1) & (x + w <= width + 1) & (y + h <= height + 1)
+
+
+def _are_corners(x: Any, y: Any, w: Any, h: Any, height: Any, width: Any) -> Any:
+    """Return whether boxes are within their image if they are (x1, y1, x2, y2)."""
+    return (x >= -1) & (y >= -1) & (x < w) & (y < h) & (w <= width + 1) & (h <= height + 1)
 
 
 def _is_fraction(x: Any, y: Any, w: Any, h: Any) -> Any:
@@ -303,7 +351,7 @@ def _spellings(name: str) -> Iterator[str]:
 
 def _name_and_size(image: dict, where: str, find: Callable[[str], str], exif: str) -> tuple[str, str, int, int]:
     """Return the name, path, height and width of an image."""
-    name, height, width = image.get("file_name"), image.get("height"), image.get("width")
+    name, height, width = image_name(image), image.get("height"), image.get("width")
     if not isinstance(name, str):
         raise InputError(f"{where}: file_name must be a string, got {name!r}")
     path = find(name)
@@ -327,9 +375,14 @@ def _read_object(entry: dict, labels: dict[Id, int], height: int, width: int) ->
         x, y, w, h = map(float, box)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"bbox must be four numbers, got {box!r}") from None
+    if degrees := _rotation(entry):
+        if not (isinstance(degrees, int | float) and abs(degrees) < 1e9):
+            raise InputError(f"rotation must be a number, got {degrees!r:.80}")
+        left, top, right, bottom = turned_edges((x, y, x + w, y + h), degrees, height, width)
+        x, y, w, h = left, top, right - left, bottom - top
     if not _is_inside(x, y, w, h, height, width):
         raise InputError(f"bbox {box}: expected x, y, width > 0, height > 0 within the {width} x {height} image")
     if _is_fraction(x, y, w, h):
         raise InputError(f"bbox {box}: it seems to be a fraction of the image's sides; expected pixels")
     sides = min(height, 2**63), min(width, 2**63)  # NumPy takes no integer beyond the range of float
-    return _corners(x, y, w, h, *sides), labels[category], is_crowd(entry.get("iscrowd"))
+    return _corners(x, y, w, h, *sides), labels[category], _is_ignored(entry)

@@ -20,8 +20,9 @@ from frcnn_jax.errors import InputError
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _LEFT_BEHIND = {"__macosx", "thumbs.db", "desktop.ini"}
-_MASK_FOLDERS = {"segmentationclass", "segmentationobject"}
+_MASKS = "segmentation"  # begin of the names of folders of masks
 _IMAGE_FOLDERS = {"images", "jpegimages"}
+_OF_FOLDERS = {"images", "image", "imgs", "img", "annotations", "annots", "labels", "xml", "set", "split", "data"}
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
@@ -35,7 +36,8 @@ class Files:
     Attributes:
         root: The folder.
         paths: The files, sorted, relative to it.
-        images: Those that are images, but not the masks of VOC's segmentations.
+        images: Those that are images, but not masks by the name of their folder, nor those in `masks` whose name is
+            another image's too.
 
     Raises:
         InputError: `root` is no folder.
@@ -45,7 +47,9 @@ class Files:
         self.root = Path(root)
         check_is_folder(self.root)
         self.paths = sorted(_walk(self.root))
-        self.images = [path for path in self.ending(*IMAGE_SUFFIXES) if path.parent.name.lower() not in _MASK_FOLDERS]
+        pictures = [path for path in self.ending(*IMAGE_SUFFIXES) if not path.parent.name.lower().startswith(_MASKS)]
+        known = {path.stem for path in pictures if path.parent.name.lower() != "masks"}
+        self.images = [path for path in pictures if path.parent.name.lower() != "masks" or path.stem not in known]
 
     def ending(self, *suffixes: str) -> list[Path]:
         """Return the files with one of these suffixes, in any case."""
@@ -61,14 +65,15 @@ class Files:
         Raises:
             InputError: There is none, or there are several.
         """
-        found = self._by_stem.get(_key(annotation.stem), [])
+        stem = _key(annotation.stem)
+        found = self._by_stem.get(stem) or self._by_name.get(stem, [])
         found = [path for path in found if path.stem == annotation.stem] or found
         return self._nearest(found, annotation, f"no image {annotation.stem}.*")
 
     def image_named(self, name: str, annotation: Path) -> Path:
         """Return the image that an annotation names: from the folder it says, or else from the one that fits best.
 
-        Names may have backslashes, %20 for a space, accents in either form and folders of another machine.
+        Names may have backslashes, %20 for a space, accents in either form, folders of another machine and a query.
 
         Raises:
             InputError: There is none, or there are several.
@@ -76,8 +81,13 @@ class Files:
         parts = _parts(name)
         last = parts[-1] if parts else ""
         found = self._by_name.get(last) or self._by_stem.get(last, [])
-        if not found and (plain := unquote(name)) != name:
-            return self.image_named(plain, annotation)
+        if not found and Path(last).suffix in IMAGE_SUFFIXES:  # converted since
+            found = self._by_stem.get(Path(last).stem, [])
+        for plain in () if found else (unquote(name), name.partition("?")[0]):
+            if plain != name:
+                return self.image_named(plain, annotation)
+        if not found and (original := re.sub(r"^([0-9a-f]{8}-)+", "", last)) != last:  # of before Label Studio's upload
+            return self.image_named(original, annotation)
         shared = [_shared_end(_parts(path), parts) for path in found]
         found = [path for path, count in zip(found, shared, strict=True) if count == max(shared)]
         found = [path for path in found if path.name == Path(name).name] or found
@@ -123,10 +133,15 @@ def split_of(path: PurePath, *, by_name: bool = False) -> str:
         path: A path relative to the data set's folder.
         by_name: Whether the file's own name may say it, as in "instances_train2017.json".
     """
-    names = [re.fullmatch(r"([a-z]+)[-_ ]?\d{0,4}", part.casefold()) for part in path.parts[:-1]]
-    words = [name[1] for name in names if name]
+    words = [word for part in path.parts[:-1] for word in _words_of_folder(part)]
     words += re.findall(r"[a-z]+", path.stem.casefold()) if by_name else []
     return next((_SPLITS[word] for word in words if word in _SPLITS), "all")
+
+
+def _words_of_folder(name: str) -> list[str]:
+    """Return the words of a folder's name; none if it has others than splits' and such as "images"."""
+    words = re.findall(r"[^\W\d_]+", name.casefold())
+    return words if len([word for word in words if word not in _OF_FOLDERS]) == 1 else []
 
 
 def image_ids(images: Sequence[Path]) -> list[str]:

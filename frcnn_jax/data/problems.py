@@ -50,18 +50,16 @@ def problem_handler(on_error: str, what: str) -> Iterator[OnProblem]:
         what: Name of the data in these lines, such as "train split".
     """
     problems: list[InputError] = []
-    try:
-        yield noting(problems, stop) if on_error == "stop" else problems.append
-    except InputError as problem:
-        if problems and problem is problems[-1]:
-            raise InputError(
-                f"{problem} (frcnn check-dataset lists all; --config.on_error=skip leaves them out)"
-            ) from None
-        raise
+    yield noting(problems, _stop_with_advice) if on_error == "stop" else problems.append
     for line in count_corrections(problems):
         print(f"{what}: {line}", file=sys.stderr)
     if skipped := [problem for problem in problems if not isinstance(problem, CorrectedError)]:
         print(f"{what}: skipped {len(skipped)} objects, boxes or images; the first: {skipped[0]}", file=sys.stderr)
+
+
+def _stop_with_advice(problem: InputError) -> None:
+    if not isinstance(problem, CorrectedError):
+        raise InputError(f"{problem} (frcnn check-dataset lists all; --config.on_error=skip leaves them out)")
 
 
 def noting(problems: list[InputError], on_problem: OnProblem) -> OnProblem:

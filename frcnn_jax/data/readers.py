@@ -122,7 +122,8 @@ def read_split(
             classes of the dataset differ from `class_names`.
     """
     if dataset not in FORMATS:
-        raise InputError(f"dataset must be one of {', '.join(FORMATS)}, got {dataset!r}")
+        choices = ", ".join(FORMATS).replace(", auto:", "|").replace("|", ", auto:", 1)
+        raise InputError(f"dataset must be one of {choices}, got {dataset!r}")
     if FORMATS[dataset].needs and folder is None:
         raise InputError(f"the dataset {dataset!r} needs {FORMATS[dataset].needs}")
     problems: list[InputError] = []

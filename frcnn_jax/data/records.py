@@ -4,6 +4,7 @@ Boxes are `(G, 4)` float32 (x1, y1, x2, y2), 0-based and inclusive; labels are 1
 """
 
 import io
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -403,6 +404,15 @@ def clip_box(box: Sequence[float], height: int, width: int) -> list[float] | Non
         return None
     right, bottom = width - 1.0, height - 1.0
     return [min(max(x1, 0.0), right), min(max(y1, 0.0), bottom), min(x2, right), min(y2, bottom)]
+
+
+def turned_edges(edges: Sequence[float], degrees: float, height: int, width: int) -> tuple[float, float, float, float]:
+    """Return the edges (left, top, right, bottom) around a box that is turned about its centre, within its image."""
+    left, top, right, bottom = edges
+    cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
+    x, y, w, h = (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
+    across, down = (w * cos + h * sin) / 2, (w * sin + h * cos) / 2
+    return max(x - across, 0), max(y - down, 0), min(x + across, width), min(y + down, height)
 
 
 def is_moved(clipped: Sequence[float], box: Sequence[float]) -> bool:

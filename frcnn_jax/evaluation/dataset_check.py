@@ -370,6 +370,19 @@ def shared_remarks(shared: Shared, val_set: Dataset) -> list[Remark]:
     return [Remark(line, [(by_id[i], by_id[i].boxes) for i in ids]) for line, ids in zip(lines, found, strict=True)]
 
 
+def copy_remarks(copies: Mapping[str, str], val_set: Dataset) -> list[Remark]:
+    """Return a remark on val images that look like train images, by id, if there are any."""
+    found = [record for record in val_set.records if record.image_id in copies]
+    if not found:
+        return []
+    one = found[0].image_id
+    text = (
+        f"{len(found)} of the {len(val_set.records)} val images look like a train image, such as {one!r} like "
+        f"{copies[one]!r}: copies in another size or quality, or pictures of one scene, belong in one split"
+    )
+    return [Remark(text, [(record, record.boxes) for record in found])]
+
+
 def recall_by_class(
     dataset: Dataset, proposals: Mapping[str, np.ndarray], objects: Objects, max_boxes: int
 ) -> tuple[Table, list[Remark]]:

@@ -52,6 +52,58 @@ def test_categories_that_are_alike(tmp_path, categories, what):
         read_coco(write_coco(tmp_path, [annotation()], categories=categories), image_dir=tmp_path)
 
 
+def test_boxes_as_corners_are_refused(tmp_path):
+    corners = [(2, 3, 30, 20), (20, 10, 49, 39), (5, 25, 40, 38), (1, 1, 9, 9), (0, 0, 5, 5)]
+    path = write_coco(tmp_path, [annotation(i, bbox=box) for i, box in enumerate(corners)])
+    with pytest.raises(
+        InputError, match=r"bbox \[20, 10, 49, 39\], as all others, seems to be x1, y1, x2, y2; expected"
+    ):
+        read_coco(path, image_dir=tmp_path)
+    path = write_coco(tmp_path, [annotation(i, bbox=box) for i, box in enumerate([*corners, (40, 30, 9, 9)])])
+    with pytest.raises(InputError, match=r"annotation 1: bbox \[20, 10, 49, 39\]: expected x, y, width > 0"):
+        read_coco(path, image_dir=tmp_path)
+    path = write_coco(tmp_path, [annotation(i, bbox=box) for i, box in enumerate([*corners[:1], *corners[3:]] * 2)])
+    assert len(read_coco(path, image_dir=tmp_path).records[0].boxes) == 6
+
+
+def test_boxes_that_cvat_has_turned(tmp_path):
+    boxes = {(10, 10, 20, 10): 90.0, (10, 10, 10, 10): 45, (0, 10, 40, 10): 90, (1, 2, 3, 4): 0.0}
+    entries = [
+        annotation(i, bbox=box, attributes={"occluded": False, "rotation": rotation})
+        for i, (box, rotation) in enumerate(boxes.items())
+    ]
+    (record,) = read_coco(write_coco(tmp_path, entries), image_dir=tmp_path).records
+    expected = [[15, 5, 24, 24], [7.929, 7.929, 21.071, 21.071], [15, 0, 24, 34], [1, 2, 3, 5]]
+    np.testing.assert_allclose(record.boxes, expected, atol=1e-3)
+    for angle in ("a little", float("inf"), float("nan"), 10**400):
+        path = write_coco(tmp_path, [annotation(attributes={"rotation": angle})])
+        with pytest.raises(InputError, match=r"annotation 1: rotation must be a number, got "):
+            read_coco(path, image_dir=tmp_path)
+
+
+def test_what_is_to_be_ignored_is_difficult(tmp_path):
+    entries = [annotation(1, ignore=1), annotation(2, ignore=0), annotation(3), annotation(4, ignore=1, bbox="1")]
+    entries[3]["bbox"] = [str(value) for value in entries[0]["bbox"]]  # read one by one
+    for some in (entries[:3], entries):
+        (record,) = read_coco(write_coco(tmp_path, some), image_dir=tmp_path).records
+        assert list(record.difficult) == [True, False, False, True][: len(some)]
+
+
+def test_names_as_addresses_and_files_of_other_tasks(tmp_path):
+    path = write_coco(tmp_path, [annotation()])
+    content = json.loads(path.read_text())
+    content["images"][0]["coco_url"] = f"http://images.cocodataset.org/train/{content['images'][0].pop('file_name')}"
+    path.write_text(json.dumps(content))
+    assert len(read_coco(path, image_dir=tmp_path).records[0].boxes) == 1
+    path.write_text(json.dumps({**content, "annotations": [{"image_id": 7, "segments_info": []}]}))
+    with pytest.raises(InputError, match="a panoptic file, whose segments are masks; expected an instances file"):
+        read_coco(path, image_dir=tmp_path)
+    del content["categories"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="it has images, but no categories, which name the classes"):
+        read_coco(path, image_dir=tmp_path)
+
+
 def test_category_ids_may_be_text(tmp_path):
     categories = [{"id": "10", "name": "cat"}, {"id": "9", "name": "dog"}]  # 9 is before 10
     path = write_coco(tmp_path, [annotation(category_id=10)], categories=categories)

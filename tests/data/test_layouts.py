@@ -15,6 +15,7 @@ from frcnn_jax import read_dataset
 from frcnn_jax.data.layouts.auto import LAYOUTS, divide, open_dataset
 from frcnn_jax.data.problems import CorrectedError
 from frcnn_jax.data.readers import read_split
+from frcnn_jax.data.voc import read_xml_folder
 from frcnn_jax.errors import InputError
 
 WIDTH, HEIGHT = 50, 40
@@ -235,6 +236,116 @@ def write_vott(root):
     text(root / "pets-export.json", json.dumps(vott()))
 
 
+def via(names):
+    """VIA's JSON: a rectangle, or a polygon."""
+
+    def region(i, kind, x, y, x2, y2):
+        rect = {"name": "rect", "x": x, "y": y, "width": x2 + 1 - x, "height": y2 + 1 - y}
+        xs, ys = [x, x2 + 1, x2 + 1], [y, y, y2 + 1]
+        polygon = {"name": "polygon", "all_points_x": xs, "all_points_y": ys}
+        return {"shape_attributes": polygon if i else rect, "region_attributes": {"kind": kind}}
+
+    return {
+        f"{name}.jpg1234": {
+            "filename": f"{name}.jpg",
+            "size": 1234,
+            "regions": [region(i, kind, *box) for i, (kind, box) in enumerate(OBJECTS[name])],
+            "file_attributes": {},
+        }
+        for name in names
+    }
+
+
+def write_via(root):
+    for split, names in SPLITS.items():
+        pictures(root / split, names)
+        regions = via(names)
+        for image in regions.values():  # as VIA 1
+            image["regions"] = {str(i): region for i, region in enumerate(image["regions"])}
+        text(root / split / "via_region_data.json", json.dumps(regions))
+
+
+def write_via_project(root):
+    pictures(root / "images", "abc")
+    content = {"_via_settings": {}, "_via_img_metadata": via("abc"), "_via_attributes": {}}
+    text(root / "via_project.json", json.dumps(content))
+
+
+def label_studio(names, is_short=False, **changes):
+    def region(kind, x, y, x2, y2):
+        value = {"x": x / WIDTH, "y": y / HEIGHT, "width": (x2 + 1 - x) / WIDTH, "height": (y2 + 1 - y) / HEIGHT}
+        value = {**{key: 100 * v for key, v in value.items()}, "rotation": 0, "rectanglelabels": [kind], **changes}
+        size = {"original_width": WIDTH, "original_height": HEIGHT}
+        return (
+            {**size, **value} if is_short else {**size, "image_rotation": 0, "value": value, "type": "rectanglelabels"}
+        )
+
+    tasks = []
+    for name in names:
+        image, regions = f"/data/upload/1/0f3c9a1e-{name}.jpg", [region(kind, *box) for kind, box in OBJECTS[name]]
+        others = [{"value": {"choices": ["day"]}, "type": "choices"}, {"type": "relation", "labels": ["part"]}]
+        whole = {"annotations": [{"was_cancelled": False, "result": regions + others}], "data": {"image": image}}
+        tasks.append({"image": image, "label": regions, "annotator": 1} if is_short else whole)
+    return tasks
+
+
+def write_label_studio(root):
+    pictures(root / "images", "abc")  # as they were called before their upload
+    text(root / "project-1-at-2024.json", json.dumps(label_studio("abc")))
+
+
+def write_label_studio_min(root):
+    pictures(root / "images", "abc")
+    text(root / "project-1-at-2024.json", json.dumps(label_studio("abc", is_short=True)))
+
+
+def write_createml(root):
+    def annotated(name):
+        rows = [
+            {
+                "label": kind,
+                "coordinates": {
+                    "x": (x + x2 + 1) / 2,
+                    "y": (y + y2 + 1) / 2,
+                    "width": x2 + 1 - x,
+                    "height": y2 + 1 - y,
+                },
+            }
+            for kind, (x, y, x2, y2) in OBJECTS[name]
+        ]
+        return {"image": f"{name}.jpg", "annotations": rows}
+
+    for split, names in (("train", "ab"), ("valid", "c")):
+        pictures(root / split, names)
+        text(root / split / "_annotations.createml.json", json.dumps([annotated(name) for name in names]))
+
+
+def write_supervisely(root):
+    text(root / "meta.json", json.dumps({"classes": [{"title": "cat", "shape": "rectangle"}], "tags": []}))
+    for split, names in SPLITS.items():
+        pictures(root / split / "img", names)
+        for name in names:
+            objects = [
+                {
+                    "classTitle": kind,
+                    "geometryType": "rectangle",
+                    "points": {"exterior": [box[:2], box[2:]], "interior": []},
+                }
+                for kind, box in OBJECTS[name]
+            ]
+            content = {"description": "", "size": {"height": HEIGHT, "width": WIDTH}, "objects": objects}
+            text(root / split / "ann" / f"{name}.jpg.json", json.dumps(content))
+
+
+def write_kitti(root):
+    for split, names in (("training", "ab"), ("val", "c")):
+        pictures(root / split / "image_2", names)
+        for name in names:
+            boxes = [*OBJECTS[name], ("DontCare", (1, 1, 4, 4))]
+            lines = [f"{kind} 0.00 0 1.5 {x}.0 {y}.0 {x2}.0 {y2}.0 1 2 4 1 2 13 1.6" for kind, (x, y, x2, y2) in boxes]
+            text(root / split / "label_2" / f"{name}.txt", "\n".join(lines))
+
+
 def table(names, row, head=""):
     return head + "".join(row(name, kind, *box) for name in names for kind, box in OBJECTS[name])
 
@@ -290,6 +401,13 @@ ALL = {  # by writer, the title and whether it has splits
     write_labelme: ("LabelMe", True),
     write_cvat: ("CVAT for images", False),
     write_vott: ("VoTT", False),
+    write_via: ("VIA", True),
+    write_via_project: ("VIA", False),
+    write_label_studio: ("Label Studio", False),
+    write_label_studio_min: ("Label Studio", False),
+    write_createml: ("CreateML", True),
+    write_supervisely: ("Supervisely", True),
+    write_kitti: ("KITTI", True),
     write_csv_tensorflow: ("CSV, TensorFlow's object detection", True),
     write_csv_corners: ("CSV, corners", True),
     write_csv_retinanet: ("CSV, RetinaNet", True),
@@ -390,6 +508,11 @@ def test_two_layouts_at_once_are_a_choice(tmp_path):
         ),
         (lambda root: text(root / "a.json", "[1]"), r"it holds 1 \.json \(a\.json\)"),
         (lambda root: text(root / "pets.zip", "PK"), r"it holds 1 \.zip \(pets\.zip\); unpack pets\.zip"),
+        (
+            lambda root: text(root / "a.tfrecord-00000-of-00001", ""),
+            r"a\.tfrecord-0.* is not read: export COCO, VOC or",
+        ),
+        (lambda root: text(root / "a.csv", "id,box\n1,2\n"), r"the columns of a\.csv are 'id,box', expected such as"),
     ],
 )
 def test_a_folder_of_something_else_says_what_it_holds(tmp_path, write, text):
@@ -552,6 +675,42 @@ def test_small_boxes(tmp_path):
         read_dataset(tmp_path / "xml")
 
 
+def test_turned_boxes_and_outlines_of_cvat(tmp_path):
+    """The outer boxes, within the image."""
+    drawn = [
+        ('<box label="cat" xtl="10" ytl="10" xbr="30" ybr="20" rotation="90"/>', (15, 5, 24, 24)),
+        ('<box label="cat" xtl="10" ytl="10" xbr="20" ybr="20" rotation="45"/>', (7.929, 7.929, 21.071, 21.071)),
+        ('<box label="cat" xtl="0" ytl="10" xbr="40" ybr="20" rotation="90"/>', (15, 0, 24, 34)),
+        ('<ellipse label="cat" cx="20" cy="15" rx="8" ry="5"/>', (12, 10, 27, 19)),
+        ('<ellipse label="cat" cx="20" cy="15" rx="8" ry="5" rotation="90"/>', (15, 7, 24, 22)),
+        ('<mask label="cat" rle="0,12" left="2" top="3" width="4" height="3"/>', (2, 3, 5, 5)),
+    ]
+    pictures(tmp_path, "ab")
+    shapes = "".join(text for text, _ in drawn)
+    images = "".join(f'<image name="{name}.jpg" width="{WIDTH}" height="{HEIGHT}">{shapes}</image>' for name in "ab")
+    text(tmp_path / "job_7.xml", f'<?xml version="1.0"?>\n<annotations>{images}</annotations>', "utf-16")
+    found = read_dataset(tmp_path)
+    assert found["train"].description.startswith("CVAT for images: 2 images, 1 class")
+    np.testing.assert_allclose(found["val"].records[0].boxes, [box for _, box in drawn], atol=1e-3)
+    text(tmp_path / "job_7.xml", f"<annotations>{images}")
+    with pytest.raises(InputError, match=r"job_7\.xml: no element found"):
+        read_dataset(tmp_path)
+
+
+def test_difficult_objects_of_labelme(tmp_path):
+    write_labelme(tmp_path)
+    path = tmp_path / "train/b.json"
+    path.write_text(path.read_text().replace('"label": "dog"', '"difficult": true, "label": "dog"'))
+    found = read_dataset(tmp_path)["train"]
+    assert [list(record.difficult) for record in found.records] == [[False], [True, False]]
+
+
+def test_images_within_the_json_of_labelme(tmp_path):
+    text(tmp_path / "a.json", labelme("a", imageData="/9j/"))
+    with pytest.raises(InputError, match=r"the images are only within the JSON \(imageData\); write them beside it"):
+        read_dataset(tmp_path)
+
+
 def test_circles_of_labelme(tmp_path):
     write_labelme(tmp_path)
     circle = {"label": "cat", "points": [[20, 20], [23, 24]], "shape_type": "circle"}
@@ -572,7 +731,7 @@ def test_category_0_is_a_class_if_it_is_used_or_not_by_roboflow(tmp_path):
 
 def test_masks_are_no_images(tmp_path):
     write_voc(tmp_path)
-    for folder in ("SegmentationClass", "SegmentationObject"):
+    for folder in ("SegmentationClass", "SegmentationObject", "SegmentationClassPNG", "masks"):
         for name in "abc":
             picture(tmp_path / "VOC2007" / folder / f"{name}.png")
     assert objects_of(read_dataset(tmp_path)["train"]) == expected("ab")
@@ -580,6 +739,12 @@ def test_masks_are_no_images(tmp_path):
         path.unlink()
     found = read_dataset(tmp_path)
     assert objects_of(found["train"]) | objects_of(found["val"]) == expected("abc")
+
+
+def test_pictures_of_masks_are_images(tmp_path):
+    pictures(tmp_path / "masks", "a")
+    text(tmp_path / "masks/a.xml", voc_xml(OBJECTS["a"]))
+    assert objects_of(read_dataset(tmp_path)["train"]) == expected("a")
 
 
 def test_several_devkits_are_a_choice(tmp_path):
@@ -613,6 +778,111 @@ def test_the_same_name_in_two_folders(tmp_path):
     picture(tmp_path / "JPEGImages/monday/1.png")
     with pytest.raises(InputError, match=r"monday/1\.xml: does it annotate .*monday/1\.jpg or .*monday/1\.png"):
         read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [("{}/Images", "{}/Labels"), ("{}/images", "{}/annotations"), ("images/{}", "labels"), ("img/{}", "txt/{}")],
+)
+def test_labels_of_yolo_wherever_they_lie(tmp_path, images, labels):
+    for split, names in SPLITS.items():
+        pictures(tmp_path / images.format(split), names)
+        for name in names:
+            text(tmp_path / labels.format(split) / f"{name}.txt", yolo(OBJECTS[name]))
+    places = "".join(f"{split}: {images.format(split)}\n" for split in SPLITS)
+    text(tmp_path / "data.yaml", f"{places}names: {{'0': cat, '1': dog}}\n")
+    found = read_dataset(tmp_path)
+    assert {split: objects_of(dataset) for split, dataset in found.items()} == {
+        split: expected(names) for split, names in SPLITS.items()
+    }
+    picture(tmp_path / images.format("val") / "a.jpg")
+    if labels == "labels":
+        with pytest.raises(InputError, match=r"a\.txt: are these the labels of images/train/a\.jpg or images/val/a"):
+            read_dataset(tmp_path)
+    else:  # without objects: the labels are those of the other split's
+        assert objects_of(read_dataset(tmp_path)["val"])["a.jpg"] == []
+
+
+def test_no_labels_of_yolo_at_all(tmp_path):
+    write_yolo(tmp_path)
+    for path in tmp_path.glob("labels/*/*.txt"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"no image has YOLO labels, such as labels/train/a\.txt"):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("more", "shape"),
+    [(" 0.93", ""), (" 0.1 0.2 2 0.9 0.9 1", "kpt_shape: [2, 3]"), (" 0.1 0.2 0.9 0.9", "kpt_shape: [2, 2]")],
+)
+def test_boxes_of_yolo_with_a_confidence_or_keypoints(tmp_path, more, shape):
+    write_yolo(tmp_path)
+    text(tmp_path / "data.yaml", f"train: images/train\nval: images/val\nnames: [cat, dog]\n{shape}\n")
+    for path in tmp_path.glob("labels/*/*.txt"):
+        path.write_text("".join(f"{line}{more}\n" for line in path.read_text().splitlines()))
+    assert objects_of(read_dataset(tmp_path)["train"]) == expected("ab")
+
+
+def test_several_lists_of_class_names(tmp_path):
+    """labelImg writes one per folder, in the order in which classes were used."""
+    for split, names in SPLITS.items():
+        pictures(tmp_path / split, names)
+        for name in names:
+            text(tmp_path / split / f"{name}.txt", yolo(OBJECTS[name]))
+        text(tmp_path / split / "classes.txt", {"train": "cat\ndog\n", "val": "cat\n"}[split])
+    assert read_dataset(tmp_path)["val"].class_names == ("cat", "dog")
+    text(tmp_path / "val/classes.txt", "dog\ncat\n")
+    said = r"val/classes\.txt: its classes are dog, cat, those of train/classes\.txt cat, dog; remove one"
+    with pytest.raises(InputError, match=said):
+        read_dataset(tmp_path)
+    for split in SPLITS:  # as Roboflow calls it
+        (tmp_path / split / "classes.txt").unlink()
+        text(tmp_path / split / "_darknet.labels", "cat\ndog\n")
+    assert objects_of(read_dataset(tmp_path)["val"]) == expected("c")
+
+
+def test_lists_of_darknet_are_splits(tmp_path):
+    pictures(tmp_path / "obj_train_data", "abc")
+    for name in "abc":
+        text(tmp_path / f"obj_train_data/{name}.txt", yolo(OBJECTS[name]))
+    for split, names in (("train", "ab"), ("valid", "c")):
+        text(tmp_path / f"{split}.txt", "".join(f"data/obj_train_data/{name}.jpg\n" for name in names))
+    text(tmp_path / "obj.names", "cat\ndog\n")
+    found = read_dataset(tmp_path)
+    assert found["val"].description == "YOLO: 2 splits, 3 images, 2 classes"
+    assert objects_of(found["val"]) == expected("c")
+
+
+def test_boxes_that_count_from_0(tmp_path):
+    """They do if some begin at 0 and none ends at the width or height, in all splits alike."""
+    boxes = {"train/a": (0, 5, 20, 30), "train/b": (10, 0, 49, 39), "val/c": (3, 4, 20, 30)}
+
+    def read(changes, folder):
+        for path, box in {**boxes, **changes}.items():
+            picture(folder / f"{path}.jpg")
+            text(folder / f"{path}.xml", voc_xml([("cat", [value - 1 for value in box])]))
+        problems = []
+        found = read_dataset(folder, on_problem=problems.append)
+        rows = [list(row[1:]) for d in found.values() for own in objects_of(d).values() for row in own]
+        return rows, [(problem.kind, str(problem)) for problem in problems]
+
+    said = "some begin at 0, and none ends at the width or height of its image"
+    kind = "data sets whose boxes are read as 0-based"
+    assert read({}, tmp_path / "0") == (
+        [list(box) for box in boxes.values()],
+        [(kind, f"{tmp_path / '0'}: {said}")] * 2,
+    )
+    shifted = [[0, 4, 19, 29], [9, 0, 48, 38], [2, 3, 19, 29]]
+    rows, problems = read({"val/c": (3, 4, 50, 30)}, tmp_path / "1")
+    assert rows == [*shifted[:2], [2, 3, 49, 29]]
+    assert [kind for kind, _ in problems] == ["boxes clipped"] * 2
+    rows, problems = read({"train/a": (1, 5, 20, 30), "train/b": (10, 1, 49, 39)}, tmp_path / "2")
+    assert (rows, problems) == ([[0, 4, 19, 29], [9, 0, 48, 38], shifted[2]], [])
+    path = tmp_path / "0/val/c.xml"
+    text(path, path.read_text().replace("<width>50</width>", ""))  # its box may end there
+    assert objects_of(read_dataset(tmp_path / "0")["val"])["c.jpg"] == [("cat", *shifted[2])]
+    (only,) = read_xml_folder(tmp_path / "0/train", on_problem=lambda problem: None).records[:1]
+    assert only.boxes.tolist() == [[0, 5, 20, 30]]
 
 
 def test_boxes_over_the_border_and_sizes_are_corrected_and_counted(tmp_path):
@@ -678,7 +948,6 @@ def test_boxes_over_the_border_and_sizes_are_corrected_and_counted(tmp_path):
             r"image 'c\.jpg': box 0: box .*left < right",
         ),
         (write_cvat, "annotations.xml", lambda t: t.replace("a.jpg", "z.jpg"), r"annotations\.xml: no image 'z\.jpg'"),
-        (write_cvat, "annotations.xml", lambda t: t.replace("<box ", '<box rotation="9" ', 1), "rotated by 9 degrees"),
         (
             write_cvat,
             "annotations.xml",
@@ -698,13 +967,67 @@ def test_boxes_over_the_border_and_sizes_are_corrected_and_counted(tmp_path):
             lambda t: t.replace("30.0", "3.0"),
             r"labels\.csv:2: box .*left < right",
         ),
+        (
+            write_via,
+            "train/via_region_data.json",
+            lambda t: t.replace('"rect"', '"point"', 1),
+            r"image 'a\.jpg': object 0: a point has no box",
+        ),
+        (
+            write_via,
+            "train/via_region_data.json",
+            lambda t: t.replace('"shape_attributes"', '"shape"', 1),
+            r"object 0: not an object of VIA \(KeyError: 'shape_attributes'\)",
+        ),
+        (
+            write_via_project,
+            "via_project.json",
+            lambda t: t.replace("filename", "name"),
+            r"not a file of VIA \(KeyError",
+        ),
+        (
+            write_label_studio,
+            "project-1-at-2024.json",
+            lambda t: t.replace('"image_rotation": 0', '"image_rotation": 90', 1),
+            r"object 0: an image turned by 90 degrees; expected it as it is stored",
+        ),
+        (
+            write_label_studio_min,
+            "project-1-at-2024.json",
+            lambda t: t.replace('"width"', '"w"', 1),
+            r"object 0: 'cat' has no box; expected rectangles",
+        ),
+        (
+            write_label_studio,
+            "project-1-at-2024.json",
+            lambda t: t.replace(".jpg", ".mp4"),
+            r"not a file of Label Studio \(ValueError: no image among image\)",
+        ),
+        (
+            write_createml,
+            "train/_annotations.createml.json",
+            lambda t: t.replace('"width": 20', '"width": "a"'),
+            "object 0: coordinates: expected numbers, got 20.0, 15.0, a, 20",
+        ),
+        (
+            write_supervisely,
+            "train/ann/a.jpg.json",
+            lambda t: t.replace('"rectangle"', '"bitmap"'),
+            r"a\.jpg\.json: image 'a\.jpg': object 0: a bitmap has no box",
+        ),
+        (
+            write_kitti,
+            "training/label_2/a.txt",
+            lambda t: t.partition("1 2 4")[0],
+            r"a\.txt:1: expected 15 or 16 columns",
+        ),
         (write_csv_corners, "train/labels.csv", lambda t: t.replace("30.0", "x"), r"labels\.csv:2: .*expected numbers"),
         (write_csv_tensorflow, "data/train_labels.csv", lambda t: t.replace("30", "3"), r":2: box .*xmin <= xmax"),
         (
             write_csv_corners,
             "train/labels.csv",
-            lambda t: "image,xmin,ymin,xmax,ymax,label\na.jpg,0.1,0.1,0.5,0.5,cat\n",
-            "expected pixels, got fractions",
+            lambda t: t + "a.jpg;0.1;0.1;0.5;0.5;cat\n",
+            r"labels\.csv:5: box of 'cat' \(0\.1, .*\): expected pixels, got fractions",
         ),
         (
             write_roboflow,
@@ -715,6 +1038,12 @@ def test_boxes_over_the_border_and_sizes_are_corrected_and_counted(tmp_path):
         (write_coco_cvat, "more.json", lambda t: coco("a"), "which file is the split 'all', .* or more.json"),
         (write_roboflow, "train/_annotations.coco.json", lambda t: t[:-9], "not a JSON file"),
         (write_xml, "train/b.XML", lambda t: t.replace("<annotation>", "<annotation"), r"b\.XML"),
+        (
+            write_xml,
+            "train/a.XML",
+            lambda t: t.replace("bndbox", "polygon"),
+            r"a\.XML: the object 'cat' has no bndbox; it has name, polygon",
+        ),
         (write_xml, "train/z.xml", lambda t: voc_xml([]), r"z\.xml: no image z\.\*"),
         (
             write_xml,
@@ -761,12 +1090,108 @@ def test_images_without_objects(tmp_path):
         assert found == {**expected("ab"), "d.jpg": [], "e.jpg": []}
 
 
+@pytest.mark.parametrize(
+    ("title", "head", "row"),
+    [
+        ("corners", "Location , X1, Y1, X2, Y2, class_name", "{n}.jpg, {x}, {y}, {r}, {b}, {k}"),
+        ("corners", "img_file\tLabel\txmin\tymin\txmax\tymax", "{n}.jpg\t{k}\t{x}\t{y}\t{r}\t{b}"),
+        ("corners", "image;xmin;ymin;xmax;ymax;label", "{n}.jpg;{x},0;{y},0;{r},0;{b},0;{k}"),
+        ("corners", "image,xmin,ymin,xmax,ymax,label", "{n}.jpg,{fx},{fy},{fr},{fb},{k}"),
+        ("TensorFlow's object detection", "filename,class,xmin,ymin,xmax,ymax", "{n}.jpg,{k},{fx},{fy},{fr},{fb}"),
+        ("x, y, width, height", "filename,x,y,width,height,label", "{n}.jpg,{x},{y},{w},{h},{k}"),
+        (
+            "x, y, width, height",
+            "label_name,bbox_x,bbox_y,bbox_width,bbox_height,image_name,image_width,image_height",
+            "{k},{x},{y},{w},{h},{n}.jpg,50,40",
+        ),
+        ("centres", "image,label,x_center,y_center,width,height", "{n}.jpg,{k},{cx},{cy},{w},{h}"),
+        ("SKU-110K", "", "{n}.jpg,{x},{y},{r},{b},{k},50,40"),
+        ("x, y, width, height", "", "{k},{x},{y},{w},{h},{n}.jpg,50,40"),
+    ],
+)
+def test_tables_of_many_kinds(tmp_path, title, head, row):
+    def line(n, k, x, y, x2, y2):
+        r, b = x2 + 1, y2 + 1
+        fractions = {"fx": x / WIDTH, "fy": y / HEIGHT, "fr": r / WIDTH, "fb": b / HEIGHT}
+        sides = {"w": r - x, "h": b - y, "cx": (x + r) / 2, "cy": (y + b) / 2}
+        return row.format(n=n, k=k, x=x, y=y, r=r, b=b, **fractions, **sides) + "\n"
+
+    for split, names in SPLITS.items():
+        pictures(tmp_path / split, names)
+        text(tmp_path / f"{split}.{'tsv' if chr(9) in head else 'csv'}", table(names, line, head and f"{head}\n"))
+    found = read_dataset(tmp_path)
+    assert found["train"].description == f"CSV, {title}: 2 splits, 3 images, 2 classes"
+    assert {split: objects_of(dataset) for split, dataset in found.items()} == {
+        split: expected(names) for split, names in SPLITS.items()
+    }
+
+
+def test_fractions_of_what_is_not_said(tmp_path):
+    pictures(tmp_path, "a")
+    text(tmp_path / "a.csv", "image,x,y,width,height,label\na.jpg,0.5,0.5,0.2,0.2,cat\n")
+    with pytest.raises(InputError, match=r"a\.csv:2: .*: expected pixels; fractions may be of the left and top edges"):
+        read_dataset(tmp_path)
+
+
 def test_images_without_a_row_are_counted(tmp_path):
     write_csv_corners(tmp_path)
     picture(tmp_path / "train/d.jpg")
     problems = []
     assert objects_of(read_dataset(tmp_path, on_problem=problems.append)["train"]) == expected("ab")
     assert [(p.kind, str(p)) for p in problems] == [("images without a row left out", str(tmp_path / "train/d.jpg"))]
+
+
+def test_outlines_and_choices_of_label_studio(tmp_path):
+    drawn = [
+        ({"x": 40, "y": 25, "width": 40, "height": 25, "rotation": 90}, (10, 10, 19, 29)),
+        ({"x": 98, "y": 25, "width": 40, "height": 25, "rotation": 180}, (29, 0, 48, 9)),
+        ({"x": 40, "y": 50, "radiusX": 20, "radiusY": 25}, (10, 10, 29, 29)),
+        ({"points": [[20, 25], [60, 25], [40, 75]]}, (10, 10, 29, 29)),
+    ]
+    (task,) = label_studio("a")
+    regions = [
+        {"original_width": WIDTH, "original_height": HEIGHT, "value": {**value, "polygonlabels": ["cat"]}}
+        for value, _ in drawn
+    ]
+    other = {"was_cancelled": False, "result": task["annotations"][0]["result"]}
+    task["data"] = {"text": "a cat", "image": "/data/local-files/?d=0f3c9a1e-a.jpg"}
+    task["annotations"] = [other, {"ground_truth": True, "result": regions}, other, {**other, "was_cancelled": True}]
+    skipped = {"annotations": [{"was_cancelled": True, "result": []}], "data": {"image": "s3://cats/b.jpg?key=1.2"}}
+    for name in ("0f3c9a1e-a", "b"):
+        picture(tmp_path / f"{name}.jpg")
+    text(tmp_path / "project.json", json.dumps([task, skipped]))
+    (record,) = read_dataset(tmp_path)["train"].records
+    np.testing.assert_allclose(record.boxes, [box for _, box in drawn], atol=1e-3)
+    task["annotations"][1]["ground_truth"] = False
+    skipped["annotations"][0]["was_cancelled"] = False
+    text(tmp_path / "project.json", json.dumps([task, skipped]))
+    found = {name: rows for dataset in read_dataset(tmp_path).values() for name, rows in objects_of(dataset).items()}
+    assert found == {"0f3c9a1e-a.jpg": expected("a")["a.jpg"], "b.jpg": []}
+
+
+def test_shapes_and_attributes_of_via(tmp_path):
+    drawn = [
+        ({"name": "circle", "cx": 20, "cy": 20, "r": 5}, (15, 15, 24, 24)),
+        ({"name": "ellipse", "cx": 20, "cy": 20, "rx": 8, "ry": 5}, (12, 15, 27, 24)),
+        ({"name": "rect", "x": 2, "y": 3, "width": 4, "height": 5}, (2, 3, 5, 7)),
+    ]
+    pictures(tmp_path, "a")
+
+    def labels(*attributes):
+        regions = [{"shape_attributes": s, "region_attributes": a} for (s, _), a in zip(drawn, attributes, strict=True)]
+        content = {"a.jpg1": {"filename": "a.jpg", "regions": regions, "file_attributes": {}}}
+        text(tmp_path / "via.json", json.dumps(content))
+        (record,) = (dataset := read_dataset(tmp_path)["train"]).records
+        np.testing.assert_array_equal(record.boxes, [box for _, box in drawn])
+        return [dataset.class_names[label - 1] for label in record.labels]
+
+    assert labels({}, {}, {}) == ["object"] * 3
+    kinds = {"Class": "cat", "colour": "black"}, {"kind": " dog "}, {"animal": {"cat": True, "dog": False}}
+    assert labels(*kinds) == ["cat", "dog", "cat"]
+    with pytest.raises(
+        InputError, match=r"image 'a\.jpg': object 0: expected a class in one of name, class, .*'age': 3"
+    ):
+        labels({"age": 3, "colour": "black"}, {}, {})
 
 
 def test_crowds_are_no_objects_to_train_on(tmp_path):
@@ -785,6 +1210,14 @@ def test_open_images_groups_are_crowds(tmp_path):
     found = read_dataset(tmp_path)
     assert found["train"].has_crowds
     assert [list(record.difficult) for record in found["train"].records] == [[True], [False, False]]
+
+
+def test_names_of_open_images_with_a_header(tmp_path):
+    write_csv_open_images(tmp_path)
+    for path in tmp_path.glob("*-annotations-bbox.csv"):
+        path.write_text(path.read_text().replace("/m/dog", "/g/dog"))
+    text(tmp_path / "class-descriptions-boxable.csv", "LabelName,DisplayName\n/m/cat,cat\n/g/dog,dog\n")
+    assert objects_of(read_dataset(tmp_path)["train"]) == expected("ab")
 
 
 def test_classes_of_all_splits_are_those_of_each(tmp_path):
@@ -851,13 +1284,15 @@ def test_labels_elsewhere_are_those_of_one_image_alone(tmp_path):
     text(tmp_path / "runs/labels/b.txt", yolo(OBJECTS["a"]))  # a prediction, not what YOLO reads
     assert objects_of(read_dataset(tmp_path)["train"])["b.jpg"] == []
     (tmp_path / "labels").rename(tmp_path / "first")
-    text(tmp_path / "second/c.txt", yolo(OBJECTS["c"]))
-    with pytest.raises(InputError, match=r"first/val/c\.txt and second/c\.txt have labels of the same image; move one"):
+    text(tmp_path / "second/val/c.txt", yolo(OBJECTS["c"]))
+    with pytest.raises(
+        InputError, match=r"first/val/c\.txt and second/val/c\.txt have labels of images/val/c\.jpg; move"
+    ):
         read_dataset(tmp_path)
-    (tmp_path / "second/c.txt").unlink()
+    (tmp_path / "second/val/c.txt").unlink()
     picture(tmp_path / "images/train/c.jpg")
     (tmp_path / "first/val/c.txt").rename(tmp_path / "first/c.txt")
-    with pytest.raises(InputError, match=r"c\.txt: does it annotate images/train/c\.jpg or images/val/c\.jpg\?"):
+    with pytest.raises(InputError, match=r"first/c\.txt: are these the labels of images/train/c\.jpg or images/val"):
         read_dataset(tmp_path)
 
 
@@ -884,7 +1319,7 @@ def test_a_list_of_class_names_in_each_folder(tmp_path):
     assert objects_of(read_dataset(tmp_path)["train"]) == expected("ab")
     text(tmp_path / "val/_darknet.labels", "dog\ncat\n")
     with pytest.raises(
-        InputError, match=r"train/_darknet\.labels and val/_darknet\.labels list different classes; move"
+        InputError, match=r"its classes are dog, cat, those of train/_darknet\.labels cat, dog; remove one"
     ):
         read_dataset(tmp_path)
 
@@ -892,10 +1327,33 @@ def test_a_list_of_class_names_in_each_folder(tmp_path):
 def test_names_of_coco_are_found_in_any_folder(tmp_path):
     pictures(tmp_path / "images/monday", "a")
     pictures(tmp_path / "images/tuesday", "bc")
-    for prefix in ("", "/home/ann/", "C:\\pets\\", "images/"):
-        text(tmp_path / "coco.json", coco("abc", prefix))
+    for prefix, end in (
+        *((prefix, "") for prefix in ("", "/home/ann/", "C:\\pets\\", "images/", "/data/local-files/?d=pets%5C")),
+        ("https://pets.s3.amazonaws.com/", "?Signature=1/2"),
+    ):
+        text(tmp_path / "coco.json", coco("abc", prefix).replace(".jpg", f".jpg{end}"))
         found = read_dataset(tmp_path)
         assert objects_of(found["train"]) | objects_of(found["val"]) == expected("abc")
+
+
+def test_keypoints_of_coco_where_there_are_no_instances(tmp_path):
+    write_coco(tmp_path)
+    for split in SPLITS:
+        path = tmp_path / f"annotations/instances_{split}2017.json"
+        text(path.with_name(f"person_keypoints_{split}2017.json"), path.read_text(), "utf-16")
+        path.unlink()
+    assert objects_of(read_dataset(tmp_path)["val"]) == expected("c")
+
+
+def test_words_of_other_layouts_within_coco(tmp_path):
+    write_coco(tmp_path)
+    more = {"original_width": 100, "coordinates": {"lat": 1.5}, "objects": [1], "size": {"height": 3}}
+    for path in tmp_path.glob("annotations/instances_*.json"):
+        content = json.loads(path.read_text())
+        content["images"][0] |= more
+        text(path, json.dumps(content))
+        text(tmp_path / "geo.json", json.dumps(more))
+    assert objects_of(read_dataset(tmp_path)["train"]) == expected("ab")
 
 
 def test_the_same_names_in_the_splits_of_coco(tmp_path):
@@ -935,6 +1393,63 @@ def test_names_that_differ_by_case_alone(tmp_path):
     picture(tmp_path / "B.JPG")
     found = [record.load.path for dataset in read_dataset(tmp_path).values() for record in dataset.records]
     assert sorted(Path(path).name for path in found) == ["A.jpg", "B.JPG", "a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "is_split"),
+    [
+        ("train_images", "val_images", True),
+        ("training_set", "validation_set", True),
+        ("Images-Train2017", "Images-Val2017", True),
+        ("train_station", "val_station", False),
+        ("train_test", "images", False),
+    ],
+)
+def test_words_of_folders_that_name_splits(tmp_path, train, val, is_split):
+    for folder, names in ((train, "ab"), (val, "c")):
+        pictures(tmp_path / folder, names)
+        for name in names:
+            text(tmp_path / folder / f"{name}.jpg.xml", voc_xml(OBJECTS[name]))  # with the image's suffix
+    found = read_dataset(tmp_path)
+    assert ("2 splits" in found["val"].description) == is_split
+    assert objects_of(found["train"]) | objects_of(found["val"]) == expected("abc")
+
+
+def test_split_files_with_paths(tmp_path):
+    write_voc(tmp_path)
+    text(tmp_path / "VOC2007/ImageSets/Main/train.txt", "JPEGImages/a.jpg\nVOC2007/JPEGImages/b.jpg 1\n")
+    assert objects_of(read_dataset(tmp_path)["train"]) == expected("ab")
+
+
+def test_files_beside_the_instances_of_coco(tmp_path):
+    write_coco(tmp_path)
+    for split in SPLITS:
+        text(tmp_path / f"annotations/labels_{split}2017.json", json.dumps({"images": [], "categories": []}))
+    assert objects_of(read_dataset(tmp_path)["train"]) == expected("ab")
+
+
+def test_images_in_another_format_than_named(tmp_path):
+    write_cvat(tmp_path)
+    text(tmp_path / "annotations.xml", cvat("abc").replace(".jpg", ".png"))
+    found = read_dataset(tmp_path)
+    assert objects_of(found["train"]) | objects_of(found["val"]) == expected("abc")
+
+
+def test_descriptions_with_scripts_and_numbers_as_text(tmp_path):
+    write_yolo(tmp_path)
+    script = "download: |\n" + "  print('a line of a script')\n" * 99
+    text(tmp_path / "data.yaml", f"{YAML}nc: '2'\nnames: [cat, dog]\n{script}")
+    assert objects_of(read_dataset(tmp_path)["train"]) == expected("ab")
+
+
+def test_splits_in_a_column(tmp_path):
+    pictures(tmp_path, "abc")
+    row = lambda n, k, x, y, x2, y2: f"{n}.jpg,{x},{y},{x2 + 1},{y2 + 1},{k},{'valid' if n == 'c' else 'TRAIN'}\n"  # noqa: E731
+    text(tmp_path / "labels.csv", table("abc", row, "image,xmin,ymin,xmax,ymax,label,split\n"))
+    found = read_dataset(tmp_path)
+    assert {split: objects_of(dataset) for split, dataset in found.items()} == {
+        split: expected(names) for split, names in SPLITS.items()
+    }
 
 
 def test_links_are_followed_once(tmp_path):

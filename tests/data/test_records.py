@@ -68,6 +68,25 @@ def test_coordinates_are_finite(value):
         check_boxes([[0, 0, 9, 9], [0, 0, value, 9]], "rois")
 
 
+def test_boxes_that_cvat_has_turned(tmp_path):
+    rotation = "<attributes><attribute><name>rotation</name><value>{}</value></attribute></attributes></object>"
+    boxes = {(11, 11, 30, 20): 90.0, (11, 11, 20, 20): 45.0, (1, 11, 40, 20): 90.0, (2, 3, 4, 6): 0.0}
+    objects = [voc_object(box=box).replace("</object>", rotation.format(angle)) for box, angle in boxes.items()]
+    (record,) = read_voc(write_voc(tmp_path, objects), split="train").records
+    expected = [[15, 5, 24, 24], [7.929, 7.929, 21.071, 21.071], [15, 0, 24, 34], [1, 2, 3, 5]]
+    np.testing.assert_allclose(record.boxes, expected, atol=1e-3)
+    for angle in ("x", "inf", "nan"):
+        objects = [voc_object().replace("</object>", rotation.format(angle))]
+        with pytest.raises(InputError, match=rf"\.xml: rotation must be a number, got '{angle}'"):
+            read_voc(write_voc(tmp_path, objects), split="train")
+
+
+def test_difficult_in_words(tmp_path):
+    objects = [voc_object(difficult=word) for word in ("True", "1", "0", "false", "")]
+    (record,) = read_voc(write_voc(tmp_path, objects), split="train").records
+    assert list(record.difficult) == [True, True, False, False, False]
+
+
 def test_without_difficult(tmp_path):
     objects = [voc_object(), voc_object("cat", (5, 6, 20, 30), difficult=1), voc_object("cow", (2, 2, 9, 9))]
     dataset = without_difficult(read_voc(write_voc(tmp_path, objects), split="train"))

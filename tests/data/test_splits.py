@@ -7,7 +7,15 @@ from examples import make_dataset
 from PIL import Image
 
 from frcnn_jax.data.records import ImageFile
-from frcnn_jax.data.splits import Shared, content_digest, describe_shared, repeated_images, shared_images
+from frcnn_jax.data.splits import (
+    Shared,
+    content_digest,
+    describe_shared,
+    find_copies,
+    image_sketch,
+    repeated_images,
+    shared_images,
+)
 
 
 def records_of(*paths):
@@ -31,6 +39,22 @@ def test_the_same_image_by_content_and_by_name(tmp_path):
     assert first.startswith("2 of the 5 val images are in the train split too, such as 'val/a'")
     assert second.startswith("1 of the 5 val images have the name of another train image, such as 'val/c'")
     assert describe_shared(Shared([], []), 5) == []
+
+
+def test_copies_in_another_size_and_quality(tmp_path):
+    rng = np.random.default_rng(0)
+    scenes = {name: np.kron(rng.integers(40, 200, (6, 8, 3)), np.ones((20, 20, 1))).astype(np.uint8) for name in "abc"}
+    known = {name: image_sketch(scene) for name, scene in scenes.items()}
+    known["grey"] = image_sketch(np.full((20, 30, 3), 128, np.uint8))
+    assert not known["grey"].any()
+    picture = Image.fromarray(scenes["b"])
+    copies = {"grey": known["grey"]}
+    for name, size, quality in (("small", (80, 61), 90), ("coarse", picture.size, 20)):
+        picture.resize(size).save(tmp_path / f"{name}.jpg", quality=quality)
+        copies[name] = image_sketch(np.asarray(Image.open(tmp_path / f"{name}.jpg")))
+    copies["turned"] = image_sketch(scenes["b"][:, ::-1])
+    assert find_copies(known, copies) == {"small": "b", "coarse": "b"}
+    assert find_copies({}, copies) == find_copies(known, {}) == {}
 
 
 def test_copies_within_a_split(tmp_path):

@@ -15,6 +15,7 @@ from frcnn_jax.errors import InputError
 from frcnn_jax.evaluation.dataset_check import (
     class_remarks,
     class_table,
+    copy_remarks,
     format_table,
     gather_objects,
     recall_by_class,
@@ -245,6 +246,14 @@ def test_images_in_both_splits_are_shown():
     assert same.text.startswith("1 of the 3 val images are in the train split too, such as 'im2'")
     assert [record.image_id for record, _ in alike.examples] == ["im0", "im1"]
     assert shared_remarks(Shared([], []), val) == []
+
+
+def test_copies_in_another_size_are_shown():
+    val = Dataset(("cat",), [make_record(i) for i in range(3)])
+    (remark,) = copy_remarks({"im1": "a", "im2": "b"}, val)
+    assert remark.text.startswith("2 of the 3 val images look like a train image, such as 'im1' like 'a': copies in")
+    assert [record.image_id for record, _ in remark.examples] == ["im1", "im2"]
+    assert copy_remarks({}, val) == []
 
 
 def test_recall_by_class_and_size():

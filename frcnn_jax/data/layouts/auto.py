@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from frcnn_jax.data.layouts.coco import find_coco
-from frcnn_jax.data.layouts.common import Found
+from frcnn_jax.data.layouts.common import Found, read_text
+from frcnn_jax.data.layouts.createml import find_createml
 from frcnn_jax.data.layouts.cvat import find_cvat
+from frcnn_jax.data.layouts.kitti import find_kitti
+from frcnn_jax.data.layouts.label_studio import find_label_studio
 from frcnn_jax.data.layouts.labelme import find_labelme
+from frcnn_jax.data.layouts.supervisely import find_supervisely
 from frcnn_jax.data.layouts.tables import find_csv
+from frcnn_jax.data.layouts.via import find_via
 from frcnn_jax.data.layouts.voc import find_voc
 from frcnn_jax.data.layouts.vott import find_vott
 from frcnn_jax.data.layouts.yolo import find_yolo
@@ -23,6 +28,7 @@ from frcnn_jax.data.problems import CorrectedError, OnProblem, stop
 from frcnn_jax.data.records import Dataset
 from frcnn_jax.errors import InputError
 
+_UNREAD = ("tfrecord", "record", "parquet", "arrow", "mat", "h5", "manifest", "jsonl", "ndjson")
 _ORDER = ("train", "val", "test", "all")
 
 
@@ -40,6 +46,11 @@ LAYOUTS = {
     "labelme": Layout(find_labelme, "LabelMe's JSON per image"),
     "cvat": Layout(find_cvat, "CVAT's annotations.xml"),
     "vott": Layout(find_vott, "VoTT's JSON"),
+    "via": Layout(find_via, "VIA's JSON"),
+    "label_studio": Layout(find_label_studio, "Label Studio's JSON"),
+    "createml": Layout(find_createml, "CreateML's JSON"),
+    "supervisely": Layout(find_supervisely, "Supervisely's JSON per image"),
+    "kitti": Layout(find_kitti, "KITTI's .txt per image"),
     "csv": Layout(find_csv, "CSV with a row per box"),
 }
 
@@ -191,8 +202,7 @@ def _recognise(files: Files, layout: str) -> Found:
         titles = " and ".join(result.title for result in found.values())
         lack = f"{titles} annotations without images" if found else "no annotations found"
         needs = "" if found else f" images and annotations: {', '.join(row.needs for row in rows.values())}"
-        packed = [path for path in files.paths if path.suffix.lower() in ARCHIVES]
-        hint = f"unpack {packed[0]} and pass its folder" if packed else f"expected a folder that holds both{needs}"
+        hint = _advice(files) or f"expected a folder that holds both{needs}"
         raise InputError(f"{files.root}: {lack}; it holds {describe_files(files)}; {hint}")
     (one,) = found.values()
     if "all" in one.splits and len(one.splits) > 1:
@@ -201,6 +211,18 @@ def _recognise(files: Files, layout: str) -> Found:
         what = _count(images, "image") if images else "annotations without images"
         raise InputError(f"{files.root}: {one.title} has {what} outside its splits {others}; move them into one")
     return one
+
+
+def _advice(files: Files) -> str:
+    """Return what to do with files of which none is read, if there is something to say."""
+    if packed := [path for path in files.paths if path.suffix.lower() in ARCHIVES]:
+        return f"unpack {packed[0]} and pass its folder"
+    if unread := [path for path in files.paths if path.name.lower().partition(".")[2].startswith(_UNREAD)]:
+        return f"{unread[0]} is not read: export COCO, VOC or YOLO from the tool that wrote it"
+    if tables := files.ending(".csv", ".tsv"):
+        head = read_text(files.root / tables[0]).partition("\n")[0].strip()[:200]
+        return f"the columns of {tables[0]} are {head!r}, expected such as filename,xmin,ymin,xmax,ymax,class"
+    return ""
 
 
 def divide(image_ids: Sequence[str], seed: int) -> dict[str, list[str]]:

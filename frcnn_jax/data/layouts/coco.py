@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from frcnn_jax.data.coco import coco_id, id_order, read_coco
+from frcnn_jax.data.coco import check_categories, coco_id, id_order, image_name, read_coco
 from frcnn_jax.data.layouts.common import Found, Split
 from frcnn_jax.data.listing import Files, split_of
 from frcnn_jax.data.problems import OnProblem
@@ -24,11 +24,11 @@ _OTHER_TASKS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info
 
 def find_coco(files: Files) -> Found | None:
     """Find COCO instances files; see `common.Found`."""
-    sources = [
-        path
-        for path in files.ending(".json")
-        if not path.name.startswith(_OTHER_TASKS) and has_key(files.root / path, "images", r"\[")
-    ]
+    found = [path for path in files.ending(".json") if has_key(files.root / path, "images", r"\[")]
+    sources = [path for path in found if not path.name.startswith(_OTHER_TASKS)]
+    sources = sources or [path for path in found if path.name.startswith("person_keypoints")]
+    beside = {path.parent for path in sources if path.name.startswith("instances")}
+    sources = [path for path in sources if path.parent not in beside or path.name.startswith("instances")]
     if not sources:
         return None
     by_split: dict[str, Path] = {}
@@ -56,7 +56,7 @@ def has_key(path: Path, key: str, value: str) -> bool:
             ends += b"\n" + file.read()
     except (OSError, InputError):
         return False
-    return bool(re.search(rf'"{key}"\s*:\s*{value}'.encode(), ends))
+    return bool(re.search(rf'"{key}"\s*:\s*{value}'.encode(), ends.replace(b"\0", b"")))  # UTF-16 has zeros
 
 
 class _Contents:
@@ -65,12 +65,13 @@ class _Contents:
     def __init__(self, files: Files, source: Path) -> None:
         self._path = files.root / source
         content = read_json(self._path)
+        check_categories(content, self._path)
         try:
             self.images = list(content["images"])
             self.used = {annotation.get("category_id") for annotation in content.get("annotations", ())}
             categories = [(coco_id(category["id"]), str(category["name"])) for category in content["categories"]]
             self.categories = sorted(categories, key=lambda category: id_order(category[0]))
-            names = [str(image["file_name"]) for image in self.images]
+            names = [str(image_name(image)) for image in self.images]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{self._path}: not a COCO instances file ({type(error).__name__}: {error})") from None
         self._files, self._source = files, source

@@ -30,6 +30,10 @@ def find_labelme(files: Files) -> Found | None:
     if not sources:
         return None
     contents = {path: _content(files.root / path) for path in sources}
+    if not files.images and has_key(files.root / sources[0], "imageData", '"'):
+        raise InputError(
+            f"{files.root}: the images are only within the JSON (imageData); write them beside it as files"
+        )
     pairs = pair_images(files, sources, lambda path: _find_image(files, path, contents[path]))
     splits = {}
     for name in pairs.splits(sources):
@@ -87,6 +91,6 @@ def _read_shape(shape: dict[str, Any], height: int, width: int) -> Shape:
         (x, y), edge = points
         radius = math.dist((x, y), edge)
         points = [(x - radius, y - radius), (x + radius, y + radius)]
-    elif kind not in ("rectangle", "polygon", "mask"):
+    elif kind not in ("rectangle", "polygon", "mask", "rotation"):
         raise InputError(f"a {kind} has no box; expected rectangles, polygons, masks or circles")
-    return Shape(str(shape.get("label", "")).strip(), outer_box(points))
+    return Shape(str(shape.get("label", "")).strip(), outer_box(points), shape.get("difficult") is True)

@@ -1,11 +1,15 @@
 """VOC's XML: a devkit with ImageSets, or one XML per image in whatever folders."""
 
-from functools import partial
+from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 
 from frcnn_jax.data.layouts.common import Found, Split, read_names
-from frcnn_jax.data.listing import Files, pair_images, split_of
-from frcnn_jax.data.voc import classes_in, devkit_images, parse_xml, read_images, read_xml_pairs
+from frcnn_jax.data.listing import Files, Pairs, pair_images, split_of
+from frcnn_jax.data.problems import OnProblem
+from frcnn_jax.data.records import Dataset
+from frcnn_jax.data.voc import Annotated as AnnotatedXML
+from frcnn_jax.data.voc import Survey, devkit_images, parse_xml, read_images, read_xml_pairs, survey
 from frcnn_jax.errors import InputError
 
 
@@ -16,19 +20,30 @@ def find_voc(files: Files) -> Found | None:
         return None
     declared = files.named("labels.txt", "classes.txt")
 
+    @cache
+    def look_through() -> Survey:
+        return survey(files.root / path for path in annotations)
+
     def find_classes() -> list[str]:
-        if declared:
-            return read_names(files.root / declared[0])
-        return classes_in(files.root / path for path in annotations)
+        return read_names(files.root / declared[0]) if declared else look_through().class_names
+
+    def read_devkit(
+        images: Sequence[AnnotatedXML], class_names: Sequence[str], exif: str, on_problem: OnProblem
+    ) -> Dataset:
+        return read_images(files.root, images, class_names, exif, on_problem, first=look_through().first)
+
+    def read_pairs(pairs: Pairs, class_names: Sequence[str], exif: str, on_problem: OnProblem) -> Dataset:
+        return read_xml_pairs(files, pairs, class_names, exif, on_problem, first=look_through().first)
 
     sets = [path for path in files.ending(".txt") if path.parts[-3:-1] == ("ImageSets", "Main")]
-    if splits := _devkit_splits(files.root, sets):
+    if listed := _devkit_splits(files.root, sets):
+        splits = {name: Split(len(images), partial(read_devkit, images)) for name, images in listed.items()}
         return Found("PASCAL VOC", splits, find_classes)
     pairs = pair_images(files, annotations, files.image_of)
     splits = {}
     for name in pairs.splits(annotations):
         own = pairs.of_split(name)
-        splits[name] = Split(len(own.pairs), partial(read_xml_pairs, files, own))
+        splits[name] = Split(len(own.pairs), partial(read_pairs, own))
     return Found("VOC XML", splits, find_classes)
 
 
@@ -40,8 +55,8 @@ def is_xml_of(path: Path, tag: str) -> bool:
         return False
 
 
-def _devkit_splits(root: Path, sets: list[Path]) -> dict[str, Split]:
-    """Return the splits that ImageSets/Main names; train is trainval if there is no train."""
+def _devkit_splits(root: Path, sets: list[Path]) -> dict[str, list[AnnotatedXML]]:
+    """Return the images of the splits that ImageSets/Main names; train is trainval if there is no train."""
     folders = sorted({path.parents[2] for path in sets})
     if len(folders) > 1:
         years = ", ".join(map(str, folders))
@@ -50,9 +65,4 @@ def _devkit_splits(root: Path, sets: list[Path]) -> dict[str, Split]:
     by_name = {split_of(Path(stem), by_name=True): stem for stem in sorted(stems)}
     if any(path.stem == "trainval" for path in sets):
         by_name.setdefault("train", "trainval")
-    return {name: _devkit_split(root / folders[0], stem) for name, stem in by_name.items()}
-
-
-def _devkit_split(root: Path, stem: str) -> Split:
-    images = devkit_images(root, stem)
-    return Split(len(images), partial(read_images, root, images))
+    return {name: devkit_images(root / folders[0], stem) for name, stem in by_name.items()}

@@ -1,10 +1,12 @@
 """YOLO: a text file per image, with lines `class x y width height` in fractions of the image's sides.
 
-Lines of more values are outlines (class x1 y1 x2 y2 ...), whose outer boxes are taken. An image without such a file, or
-with an empty one, has no objects.
+Lines of more values are outlines (class x1 y1 x2 y2 ...), whose outer boxes are taken; or boxes and keypoints, by
+`kpt_shape` of `data.yaml`; or boxes and a confidence. An image without such a file, or with an empty one, has no
+objects.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -26,8 +28,8 @@ from frcnn_jax.data.layouts.common import (
     read_text,
 )
 from frcnn_jax.data.listing import Files, split_of
-from frcnn_jax.data.problems import OnProblem
-from frcnn_jax.data.records import Dataset
+from frcnn_jax.data.problems import OnProblem, ReportTo
+from frcnn_jax.data.records import IMAGE_SUFFIXES, Dataset
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import decoding
 
@@ -36,14 +38,14 @@ LONGEST_VALUE = 1000  # characters
 # files of class names, one per line, those of a row before those of the next
 NAME_LISTS = (
     ("classes.txt", "obj.names"),
-    ("_darknet.labels", "class.txt", "class_names.txt", "label_map.txt", "labels.txt", "names.txt"),
+    ("class.txt", "class_names.txt", "label_map.txt", "labels.txt", "names.txt"),
 )
 _KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 
 
 def find_yolo(files: Files) -> Found | None:
     """Find `data.yaml`, or label files next to a list of class names; see `common.Found`."""
-    labels = _label_files(files)
+    labels, keypoints = _label_files(files), 0
     described = [
         (path, content)
         for path in files.ending(".yaml", ".yml")
@@ -56,16 +58,19 @@ def find_yolo(files: Files) -> Found | None:
         )
     if described:
         path, content = described[0]
-        names = _names(content, files.root / path)
+        names, keypoints = _names(content, files.root / path), _keypoint_values(content)
         images = _described_splits(files, path, content)
     elif labels:
         names = _listed_names(files)
-        images = {}
-        for image in files.images:
-            images.setdefault(split_of(image), []).append(image)
+        images = _listed_splits(files) or _splits_by_folder(files)
     else:
         return None
-    splits = {name: Split(len(own), partial(_read, files, own, names)) for name, own in images.items() if own}
+    texts = _Texts(files)
+    if not any(image in texts.of for own in images.values() for image in own):
+        raise InputError(f"{files.root}: no image has YOLO labels, such as {_label_path(files.images[0])}")
+    splits = {
+        name: Split(len(own), partial(_read, texts, own, names, keypoints)) for name, own in images.items() if own
+    }
 
     def find_classes() -> list[str]:
         if not names:
@@ -82,12 +87,41 @@ def find_yolo(files: Files) -> Found | None:
 def _listed_names(files: Files) -> list[str]:
     """Return the class names of the files that list them, one in each folder perhaps; empty if there is none."""
     first, second = (files.named(*row) for row in NAME_LISTS)
-    lists = first or files.ending(".names") or second
-    found = {path: read_names(files.root / path) for path in lists}
-    for path in lists[1:]:
-        if found[path] != found[lists[0]]:
-            raise InputError(f"{files.root}: {lists[0]} and {path} list different classes; move one elsewhere")
-    return found[lists[0]] if lists else []
+    lists = first or files.ending(".names", ".labels") or second
+    return _common_names(files.root, lists) if lists else []
+
+
+def _common_names(root: Path, lists: Sequence[Path]) -> list[str]:
+    """Return the longest list of class names, with which the others begin: labelImg writes one per folder."""
+    names = {path: read_names(root / path) for path in lists}
+    longest = max(lists, key=lambda path: len(names[path]))
+    for path, own in names.items():
+        if own != names[longest][: len(own)]:
+            first, second = (", ".join(some[:9]) for some in (own, names[longest]))
+            raise InputError(f"{root / path}: its classes are {first}, those of {longest} {second}; remove one list")
+    return names[longest]
+
+
+def _splits_by_folder(files: Files) -> dict[str, list[Path]]:
+    splits: dict[str, list[Path]] = {}
+    for image in files.images:
+        splits.setdefault(split_of(image), []).append(image)
+    return splits
+
+
+def _listed_splits(files: Files) -> dict[str, list[Path]]:
+    """Return the images that Darknet's `train.txt`, `val.txt` and `test.txt` list, if there are such files."""
+    splits = {}
+    for path in files.named("train.txt", "val.txt", "valid.txt", "test.txt"):
+        lines = _lines(files.root / path)
+        if lines and Path(lines[0]).suffix.lower() in IMAGE_SUFFIXES:
+            splits[split_of(path, by_name=True)] = [files.image_named(line, path) for line in lines]
+    return splits
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a text file that are not empty."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def _description(files: Files, path: Path, *, among_labels: bool) -> dict[str, Any] | None:
@@ -107,13 +141,13 @@ def _description(files: Files, path: Path, *, among_labels: bool) -> dict[str, A
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Loader that refuses aliases, which can repeat a list in itself many times, and long values."""
+    """Loader that refuses aliases, which can repeat a list in itself many times, and long values that are no text."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             raise InputError("it has an alias (*), which is not read")
-        if isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST_VALUE:
+        if isinstance(event, yaml.ScalarEvent) and not event.style and len(event.value) > LONGEST_VALUE:
             raise InputError(f"a value of {len(event.value)} characters, expected at most {LONGEST_VALUE}")
         return super().compose_node(parent, index)
 
@@ -121,16 +155,24 @@ class _PlainLoader(yaml.SafeLoader):
 def _names(content: dict[str, Any], path: Path) -> list[str]:
     given, count = content["names"], content.get("nc")
     if isinstance(given, dict):
+        given = {int(key) if str(key).isdecimal() else key: name for key, name in given.items()}
         if sorted(given, key=str) != sorted(range(len(given)), key=str):
             raise InputError(f"{path}: names must have the numbers 0 to {len(given) - 1}, got {list(given)[:9]}")
         given = [given[i] for i in range(len(given))]
     if not isinstance(given, list) or not given:
         raise InputError(f"{path}: names must list the classes, got {given!r}")
-    if count is not None and count != len(given):
+    if count is not None and str(count) != str(len(given)):
         raise InputError(f"{path}: nc is {count}, but names has {len(given)}")
     names = [str(name).strip() for name in given]
     check_names(names, path)
     return names
+
+
+def _keypoint_values(content: dict[str, Any]) -> int:
+    """Return how many values of a label are its keypoints'."""
+    shape = content.get("kpt_shape")
+    known = isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and 0 <= n < 1000 for n in shape)
+    return shape[0] * shape[1] if known else 0  # type: ignore[index]
 
 
 def _described_splits(files: Files, path: Path, content: dict[str, Any]) -> dict[str, list[Path]]:
@@ -149,9 +191,7 @@ def _described_splits(files: Files, path: Path, content: dict[str, Any]) -> dict
                     f"{key!r}" + (", or delete it, and a fifth of train is val" if name == "val" else "")
                 )
             splits.setdefault(name, []).extend(found)
-    if not splits:
-        for image in files.images:
-            splits.setdefault(split_of(image), []).append(image)
+    splits = splits or _splits_by_folder(files)
     return {name: sorted(set(images)) for name, images in splits.items()}
 
 
@@ -166,8 +206,7 @@ def _images_of(files: Files, path: Path, base: str, entry: str) -> list[Path]:
                 continue  # of whichever split
             folder = start / Path(*parts[i:])
             if folder in files.paths:
-                lines = read_text(files.root / folder).splitlines()
-                return [files.image_named(line.strip(), folder) for line in lines if line.strip()]
+                return [files.image_named(line, folder) for line in _lines(files.root / folder)]
             if found := [image for image in files.images if folder in image.parents]:
                 return found
     return []
@@ -188,20 +227,61 @@ def _is_label(path: Path) -> bool:
         return False
 
 
+class _Texts:
+    """The label files of a data set's images: in their usual place or, if none is there, the nearest of an image's stem.
+
+    Attributes:
+        files: The data set's files.
+        paths: Its text files.
+        of: The label file by image, of those that have one.
+        images: The images by label file: several if it is none's usual place, and nearest to all of them.
+    """
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+        self.paths = set(files.ending(".txt"))
+        self.of = {image: label for image in files.images if (label := self._usual(image))}
+        if not self.of:  # else they may be predictions
+            others = defaultdict(list)
+            for path in sorted(self.paths):
+                others[path.stem].append(path)
+            self.of = {i: label for i in files.images if (label := self._nearest(i, others.get(i.stem, ())))}
+        self.images = defaultdict(list)
+        for image, label in self.of.items():
+            self.images[label].append(image)
+
+    def _usual(self, image: Path) -> Path | None:
+        return next((path for path in (_label_path(image), image.with_suffix(".txt")) if path in self.paths), None)
+
+    def _nearest(self, image: Path, found: Sequence[Path]) -> Path | None:
+        found = [path for path in found if split_of(path) in ("all", split_of(image))]
+        found = [path for path in found if _is_label(self.files.root / path)]
+        shared = [len(set(path.parts) & set(image.parts)) for path in found]
+        nearest = [path for path, number in zip(found, shared, strict=True) if number == max(shared)]
+        if len(nearest) > 1:
+            raise InputError(
+                f"{self.files.root}: {nearest[0]} and {nearest[1]} have labels of {image}; move one elsewhere"
+            )
+        return nearest[0] if nearest else None
+
+
 def _read(
-    files: Files,
+    texts: _Texts,
     images: Sequence[Path],
     names: Sequence[str],
+    keypoints: int,
     class_names: Sequence[str],
     exif: str,
     on_problem: OnProblem,
 ) -> Dataset:
-    labels = _labels(files)
-    read = partial(_read_shape, names or class_names)
-    annotated = [_annotated(files.root, image, labels.get(image)) for image in images]
-    for problem in _orphans(files, images, labels):
+    read_shape = partial(_read_shape, names or class_names, keypoints)
+    annotated = []
+    for image in images:
+        with ReportTo(on_problem):
+            annotated.append(_annotated(texts, image))
+    for problem in _orphans(texts, images):
         on_problem(problem)
-    return read_annotated(files.root, annotated, read, class_names, exif, on_problem)
+    return read_annotated(texts.files.root, annotated, read_shape, class_names, exif, on_problem)
 
 
 def _label_path(image: Path) -> Path:
@@ -214,48 +294,37 @@ def _label_path(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _labels(files: Files) -> dict[Path, Path]:
-    """Return the labels of each image that has some: those where YOLO looks, or, if none is there, those of its name.
-
-    Raises:
-        InputError: There are two files of an image's name, or two images of a file's.
-    """
-    texts = set(files.ending(".txt"))
-    expected = ((image, path) for image in files.images for path in (image.with_suffix(".txt"), _label_path(image)))
-    if found := {image: path for image, path in expected if path in texts}:
-        return found
-    for path in _label_files(files):
-        if _is_label(files.root / path) and (other := found.setdefault(files.image_of(path), path)) != path:
-            raise InputError(f"{files.root}: {other} and {path} have labels of the same image; move one elsewhere")
-    return found
-
-
-def _annotated(root: Path, image: Path, label: Path | None) -> Annotated:
+def _annotated(texts: _Texts, image: Path) -> Annotated:
+    root, label = texts.files.root, texts.of.get(image)
     if label is None:
         return Annotated(lambda: image, str(root / image), None, ())
+    if len(images := texts.images[label]) > 1 and label not in (_label_path(image), image.with_suffix(".txt")):
+        raise InputError(f"{root / label}: are these the labels of {images[0]} or {images[1]}? Their names must differ")
     lines = read_text(root / label).splitlines()
     rows = [(f"{root / label}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
     return Annotated(lambda: image, str(root / label), None, rows)
 
 
-def _orphans(files: Files, images: Sequence[Path], labels: Mapping[Path, Path]) -> list[InputError]:
+def _orphans(texts: _Texts, images: Sequence[Path]) -> list[InputError]:
     """Return a problem per file of labels that has no image."""
-    texts = files.ending(".txt")
     folders = {folder for image in images if "labels" in (folder := _label_path(image).parent).parts}
-    folders |= {labels[image].parent for image in images if image in labels} - {image.parent for image in files.images}
-    used = set(labels.values())
+    folders |= {texts.of[image].parent for image in images if image in texts.of}
+    folders -= {image.parent for image in texts.files.images}
+    used = {label for image in texts.files.images for label in (_label_path(image), texts.of.get(image))}
     return [
-        InputError(f"{files.root / path}: no image {path.stem}.*")
-        for path in texts
+        InputError(f"{texts.files.root / path}: no image {path.stem}.*")
+        for path in sorted(texts.paths)
         if path.parent in folders and path not in used and path.name.lower() not in chain(*NAME_LISTS)
     ]
 
 
-def _read_shape(names: Sequence[str], line: str, height: int, width: int) -> Shape:
+def _read_shape(names: Sequence[str], keypoints: int, line: str, height: int, width: int) -> Shape:
     words = line.split()
     kind, *values = numbers(words, "labels")
     if not (kind.is_integer() and 0 <= kind < len(names)):
         raise InputError(f"class {words[0]}: expected 0 to {len(names) - 1}, the numbers of {', '.join(names)}")
+    if len(values) == 5 or (keypoints and len(values) == 4 + keypoints):
+        values = values[:4]
     if any(abs(value) > 2 for value in values):
         raise InputError(f"expected fractions of the image's sides, got {line.strip()[:80]!r}")
     name = names[int(kind)]
