@@ -138,12 +138,17 @@ class HardNegativeSVMs:
         try:
             arrays = read_npz(path)
             classes = range(len(arrays["biases"]))
+            if any(array.dtype.kind not in "iuf" for array in arrays.values()):
+                raise ValueError("expected numbers")
             svms = cls([arrays.pop(f"positives_{k}") for k in classes], seed=seed)
             svms.negatives = [arrays.pop(f"negatives_{k}") for k in classes]
             for name in ("added", "weights", "biases"):
                 if arrays[name].shape != getattr(svms, name).shape:
                     raise ValueError(f"{name} is {arrays[name].shape}")
                 setattr(svms, name, arrays.pop(name))
+            for own in (*svms.positives, *svms.negatives):
+                if own.ndim != 2 or own.shape[1] != svms.weights.shape[1]:
+                    raise ValueError(f"features are {own.shape}")
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise InputError(f"{path}: not a state of SVM training ({error}); remove it to start over") from None
         return svms, arrays
@@ -201,8 +206,8 @@ def train_svms(
 
     num_classes = model.num_classes
     if state.exists():
-        svms, more = HardNegativeSVMs.load(state, seed=seed)
-        scale, start = np.float32(more["scale"]), int(more["images"])
+        shape = num_classes, variables["params"]["head"]["cls_score"]["kernel"].shape[0]
+        svms, scale, start = _resume(state, seed, shape, len(records))
     else:
         some = [records[i] for i in np.random.default_rng(seed).permutation(len(records))[:NORM_IMAGES]]
         norms = [np.linalg.norm(found, axis=1) for _, found in features(some, proposals, "norm of fc7")]
@@ -224,6 +229,25 @@ def train_svms(
     for k in range(num_classes):
         svms.fit(k)
     return write_classifier(variables["params"], svms.weights, svms.biases, scale)
+
+
+def _resume(state: Path, seed: int, shape: tuple[int, int], images: int) -> tuple[HardNegativeSVMs, np.float32, int]:
+    """Return the SVMs of a state, the scale of features and the number of images that negatives were mined in.
+
+    Args:
+        state: The file.
+        seed: Seed of the solver.
+        shape: Number of classes, and of features.
+        images: Most images.
+    """
+    svms, more = HardNegativeSVMs.load(state, seed=seed)
+    scale, mined = (more.get(name, np.zeros(0)) for name in ("scale", "images"))
+    known = (
+        scale.shape == mined.shape == () and np.isfinite(scale) and mined.dtype.kind in "iu" and 0 <= mined <= images
+    )
+    if not known or svms.weights.shape != shape:
+        raise InputError(f"{state}: of another training of SVMs; remove it to start over")
+    return svms, np.float32(scale), int(mined)
 
 
 def write_classifier(
