@@ -4,6 +4,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import warnings
 from unittest import mock
 
 import numpy as np
@@ -493,6 +494,28 @@ def test_many_pixels_in_few_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "SMALL_PIXELS", 1000)
     with pytest.raises(InputError, match=r"a\.webp: 400 x 300 pixels in \d+ bytes, which is not a photograph"):
         load_image(tmp_path / "a.webp")
+
+
+def test_comments_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "MAX_COMMENTS", 3)
+    head, pixels = b"P3\n# a comment\n2 1\n255\n", b"1 2 3\n# another\n250 0 7\n"
+    (tmp_path / "a.ppm").write_bytes(head + pixels + b"# more\n")
+    assert load_image(tmp_path / "a.ppm").tolist() == [[[1, 2, 3], [250, 0, 7]]]
+    (tmp_path / "a.ppm").write_bytes(head + pixels + b"# more\n" * 2)
+    with pytest.raises(InputError, match=r"a\.ppm: 4 comments among its pixels, expected at most 3"):
+        load_image(tmp_path / "a.ppm")
+    (tmp_path / "a.ppm").write_bytes(b"P6\n2 1\n255\n######")
+    assert load_image(tmp_path / "a.ppm").tolist() == [[[35, 35, 35]] * 2]
+
+
+def test_warnings_of_damaged_tags_are_not_shown(tmp_path, recwarn):
+    """Pillow has one for each tag, of which a file can have many thousands."""
+    warnings.simplefilter("always")
+    tags = b"".join(struct.pack("<HHII", 0x9000 + i, 1, 1 << 20, 8) for i in range(9))
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 9) + tags + bytes(4)
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.jpg", exif=exif)
+    assert load_image(tmp_path / "a.jpg").shape == (48, 64, 3)
+    assert not recwarn
 
 
 def test_scans_without_end(tmp_path, monkeypatch):
