@@ -240,9 +240,8 @@ def main() -> None:
         seconds = time.monotonic() - begin
         print(f"{name}: {shown}, {counts.total() / seconds:.0f} files per second", flush=True)
         total += counts
-    print(
-        f"{total.total()} files, seed {args.seed}: {total['read']} read, {total['refused']} refused, {total['fault']} faults"
-    )
+    shown = ", ".join(f"{total[kind]} {kind}" for kind in ("read", "refused", "fault"))
+    print(f"{total.total()} files, seed {args.seed}: {shown}")
     sys.exit(bool(total["fault"]))
 
 

@@ -16,7 +16,7 @@ RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h
 
 
 _LONGEST = 3000  # characters of a message
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # characters that terminals obey
 
 
 class InputError(ValueError):
@@ -24,7 +24,7 @@ class InputError(ValueError):
 
     def __init__(self, text: str):
         """Escape line ends and what terminals obey, as names in a file may hold, and cut the middle of a long text."""
-        text = _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+        text = CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
         super().__init__(text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} .. {text[-_LONGEST // 2 :]}")
 
 
