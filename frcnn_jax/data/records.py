@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 
+from frcnn_jax.data.image_tags import check_exif, check_tags
 from frcnn_jax.data.problems import CorrectedError, OnProblem, ReportTo
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import decoding, open_regular
@@ -156,6 +157,7 @@ def open_image(path: str | Path, data: bytes | None = None) -> Iterator[Image.Im
             raise InputError(f"{path}: no such image") from None
         with file, warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")  # damaged tags make thousands
+            check_tags(file)
             try:
                 image = Image.open(file, formats=formats)
             except UnidentifiedImageError:
@@ -271,7 +273,7 @@ def load_image(
             raise InputError("an animation, expected one image")
         _check_scans(file)
         _check_comments(file)
-        turned = ImageOps.exif_transpose(file) if _is_turned(file, expected_size, exif) else file
+        turned = file.transpose(_TURNS[_orientation(file)]) if _is_turned(file, expected_size, exif) else file
         if turned.mode.startswith("I;16"):
             image = np.repeat((np.asarray(turned) >> 8).astype(np.uint8)[..., None], 3, axis=2)
         else:
@@ -283,8 +285,18 @@ def load_image(
 
 def _orientation(file: Image.Image) -> int:
     """Return the EXIF orientation, 2 to 8; 1 if there is none to apply. Pillow itself turns TIFF."""
-    found = 1 if file.format == "TIFF" else file.getexif().get(ExifTags.Base.Orientation, 1)
+    if file.format == "TIFF":
+        return 1
+    check_exif(file)
+    found = file.getexif().get(ExifTags.Base.Orientation, 1)
     return found if found in range(2, 9) else 1
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 
 
 def _sizes(file: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -357,7 +369,7 @@ def read_image(image: Any) -> np.ndarray:
     if isinstance(image, str | Path):
         return load_image(image)
     if isinstance(image, Image.Image):
-        image = ImageOps.exif_transpose(image).convert("RGB")
+        image = ImageOps.exif_transpose(image).convert("RGB")  # of the user's own program
     return check_image(image)
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from frcnn_jax.data import records
+from frcnn_jax.data import image_tags, records
 from frcnn_jax.data.readers import read_split
 from frcnn_jax.data.records import ImageFile, check_boxes, load_image, read_image_size, without_difficult
 from frcnn_jax.data.voc import read_voc, read_xml_folder
@@ -516,6 +516,41 @@ def test_warnings_of_damaged_tags_are_not_shown(tmp_path, recwarn):
     Image.new("RGB", (64, 48)).save(tmp_path / "a.jpg", exif=exif)
     assert load_image(tmp_path / "a.jpg").shape == (48, 64, 3)
     assert not recwarn
+
+
+def tags_of_one_value(size, number):
+    tags = b"".join(struct.pack("<HHII", 0x4000 + i, 1, size, 8) for i in range(number))
+    return b"II*\0" + struct.pack("<I", 8 + size) + bytes(size) + struct.pack("<H", number) + tags + bytes(4)
+
+
+def segments(exif):
+    parts = [b"Exif\0\0" + exif[i : i + 60_000] for i in range(0, len(exif), 60_000)]
+    return b"".join(b"\xff\xe1" + struct.pack(">H", len(part) + 2) + part for part in parts)
+
+
+def png_with(exif):
+    file = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(file, "PNG", exif=exif)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("a.tif", lambda exif: exif),
+        ("a.png", png_with),
+        ("a.jpg", lambda exif: (data := jpeg())[:2] + b"\xff\xff\xfe\0\2" + segments(exif) + data[2:]),
+    ],
+)
+def test_tags_of_one_value(tmp_path, monkeypatch, name, make):
+    """Pillow before 13 copies it for each tag: a megabyte would become many gigabytes."""
+    monkeypatch.setattr(image_tags, "UNCHECKED", True)
+    (tmp_path / name).write_bytes(make(tags_of_one_value(90_000, 3000)))
+    with pytest.raises(InputError, match=rf"{name}: .*its content would take 270 MB, more than 100 times"):
+        load_image(tmp_path / name)
+    if name != "a.tif":
+        (tmp_path / name).write_bytes(make(tags_of_one_value(90_000, 300)))
+        assert load_image(tmp_path / name).shape == (48, 64, 3)
 
 
 def test_scans_without_end(tmp_path, monkeypatch):
