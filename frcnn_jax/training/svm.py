@@ -138,17 +138,16 @@ class HardNegativeSVMs:
         try:
             arrays = read_npz(path)
             classes = range(len(arrays["biases"]))
-            if any(array.dtype.kind not in "iuf" for array in arrays.values()):
-                raise ValueError("expected numbers")
             svms = cls([arrays.pop(f"positives_{k}") for k in classes], seed=seed)
             svms.negatives = [arrays.pop(f"negatives_{k}") for k in classes]
             for name in ("added", "weights", "biases"):
-                if arrays[name].shape != getattr(svms, name).shape:
-                    raise ValueError(f"{name} is {arrays[name].shape}")
+                fresh = getattr(svms, name)
+                if (arrays[name].shape, arrays[name].dtype) != (fresh.shape, fresh.dtype):
+                    raise ValueError(f"{name} is {arrays[name].shape} {arrays[name].dtype}")
                 setattr(svms, name, arrays.pop(name))
             for own in (*svms.positives, *svms.negatives):
-                if own.ndim != 2 or own.shape[1] != svms.weights.shape[1]:
-                    raise ValueError(f"features are {own.shape}")
+                if own.ndim != 2 or own.shape[1] != svms.weights.shape[1] or own.dtype != np.float32:
+                    raise ValueError(f"features are {own.shape} {own.dtype}")
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise InputError(f"{path}: not a state of SVM training ({error}); remove it to start over") from None
         return svms, arrays
@@ -242,10 +241,8 @@ def _resume(state: Path, seed: int, shape: tuple[int, int], images: int) -> tupl
     """
     svms, more = HardNegativeSVMs.load(state, seed=seed)
     scale, mined = (more.get(name, np.zeros(0)) for name in ("scale", "images"))
-    known = (
-        scale.shape == mined.shape == () and np.isfinite(scale) and mined.dtype.kind in "iu" and 0 <= mined <= images
-    )
-    if not known or svms.weights.shape != shape:
+    known = scale.shape == mined.shape == () and scale.dtype.kind == "f" and mined.dtype.kind == "i"
+    if not (known and np.isfinite(scale) and 0 <= mined <= images) or svms.weights.shape != shape:
         raise InputError(f"{state}: of another training of SVMs; remove it to start over")
     return svms, np.float32(scale), int(mined)
 

@@ -114,6 +114,7 @@ def test_another_file_is_no_state(tmp_path, content):
         {"images": 8}, {"images": -1}, {"images": np.ones(2)}, {"images": 1.5}, {"scale": np.nan},
         {"scale": np.ones(3)}, {"weights": np.zeros((2, 4), np.float32)}, {"positives_0": np.zeros(3, np.float32)},
         {"negatives_1": np.zeros((1, 4), np.float32)}, {"added": np.array(["a", "b"])},
+        {"added": np.zeros(2, np.uint64)}, {"negatives_1": np.zeros((1, 3))}, {"scale": "a"},
         {"biases": np.zeros(3, np.float32)}, {"biases": np.float32(0)},
     ],
 )  # fmt: skip
