@@ -3,17 +3,19 @@
     python benchmarks/fuzz.py [--mutants 1000] [--seed 0] [--without-crafted] [--keep FOLDER] [TARGET ...]
 
 A file may be read, or refused in one line that names it. Anything else is a fault: another exception, more than 10
-seconds, more than 2 GB, the end of the process, a program started, a connection, or a file opened elsewhere. Each
-file is read in a process of its own. Faults are printed, kept in FOLDER, and end in exit status 1.
+seconds of the processor, a minute of waiting, more than 2 GB, the end of the process, a program started, a connection,
+or a file opened elsewhere. A child process reads file after file, and is replaced after each fault, so that others do
+not suffer from it; the file is then read again in a process of its own. Faults are printed, kept in FOLDER, and end in
+exit status 1.
 """
 
 import argparse
 import contextlib
 import io
+import multiprocessing
 import os
 import random
 import resource
-import select
 import shutil
 import signal
 import sys
@@ -22,91 +24,164 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fuzz_layouts import LAYOUT_TARGETS
 from fuzz_mutants import mutate
 from fuzz_targets import FILE_TARGETS, Target, small_model
+from fuzz_workdirs import WORKDIR_TARGETS
 
 from frcnn_jax.errors import InputError
 
-SECONDS, BYTES = 10, 2 << 30
-TARGETS = {**FILE_TARGETS, **LAYOUT_TARGETS}
+SECONDS, WAITING, BYTES = 10, 60, 2 << 30
+FILES, KEPT = 200, 500 << 20  # after which a child is replaced: files that it read, and bytes that it holds
+TARGETS = {**FILE_TARGETS, **WORKDIR_TARGETS, **LAYOUT_TARGETS}
 
 
-def cases(target: Target, mutants: int, seed: int, crafted: bool) -> Iterator[tuple[str, bytes]]:
-    """Yield names and contents: the seeds, the crafted files and mutants of the seeds."""
+def cases(target: Target, mutants: int, seed: int, crafted: bool) -> Iterator[tuple[str, bytes | None]]:
+    """Yield names and contents: the seeds, what is no file, the crafted files and mutants of the seeds."""
     seeds = target.seeds()
     yield from ((f"seed {i}", content) for i, content in enumerate(seeds))
+    yield from ((name, None) for name in NO_FILES)
     yield from target.crafted().items() if crafted else ()
     rng = random.Random(seed)
     for i in range(mutants):
         yield f"mutant {i}", mutate(rng.choice(seeds), rng.choice(seeds), rng)
 
 
-def outcome(target: Target, content: bytes, folder: Path) -> str:
-    """Read a file in a child process; return "read", "refused: LINE" or "fault: WHY"."""
-    receive, send = os.pipe()
-    child = os.fork()
-    if child == 0:
+NO_FILES: dict[str, Callable[[Path], None]] = {
+    "a folder": Path.mkdir,
+    "a pipe": os.mkfifo,
+    "a link to nothing": lambda path: path.symlink_to("nothing"),
+    "a link to a device": lambda path: path.symlink_to("/dev/zero"),
+}
+
+
+class Reader:
+    """A child process that reads files of a target, in folders of their own."""
+
+    def __init__(self, target: Target) -> None:
+        self.files = 0
+        self._connection, other = multiprocessing.Pipe()
+        self._process = os.fork()
+        if self._process == 0:
+            self._connection.close()
+            _serve(target, other)
+        other.close()
+
+    def read(self, path: Path) -> tuple[str, int]:
+        """Return "read", "refused: LINE" or "fault: WHY", and how many bytes the process holds of what it has read."""
+        self.files += 1
+        self._connection.send(path)
+        if not self._connection.poll(WAITING):
+            return f"fault: it takes more than {WAITING} seconds", 0
         try:
-            os.setsid()
-            os.close(receive)
-            text = _read(target, content, folder)
-            os.write(send, text.encode(errors="backslashreplace")[:60_000])
-        finally:
-            os._exit(0)
-    os.close(send)
-    received, deadline = b"", time.monotonic() + SECONDS
-    while select.select([receive], [], [], max(deadline - time.monotonic(), 0))[0]:
-        part = os.read(receive, 65536)
-        if not part:
-            break
-        received += part
-    else:
-        os.killpg(child, signal.SIGKILL)
-        received = f"fault: it takes more than {SECONDS} seconds".encode()
-    os.close(receive)
-    _, status, usage = os.wait4(child, 0)
-    if not received:
-        return f"fault: the process ended ({status})"
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if usage.ru_maxrss - own > BYTES >> 10:
-        return f"fault: {usage.ru_maxrss >> 10} MB of memory"
-    return received.decode()
+            found: tuple[str, int] = self._connection.recv()
+        except EOFError:
+            status = self.end()
+            if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+                return f"fault: it takes more than {SECONDS} seconds of the processor", 0
+            return f"fault: the process ended ({status})", 0
+        return found
+
+    def end(self) -> int:
+        """Kill the process, if it is there, and return its status."""
+        if self._connection.closed:
+            return 0
+        self._connection.close()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process, signal.SIGKILL)
+        return os.waitpid(self._process, 0)[1]
 
 
-def _read(target: Target, content: bytes, folder: Path) -> str:
-    """Read a file in this process; it becomes useless for anything else."""
-    warnings.simplefilter("ignore")
+def outcomes(name: str, files: Iterator[tuple[str, bytes | None]]) -> Iterator[tuple[str, bytes | None, str]]:
+    """Yield each case, its content and "read", "refused: LINE" or "fault: WHY"."""
+    target = TARGETS[name]
+    reader = None
+    try:
+        for case, content in files:
+            reader = reader or Reader(target)
+            text, kept = _try(reader, target, case, content)
+            if text.startswith("fault") or kept > KEPT or reader.files == FILES:
+                reader.end()
+                reader = None
+            if text.startswith("fault"):
+                alone = outcome(target, case, content)
+                text = alone if alone.startswith("fault") else f"{text} (not when it is read alone)"
+            yield case, content, text
+    finally:
+        if reader:
+            reader.end()
+
+
+def outcome(target: Target, case: str, content: bytes | None) -> str:
+    """Read a file in a process of its own."""
+    reader = Reader(target)
+    try:
+        return _try(reader, target, case, content)[0]
+    finally:
+        reader.end()
+
+
+def _try(reader: Reader, target: Target, case: str, content: bytes | None) -> tuple[str, int]:
+    folder = Path(tempfile.mkdtemp(prefix="fuzz"))
     path = folder / target.file
-    path.write_bytes(content)
-    forbidden: list[str] = []
-    sys.addaudithook(lambda event, arguments: _watch(event, arguments, folder, forbidden))
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + BYTES, hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # of libraries in C
+    if content is None:
+        NO_FILES[case](path)
+    else:
+        path.write_bytes(content)
+    text, kept = reader.read(path)
+    shutil.rmtree(folder)
+    if case.startswith("seed") and text != "read":
+        text = f"fault: a valid file: {text}"
+    return text.replace(str(folder), "FOLDER"), kept
+
+
+def _serve(target: Target, connection: Any) -> NoReturn:
+    """Read each file that is asked for, in the child process."""
+    try:
+        os.setsid()
+        warnings.simplefilter("ignore")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # of libraries in C
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        watch = Watch()
+        sys.addaudithook(watch)
+        _, begin = _memory()
+        while True:
+            path = connection.recv()
+            watch.folder, watch.forbidden = str(path.parent), []
+            text = _read(target, path)
+            connection.send((f"fault: {watch.forbidden[0]}" if watch.forbidden else text, _memory()[1] - begin))
+    finally:
+        os._exit(0)
+
+
+def _memory() -> tuple[int, int]:
+    """Return the bytes that this process may use and those that it does use."""
+    size, resident = map(int, Path("/proc/self/statm").read_text().split()[:2])
+    return size * resource.getpagesize(), resident * resource.getpagesize()
+
+
+def _read(target: Target, path: Path) -> str:
+    resource.setrlimit(resource.RLIMIT_AS, (_memory()[0] + BYTES, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 1 + SECONDS, resource.RLIM_INFINITY))
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             target.read(path)
-        text = "read"
     except (InputError, OSError) as error:
-        text = _refusal(error, folder)
+        return _refusal(error, path.parent)
     except BaseException as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        own = [frame for frame in traceback.extract_tb(error.__traceback__) if "frcnn_jax/" in frame.filename] or [
-            where
-        ]
-        text = f"fault: {type(error).__name__}: {str(error)[:200]!r} at {own[-1].filename}:{own[-1].lineno}"
-    return f"fault: {forbidden[0]}" if forbidden else text
+        frames = traceback.extract_tb(error.__traceback__)
+        where = ([frame for frame in frames if "frcnn_jax/" in frame.filename] or frames)[-1]
+        text = str(error)[:200].encode(errors="backslashreplace").decode()
+        return f"fault: {type(error).__name__}: {text!r} at {where.filename}:{where.lineno}"
+    return "read"
 
 
 def _refusal(error: BaseException, folder: Path) -> str:
-    line, cause = str(error), error.__context__
+    line, cause = str(error).encode(errors="backslashreplace").decode(), error.__context__
     while cause:
         if isinstance(cause, MemoryError) and "parser" not in str(cause):
             return f"fault: it asks for more than 2 GB ({line})"
@@ -121,14 +196,21 @@ def _refusal(error: BaseException, folder: Path) -> str:
 _STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "socket.bind")
 
 
-def _watch(event: str, arguments: tuple[Any, ...], folder: Path, forbidden: list[str]) -> None:
-    if event in _STARTS:
-        forbidden.append(f"{event} {arguments!r}"[:200])
-    elif event == "open" and isinstance(arguments[0], str):
-        writes = isinstance(arguments[1], str) and set(arguments[1]) & set("wa+x")
-        secret = arguments[0].startswith(("/etc/passwd", "/etc/other", "/dev/zero"))
-        if secret or (writes and not arguments[0].startswith((str(folder), "/dev/null"))):
-            forbidden.append(f"opens {arguments[0]}")
+class Watch:
+    """An audit hook that notes what no reader may do."""
+
+    def __init__(self) -> None:
+        self.folder = ""
+        self.forbidden: list[str] = []
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event in _STARTS:
+            self.forbidden.append(f"{event} {arguments!r}"[:200])
+        elif event == "open" and isinstance(arguments[0], str):
+            writes = isinstance(arguments[1], str) and set(arguments[1]) & set("wa+x")
+            secret = arguments[0].startswith(("/etc/passwd", "/etc/other", "/dev/zero"))
+            if secret or (writes and not arguments[0].startswith((self.folder, "/dev/null"))):
+                self.forbidden.append(f"opens {arguments[0]}")
 
 
 def main() -> None:
@@ -146,22 +228,20 @@ def main() -> None:
     for name in args.targets or TARGETS:
         counts: Counter[str] = Counter()
         begin = time.monotonic()
-        for i, (case, content) in enumerate(cases(TARGETS[name], args.mutants, args.seed, not args.without_crafted)):
-            folder = Path(tempfile.mkdtemp(prefix="fuzz"))
-            text = outcome(TARGETS[name], content, folder)
-            shutil.rmtree(folder)
-            if case.startswith("seed") and text != "read":
-                text = f"fault: a valid file: {text}"
+        files = cases(TARGETS[name], args.mutants, args.seed, not args.without_crafted)
+        for i, (case, content, text) in enumerate(outcomes(name, files)):
             counts[text.partition(":")[0]] += 1
             if text.startswith("fault") or args.verbose:
-                print(f"  {name}, {case}: {text.replace(str(folder), 'FOLDER')[:400]}", flush=True)
-            if text.startswith("fault") and args.keep:
+                print(f"  {name}, {case}: {text[:400]}", flush=True)
+            if text.startswith("fault") and args.keep and content is not None:
                 args.keep.mkdir(parents=True, exist_ok=True)
                 (args.keep / f"{name}-{i}-{TARGETS[name].file}".replace(" ", "-")).write_bytes(content)
         shown = ", ".join(f"{counts[kind]} {kind}" for kind in ("read", "refused", "fault"))
-        print(f"{name}: {shown}, {time.monotonic() - begin:.0f} s", flush=True)
+        seconds = time.monotonic() - begin
+        print(f"{name}: {shown}, {counts.total() / seconds:.0f} files per second", flush=True)
         total += counts
-    print(f"{total.total()} files: {total['read']} read, {total['refused']} refused, {total['fault']} faults")
+    shown = ", ".join(f"{total[kind]} {kind}" for kind in ("read", "refused", "fault"))
+    print(f"{total.total()} files, seed {args.seed}: {shown}")
     sys.exit(bool(total["fault"]))
 
 

@@ -119,6 +119,56 @@ def _lines(data: bytes, other: bytes, rng: random.Random) -> bytes:
     return b"\n".join(lines)
 
 
+def _table(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    """Drop, repeat or move a column, change what divides them, or repeat a row."""
+    lines = data.split(b"\n")
+    divider = next(own for own in (b",", b";", b"\t", b" ") if own in lines[0])
+    rows = [line.split(divider) for line in lines]
+    column, kind = rng.randrange(len(rows[0])), rng.randrange(6)
+    if kind == 0:
+        rows = [row[:column] + row[column + 1 :] for row in rows]
+    elif kind == 1:
+        rows = [row[:column] + row[column : column + 1] * 2 + row[column + 1 :] for row in rows]
+    elif kind == 2:
+        rows = [row[column:] + row[:column] for row in rows]
+    elif kind == 3:
+        divider = rng.choice((b",", b";", b"\t", b" ", b"|", b'"', b"\r", b"\0"))
+    elif kind == 4:
+        rows = [[*row[:column], *(b'"' + cell + b'"' for cell in row[column:])] for row in rows]
+    else:
+        i = rng.randrange(len(rows))
+        rows[i:i] = [rows[i]] * rng.choice((1, 30, 3000))
+    return b"\n".join(map(divider.join, rows))
+
+
+def _yaml(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    """Replace a value, repeat or rename a key, or shift a line."""
+    lines = data.decode().split("\n")
+    i = rng.choice([i for i, line in enumerate(lines) if ":" in line])
+    key, _, value = lines[i].partition(":")
+    values = (
+        *NASTY_NUMBERS,
+        *NASTY_TEXTS,
+        "[cat",
+        "{a: b}",
+        "&a [*a]",
+        "!!python/name:os.system",
+        "!!set {a}",
+        "|",
+        "~",
+    )
+    kind = rng.randrange(4)
+    if kind == 0:
+        lines[i] = f"{key}: {rng.choice((*values, '2020-99-99', '1:30', '.nan', '0x7f', '<<: [1]', '? a', nasty(rng)))}"
+    elif kind == 1:
+        lines.insert(rng.randrange(len(lines)), lines[i])
+    elif kind == 2:
+        lines[i] = f"{rng.choice((*values, 'names', 'train', 'nc', 'path', '<<'))}:{value}"
+    else:
+        lines[i] = rng.choice((" ", "\t", "- ", "  - ", "#", "---\n", "...\n")) + lines[i]
+    return "\n".join(lines).encode(errors="surrogatepass")
+
+
 def _xml(data: bytes, other: bytes, rng: random.Random) -> bytes:
     """Change the text of a tag, its name or the prologue."""
     text = data.decode(errors="replace")
@@ -230,13 +280,30 @@ def _pickle(data: bytes, other: bytes, rng: random.Random) -> bytes:
     return data[:begin] + rng.choice(codes) * rng.choice((1, 1, 30)) + data[begin:]
 
 
+def _safetensors(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    """Change the header, or the JSON in its metadata, and keep the arrays."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    texts = header.get("__metadata__", {})
+    if texts and rng.random() < 0.7:
+        name = rng.choice(list(texts))
+        texts[name] = _json(texts[name].encode(), other, rng).decode()
+        text = json.dumps(header).encode()
+    else:
+        text = _json(json.dumps(header).encode(), other, rng)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+
 Change = Callable[[bytes, bytes, random.Random], bytes]
 _STRUCTURES: dict[bytes, Change] = {
     rb"\s*[\[{]": _json,
-    rb"[\x20-\x7e\n]{4}": _lines,
+    rb"(\xef\xbb\xbf)?[\x20-\x7e\r\n]{4}": _lines,
+    rb"[^\n{\[<]*[,;\t ][^\n]*\n": _table,
+    rb"(?:[\x20-\x7e]*\n)*?\w+:[ \n]": _yaml,
     rb"<": _xml,
     rb"PK\x03\x04": _zip,
     rb"\x93NUMPY": _npy,
     rb".{124}\0\x01IM": _mat,
     rb"\x80[\x02-\x05]": _pickle,
+    rb".{5}\0\0\0\{": _safetensors,
 }

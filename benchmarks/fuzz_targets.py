@@ -19,14 +19,15 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from frcnn_jax import eval_coco, train
+from frcnn_jax import embed, eval_coco, train
 from frcnn_jax.build import build_model, detection_options, image_sizes
 from frcnn_jax.config import get_config
 from frcnn_jax.convert_proposals import WRITERS
 from frcnn_jax.data import records
 from frcnn_jax.data.coco import read_coco
-from frcnn_jax.data.records import Dataset, Record, load_image
+from frcnn_jax.data.records import Dataset, Record, load_image, read_image_size
 from frcnn_jax.data.region_files import read_regions
+from frcnn_jax.data.splits import file_digest
 from frcnn_jax.data.synthetic import draw_scene
 from frcnn_jax.data.voc import read_voc, read_xml_folder
 from frcnn_jax.errors import InputError
@@ -103,6 +104,7 @@ def jpeg_of_scans(scans: int) -> bytes:
 
 
 def crafted_images() -> dict[str, bytes]:
+    """Return hostile images of all formats, which are told apart by their content."""
     exif = {
         f"EXIF {name}": encode(picture(0), "JPEG", exif=b"Exif\0\0" + content)
         for name, content in {
@@ -112,6 +114,10 @@ def crafted_images() -> dict[str, bytes]:
             "of texts": b"II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0ab\0\0\0\0\0\0",
         }.items()
     }
+    png, jpeg = encode(picture(0), "PNG"), encode(picture(0), "JPEG")
+    pictures = b"II*\0\x08\0\0\0\2\0" + struct.pack("<HHIIHHII", 0xB001, 4, 1, 1 << 30, 0xB002, 7, 16, 44) + bytes(26)
+    entries = b"".join(struct.pack("<HHII", tag, 1, 60_000, 8) for tag in range(0x8000, 0xFFFF))
+    tags = struct.pack("<H", 0x7FFF) + entries + bytes(4)
     return {
         "EPS": EPS,
         "WebP of 100 megapixels": encode(Image.new("RGB", (10_000, 10_000)), "WEBP", lossless=True, method=0),
@@ -122,6 +128,16 @@ def crafted_images() -> dict[str, bytes]:
         "PNG of text": b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 9, 9, 8, 2, 0, 0, 0))
         + png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(200_000_000), 1)),
         "name of a device": b"/dev/zero",
+        "PPM of comments": b"P3\n40 40\n255\n" + b"#\n" * 2_000_000 + b"1 " * 4800,
+        "PNG of many chunks": png[:33] + png_chunk(b"abCd", b"") * 500_000 + png[33:],
+        "PNG of many texts": png[:33] + png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(999_999))) * 2000 + png[33:],
+        "PNG of a profile": png[:33] + png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(200_000_000), 1)) + png[33:],
+        "PNG of frames": png[:33] + png_chunk(b"acTL", struct.pack(">II", 1 << 31, 0)) + png[33:],
+        "PNG of a long end": png[:-12] + struct.pack(">I", (1 << 31) - 1) + b"IDAT",
+        "JPEG of many markers": jpeg[:2] + b"\xff\xe5\0\2" * 1_000_000 + jpeg[2:],
+        "JPEG of many EXIF": jpeg[:2] + b"\xff\xe1\0\x09Exif\0\0x" * 400_000 + jpeg[2:],
+        "JPEG of pictures": jpeg[:2] + b"\xff\xe2\0\x42MPF\0" + pictures + jpeg[2:],
+        "TIFF of many tags": b"II*\0" + struct.pack("<I", 60_008) + bytes(60_000) + tags,
         **exif,
     }  # fmt: skip
 
@@ -131,7 +147,15 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def image_target(kind: str, suffix: str) -> Target:
-    return Target(f"mutant{suffix}", image_seeds(kind), load_image, crafted_images if kind == "JPEG" else dict)
+    return Target(f"mutant{suffix}", image_seeds(kind), read_image, crafted_images if kind == "JPEG" else dict)
+
+
+def read_image(path: Path) -> None:
+    """Read an image, its size and its digests."""
+    embed._part(path.parent, path, np.zeros((0, 4), np.float32), b"")
+    file_digest(path)
+    assert load_image(path).shape[:2] == read_image_size(path)
+    records.ImageFile(str(path), (40, 48)).has_untold_orientation()
 
 
 # ---- Annotations
@@ -265,7 +289,24 @@ def crafted_coco() -> dict[str, bytes]:
         "surrogate": changed(file_name="\ud800.jpg"),
         "huge size": changed(height=10**400, width=10**400),
         "long name": changed(file_name="a" * 10_000),
+        **crafted_ids(),
     }
+
+
+def crafted_ids() -> dict[str, bytes]:
+    """Return COCO files of many ids that have one hash."""
+    same = [(2**61 - 1) * i for i in range(30_000)]
+    content = json.loads(coco_seed(0))
+    image, entry, category = (content[name][0] for name in ("images", "annotations", "categories"))
+    images = [image | {"id": number, "file_name": f"{i}.jpg"} for i, number in enumerate(same)]
+    categories = [category | {"id": number, "name": f"c{i}"} for i, number in enumerate(same)]
+    changes: dict[str, dict[str, Any]] = {
+        "images of one hash": {"images": images},
+        "annotations of one hash": {"annotations": [entry | {"id": number} for number in same]},
+        "categories of one hash": {"categories": categories},
+        "uses of one hash": {"annotations": [entry | {"id": i, "category_id": n} for i, n in enumerate(same)]},
+    }
+    return {name: json.dumps(content | change).encode() for name, change in changes.items()}
 
 
 def read_instances(path: Path) -> None:
@@ -395,7 +436,7 @@ def crafted_mat() -> dict[str, bytes]:
 
 def crafted_proposals(suffix: str) -> dict[str, bytes]:
     if suffix == ".json":
-        return crafted_json()
+        return crafted_coco()
     if suffix == ".pkl":
         return crafted_pickles()
     if suffix == ".npz":
@@ -410,13 +451,14 @@ def crafted_proposals(suffix: str) -> dict[str, bytes]:
         first = encode_npy(np.frombuffer(header, np.uint8))
         return {
             "declared": npy_header("(100000000000,)", "|u1"),
+            "long header": b"\x93NUMPY\x02\0\xff\xff\xff\xff{",
             "offsets that fall": first + offsets + encode_npy(np.ones((1, 4), np.uint16)),
         }
     return {}
 
 
 def read_own_proposals(path: Path) -> None:
-    says = path.suffix not in (".txt", ".npy") or path.read_bytes().startswith(b"# boxes:")
+    says = path.suffix not in (".txt", ".npy") or (path.is_file() and path.read_bytes().startswith(b"# boxes:"))
     box_format = None if says else "xyxy"
     found = read_proposals(path, box_format=box_format)
     sizes = dict.fromkeys(found, (100, 100))
@@ -641,12 +683,13 @@ def results_seeds() -> list[bytes]:
 
 
 def read_own_results(path: Path) -> None:
-    results = read_results(path.parent)
-    assert results
-    train._finished(path.parent, results)
+    if results := read_results(path.parent):
+        train._finished(path.parent, results)
 
 
 def metrics_seeds() -> list[bytes]:
+    from matplotlib import font_manager  # noqa: F401 - starts a program when it is first imported
+
     def write(path: Path) -> None:
         with RunLog(path.parent, 0) as log:
             for step in range(1, 4):
@@ -815,9 +858,9 @@ FILE_TARGETS: dict[str, Target] = {
     "results": Target("results.json", results_seeds, read_own_results, crafted_json),
     "metrics": Target("metrics.jsonl", metrics_seeds, read_own_metrics, crafted_json),
     "cache entry": Target("mutant.boxes", entry_seeds, read_entry, crafted_entries),
-    "regions .json": Target("mutant.json", region_seeds, read_own_regions, crafted_json),
+    "regions .json": Target("mutant.json", region_seeds, read_own_regions, crafted_coco),
     "regions .npz": Target("mutant.npz", lambda: [region_npz()], read_own_regions, crafted_npz),
     "comp4": Target("mutant.txt", comp4_seeds, read_own_comp4),
-    "COCO truth": Target("mutant.json", coco_seeds, read_truth, crafted_json),
+    "COCO truth": Target("mutant.json", coco_seeds, read_truth, crafted_coco),
     "COCO results": Target("mutant.json", result_seeds, read_result, crafted_json),
 }  # fmt: skip

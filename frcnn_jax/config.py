@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 
 from frcnn_jax.data.batches import ROI_MULTIPLE
 from frcnn_jax.data.readers import FORMATS
-from frcnn_jax.errors import InputError
+from frcnn_jax.errors import CONTROL, InputError
 from frcnn_jax.models.networks import CHOICES, NETWORKS, is_custom
 from frcnn_jax.models.pools import POOLS
 from frcnn_jax.proposals.search import MODES
@@ -65,7 +65,10 @@ _POSITIVE = Check(lambda value, _: value > 0, "over 0")
 _NOT_NEGATIVE = Check(lambda value, _: value >= 0, "0 or more")
 _FRACTION = Check(lambda value, _: 0 <= value <= 1, "from 0 to 1")
 _TYPES = _one_of(("float32", "bfloat16"))
-_NAMES = Check(lambda value, _: all(isinstance(name, str) for name in value), "names")
+_NAMES = Check(
+    lambda value, _: all(isinstance(name, str) and not CONTROL.search(name) for name in value),
+    "names without control characters",
+)
 
 
 def _texts(values: Sequence[Any]) -> bool:

@@ -10,6 +10,7 @@ the images finished, which lie in F.parts until all are.
 """
 
 import hashlib
+import math
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from frcnn_jax.cli import ANY_DETECTOR, command_parser, run
 from frcnn_jax.data.region_files import read_regions
 from frcnn_jax.detector import Detector
 from frcnn_jax.errors import InputError
-from frcnn_jax.files import check_file, write_atomic
+from frcnn_jax.files import check_file, open_regular, read_array_header, read_bytes, write_atomic
 from frcnn_jax.models.networks import CHOICES
 from frcnn_jax.training.signals import interrupt_on_signals
 
@@ -78,7 +79,7 @@ def _write(
     parts = out.with_name(f"{out.name}.parts")
     model = detector.digest() + repr((layer, invalid)).encode()
     files = [_part(parts, image, own, model) for image, own in zip(images, boxes, strict=True)]
-    waiting = [i for i, file in enumerate(files) if not _is_whole(file)]
+    waiting = [i for i, file in enumerate(files) if not _is_whole(file, len(boxes[i]))]
     rows = detector.embed_each([images[i] for i in waiting], [boxes[i] for i in waiting], layer=layer, invalid=invalid)
     progress = tqdm(
         zip(waiting, rows, strict=True), "embed", len(files), initial=len(files) - len(waiting), unit="image"
@@ -93,19 +94,23 @@ def _write(
 def _part(folder: Path, image: Path, boxes: np.ndarray, model: bytes) -> Path:
     """Return the file of an image's features, whose name changes with all that they depend on."""
     try:
-        content = hashlib.sha256(image.read_bytes())
+        content = hashlib.sha256(read_bytes(image))
     except OSError as error:
         raise InputError(f"{image}: can't be read ({error.strerror})") from None
     content.update(boxes.tobytes() + model)
     return folder / f"{content.hexdigest()[:32]}.npy"
 
 
-def _is_whole(file: Path) -> bool:
+def _is_whole(file: Path, rows: int) -> bool:
+    """Return whether a file holds features of so many boxes."""
     try:
-        np.load(file, mmap_mode="r", allow_pickle=False)
-    except (FileNotFoundError, ValueError, EOFError):
+        with open_regular(file) as content:
+            shape, fortran, dtype = read_array_header(content)
+            place = content.tell()
+    except (FileNotFoundError, ValueError):
         return False
-    return True
+    expected = len(shape) == 2 and shape[0] == rows and dtype == np.float32 and not fortran
+    return expected and file.stat().st_size == place + math.prod(shape) * dtype.itemsize
 
 
 def _columns(boxes: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -118,8 +123,13 @@ def _columns(boxes: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _features(files: Sequence[Path]) -> Iterator[np.ndarray]:
+    width = 0
     for file in files:
-        yield np.load(file, mmap_mode="r", allow_pickle=False)
+        features = np.load(file, mmap_mode="r", allow_pickle=False)
+        width = width or features.shape[1]
+        if features.shape[1] != width:
+            raise InputError(f"{file}: features of {features.shape[1]} numbers, others have {width}; delete it")
+        yield features
 
 
 def _write_npz(images: Sequence[Path], boxes: Sequence[np.ndarray], files: Sequence[Path], file: BinaryIO) -> None:

@@ -5,6 +5,7 @@ import gc
 import io
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -15,14 +16,15 @@ RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h
 
 
 _LONGEST = 3000  # characters of a message
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # characters that terminals obey
 
 
 class InputError(ValueError):
     """Invalid input. The text is one line: what was expected, what was given, and where."""
 
     def __init__(self, text: str):
-        """Escape line ends, which a file's names and values may contain, and cut the middle of a very long text."""
-        text = text.replace("\r", "\\r").replace("\n", "\\n")
+        """Escape line ends and what terminals obey, as names in a file may hold, and cut the middle of a long text."""
+        text = CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
         super().__init__(text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} .. {text[-_LONGEST // 2 :]}")
 
 

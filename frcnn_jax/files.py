@@ -6,6 +6,7 @@ large as the file that holds it.
 
 import errno
 import gc
+import io
 import json
 import math
 import os
@@ -123,10 +124,19 @@ def read_bytes(path: str | Path) -> bytes:
         os.close(descriptor)
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> io.BufferedReader:
     """Open a file that `read_bytes` reads, with the same errors, to read parts of it."""
     descriptor, _ = _open_regular(path)
-    return os.fdopen(descriptor, "rb")
+    return _Bounded(io.FileIO(descriptor))
+
+
+class _Bounded(io.BufferedReader):
+    """A file that does not prepare memory for more bytes than it has, however many a format declares."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size and size > SMALL:
+            size = min(size, os.fstat(self.fileno()).st_size)
+        return super().read(size)
 
 
 def _open_regular(path: str | Path) -> tuple[int, int]:
@@ -193,12 +203,13 @@ def open_zip(path: Path, kind: str) -> Iterator[zipfile.ZipFile]:
 
     Raises:
         ValueError: It is no such archive. The message does not name it.
+        InputError, OSError: As in `read_bytes`.
     """
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
-        raise ValueError(f"cut short or not a {kind}") from None
-    with archive:
+    with open_regular(path) as file:
+        try:
+            archive = zipfile.ZipFile(file)
+        except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
+            raise ValueError(f"cut short or not a {kind}") from None
         members = archive.infolist()
         if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
             raise ValueError("compressed in another way than deflate")  # bzip2 and LZMA give gigabytes at once

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -159,7 +160,8 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
         return
     import fcntl
 
-    with open(Path(workdir) / "lock", "a") as file:
+    # without waiting for the reader of a pipe
+    with open(Path(workdir) / "lock", "a", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK, 0o666)) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

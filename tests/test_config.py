@@ -180,7 +180,7 @@ BOUNDS = {  # by field, values that are accepted and values that are not; all ot
     "dataset": (["voc"], ["imagenet"]),
     "on_error": (["skip"], [""]),
     "exif": (["ignore"], ["", "stored"]),
-    "class_names": ([("cat",)], [(1,)]),
+    "class_names": ([("cat", "é")], [(1,), ("cat\x1b[2J",)]),
     "proposals": (["quality", "a.npz+b"], [""]),
     "proposal_size": NOT_NEGATIVE,
     "network": (["vgg16", "resnet50_fpn_caffe", "module:function"], ["vgg"]),

@@ -95,11 +95,41 @@ def damage(tmp_path):
     return lambda rows: rows
 
 
-@pytest.mark.parametrize("change", [other_boxes, other_weights, damage])
+def replaced(make):
+    """Return a change of the finished part, after which it is no features of two boxes."""
+
+    def change(tmp_path):
+        (part,) = (tmp_path / "f.npz.parts").iterdir()
+        part.unlink()
+        make(part)
+        return lambda rows: rows
+
+    return change
+
+
+no_features = [
+    lambda part: part.write_bytes(b"PK\3\4"),
+    os.mkfifo,
+    lambda part: np.save(part, np.ones((3, 128), np.float32)),
+    lambda part: np.save(part, np.ones((2, 128))),
+    lambda part: np.save(part, np.ones(2, np.float32)),
+]
+
+
+@pytest.mark.parametrize("change", [other_boxes, other_weights, damage, *map(replaced, no_features)])
 def test_what_depends_on_a_change_is_computed_again(interrupted, tmp_path, change):
     command, features = interrupted
     expected = change(tmp_path)(features)
     np.testing.assert_allclose(first_features(command), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_features_of_another_width_are_said(interrupted, tmp_path):
+    command, _ = interrupted
+    (part,) = (tmp_path / "f.npz.parts").iterdir()
+    np.save(part, np.ones((2, 3), np.float32))
+    done = run_command(*command)
+    assert done.returncode == 1
+    assert "features of 128 numbers, others have 3; delete it" in done.stderr
 
 
 def test_layers_and_invalid_boxes(interrupted, given):

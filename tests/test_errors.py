@@ -120,4 +120,5 @@ print(*modules)
 
 def test_a_message_is_one_line_and_not_endless():
     assert str(InputError("a\n.jpg\r: no such image")) == "a\\n.jpg\\r: no such image"
+    assert str(InputError("\x1b[2J\x9b\0: é")) == "\\x1b[2J\\x9b\\x00: é"
     assert len(str(InputError("x" * 10**6))) < 4000

@@ -158,3 +158,18 @@ def test_any_exception_of_a_decoder_is_one_line_with_the_name():
         raise FileNotFoundError
     with pytest.raises(InputError, match=r"^a\.x: why$"), files.decoding("a.x", "damaged"):
         raise InputError("why")
+
+
+def test_a_pipe_or_a_device_is_no_archive(tmp_path):
+    os.mkfifo(tmp_path / "a.npz")
+    (tmp_path / "b.npz").symlink_to("/dev/zero")
+    for name in ("a.npz", "b.npz"):
+        with pytest.raises(InputError, match=rf"{name}: not a regular file"):
+            read_npz(tmp_path / name)
+
+
+def test_no_more_memory_is_prepared_than_a_file_has(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    with files.open_regular(tmp_path / "a") as file:
+        assert file.read(1) == b"a"
+        assert file.read(1 << 62) == b"bc"  # more than an address space

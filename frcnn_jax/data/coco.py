@@ -135,15 +135,18 @@ def coco_id(value: Any) -> Id:
     """Return an id as an integer if it is one, also as 7.0 or "7"; else as text.
 
     Raises:
-        InputError: It is neither a whole number nor text.
+        InputError: It is neither a whole number of 64 bits nor text: many larger ones may have one hash.
     """
-    if type(value) is int:
-        return value
     if isinstance(value, float) and value.is_integer():
-        return int(value)
+        value = int(value)
+    if type(value) is int and -_LARGEST_ID <= value < _LARGEST_ID:
+        return value
     if isinstance(value, str):
         return int(value) if re.fullmatch(r"0|[1-9][0-9]{0,17}", value) else value
-    raise InputError(f"an id must be a whole number or text, got {value!r:.60}")
+    raise InputError(f"an id must be a whole number of 64 bits or text, got {value!r:.60}")
+
+
+_LARGEST_ID = 1 << 64
 
 
 def id_order(value: Id) -> tuple:
@@ -205,7 +208,7 @@ def _sort_by_image(
     kept, places, seen = [], [], set()
     for i, entry in enumerate(entries):
         own, image_id = entry.get("id"), entry.get("image_id")  # both may have any type
-        own = own if type(own) is int else repr(own)
+        own = own if type(own) is int and -_LARGEST_ID <= own < _LARGEST_ID else repr(own)
         if type(image_id) is not int:
             with suppress(InputError):
                 image_id = coco_id(image_id)

@@ -18,7 +18,7 @@ from frcnn_jax.data.records import Dataset, without_difficult
 from frcnn_jax.data.synthetic import read_synthetic
 from frcnn_jax.data.tfds import read_tfds
 from frcnn_jax.data.voc import VOC_CLASSES, read_voc, read_xml_folder
-from frcnn_jax.errors import InputError
+from frcnn_jax.errors import CONTROL, InputError
 
 
 class Source(NamedTuple):
@@ -135,6 +135,8 @@ def read_split(
         what = "images" if found.class_names else "classes"
         first = f"; first problem: {problems[0]}" if problems else ""
         raise InputError(f"the split {split!r} has no {what}{first}")
+    if odd := [name for name in found.class_names if CONTROL.search(name)]:  # which are printed
+        raise InputError(f"{folder}: the class {odd[0]!r} has a control character in its name")
     if class_names and found.class_names != tuple(class_names):
         raise InputError(f"{dataset} has the classes {', '.join(found.class_names)}; leave class_names empty")
     return found if include_difficult else without_difficult(found)

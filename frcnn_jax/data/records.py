@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PpmImagePlugin import PpmImageFile
 
+from frcnn_jax.data.image_tags import check_exif, check_tags
 from frcnn_jax.data.problems import CorrectedError, OnProblem, ReportTo
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import decoding, open_regular
@@ -33,6 +35,7 @@ IMAGE_GROWTH = 400  # ... may have so many per byte of its file
 MAX_SCANNED = 2_500_000_000  # pixels times scans of a JPEG
 _USUAL_SCANS = 20
 _LEAST_SCAN = 10  # bytes
+MAX_COMMENTS = 1000  # of a PPM of text, whose decoder copies what follows each one
 
 
 @dataclass(frozen=True)
@@ -153,13 +156,13 @@ def open_image(path: str | Path, data: bytes | None = None) -> Iterator[Image.Im
             if Path(path).is_symlink():
                 raise InputError(f"{path}: a link to {os.readlink(path)}, which does not exist") from None
             raise InputError(f"{path}: no such image") from None
-        with file:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                try:
-                    image = Image.open(file, formats=formats)
-                except UnidentifiedImageError:
-                    raise InputError(f"{path}: can't be read as an image (not one of {', '.join(formats)})") from None
+        with file, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # damaged tags make thousands
+            check_tags(file)
+            try:
+                image = Image.open(file, formats=formats)
+            except UnidentifiedImageError:
+                raise InputError(f"{path}: can't be read as an image (not one of {', '.join(formats)})") from None
             place = file.tell()
             _check_pixels(image, file.seek(0, io.SEEK_END))
             file.seek(place)
@@ -197,12 +200,26 @@ def _check_scans(image: Image.Image) -> None:
     """Raise InputError if an image is a JPEG of so many scans that it takes too long to decode."""
     if not (isinstance(image, JpegImageFile) and image.fp):
         return
-    place = image.fp.tell()
-    image.fp.seek(0)
-    data, pixels = image.fp.read(), image.width * image.height
-    image.fp.seek(place)
+    data, pixels = _content(image.fp), image.width * image.height
     if len(data) // _LEAST_SCAN * pixels > MAX_SCANNED and (scans := _count_scans(data)) * pixels > MAX_SCANNED:
         raise InputError(f"{image.width} x {image.height} pixels in {scans} scans, which take too long to decode")
+
+
+def _check_comments(image: Image.Image) -> None:
+    """Raise InputError if an image is a PPM of text with so many comments that it takes too long to decode."""
+    if not (isinstance(image, PpmImageFile) and image.fp and image.tile[0][0] == "ppm_plain"):
+        return
+    if (comments := _content(image.fp).count(b"#")) > MAX_COMMENTS:
+        raise InputError(f"{comments} comments among its pixels, expected at most {MAX_COMMENTS}")
+
+
+def _content(file: IO[bytes]) -> bytes:
+    """Return what a file holds, and leave it at its place."""
+    place = file.tell()
+    file.seek(0)
+    data = file.read()
+    file.seek(place)
+    return data
 
 
 def _count_scans(data: bytes) -> int:
@@ -256,7 +273,8 @@ def load_image(
         if file.format in ("GIF", "PNG", "WEBP", "AVIF") and getattr(file, "is_animated", False):
             raise InputError("an animation, expected one image")
         _check_scans(file)
-        turned = ImageOps.exif_transpose(file) if _is_turned(file, expected_size, exif) else file
+        _check_comments(file)
+        turned = file.transpose(_TURNS[_orientation(file)]) if _is_turned(file, expected_size, exif) else file
         if turned.mode.startswith("I;16"):
             image = np.repeat((np.asarray(turned) >> 8).astype(np.uint8)[..., None], 3, axis=2)
         else:
@@ -268,8 +286,18 @@ def load_image(
 
 def _orientation(file: Image.Image) -> int:
     """Return the EXIF orientation, 2 to 8; 1 if there is none to apply. Pillow itself turns TIFF."""
-    found = 1 if file.format == "TIFF" else file.getexif().get(ExifTags.Base.Orientation, 1)
+    if file.format == "TIFF":
+        return 1
+    check_exif(file)
+    found = file.getexif().get(ExifTags.Base.Orientation, 1)
     return found if found in range(2, 9) else 1
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 
 
 def _sizes(file: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -342,7 +370,7 @@ def read_image(image: Any) -> np.ndarray:
     if isinstance(image, str | Path):
         return load_image(image)
     if isinstance(image, Image.Image):
-        image = ImageOps.exif_transpose(image).convert("RGB")
+        image = ImageOps.exif_transpose(image).convert("RGB")  # of the user's own program
     return check_image(image)
 
 

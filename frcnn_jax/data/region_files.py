@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from frcnn_jax.data.coco import coco_id
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import decoding, read_json, read_npz
 
@@ -67,8 +68,8 @@ def _coco_boxes(content: Any, path: Path) -> dict[str, list[list[float]]]:
         (content.get("images", []), content["annotations"]) if isinstance(content, dict) else ([], content)
     )
     try:
-        names = {image["id"]: str(image["file_name"]) for image in images}
-    except (TypeError, KeyError):
+        names = {coco_id(image["id"]): str(image["file_name"]) for image in images}
+    except (TypeError, KeyError, InputError):
         raise InputError(f"{path}: images must be a list of objects with id and file_name") from None
     if len(set(names.values())) < len(images):
         raise InputError(f"{path}: two images have the same id or file_name")
@@ -78,7 +79,7 @@ def _coco_boxes(content: Any, path: Path) -> dict[str, list[list[float]]]:
     for i, entry in enumerate(entries):
         try:
             image_id, (x, y, width, height) = entry["image_id"], _four_numbers(entry["bbox"])
-            name = names[image_id] if names else str(image_id)
+            name = names[coco_id(image_id)] if names else str(image_id)
         except (TypeError, KeyError, ValueError, OverflowError):
             raise InputError(
                 f"{path}: entry {i}: expected a known image_id and a bbox of four numbers, got {str(entry)[:80]}"

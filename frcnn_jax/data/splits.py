@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image
 
 from frcnn_jax.data.records import ImageFile, Record
+from frcnn_jax.errors import InputError
+from frcnn_jax.files import open_regular
 
 _GRID = 16  # cells a side
 _CONTRAST = 16.0  # below it, most of a sketch is rounding
@@ -45,7 +47,7 @@ def shared_images(first: Sequence[Record], second: Sequence[Record]) -> Shared:
             if record.image_id in ids:
                 shared.same.append(record.image_id)
             continue
-        with suppress(OSError):
+        with suppress(OSError, InputError):
             size = os.stat(load.path).st_size
             if size in by_size and size not in digests:
                 digests[size] = {file_digest(file.path) for file in by_size[size]}
@@ -70,7 +72,7 @@ def repeated_images(records: Sequence[Record]) -> list[tuple[Record, Record]]:
     for group in by_size.values():
         first: dict[bytes, Record] = {}
         for record, path in group if len(group) > 1 else ():
-            with suppress(OSError):
+            with suppress(OSError, InputError):
                 if (original := first.setdefault(file_digest(path), record)) is not record:
                     pairs.append((record, original))
     return pairs
@@ -131,7 +133,7 @@ def split_digest(records: Sequence[Record]) -> str:
 
 def file_digest(path: str | Path) -> bytes:
     """Return a digest of a file's content, 16 bytes."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
 
 

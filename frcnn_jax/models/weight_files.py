@@ -137,11 +137,12 @@ def _described(arrays: Arrays, text: str) -> Weights:
     try:
         found = json.loads(text)
         pixels, stride_in_1x1 = found["pixels"], found["stride_in_1x1"]
-        norm = pixels and PixelNorm(pixels["order"], tuple(pixels["mean"]), tuple(pixels["std"]))
+        numbers = np.array([pixels["mean"], pixels["std"]], np.float64).tolist() if pixels else ()
+        norm = PixelNorm(pixels["order"], *map(tuple, numbers)) if pixels else None
         detector = dict(found.get("detector") or {})
         if not all(isinstance(name, str) for name in detector.get("class_names", ())):
             raise ValueError
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise InputError("its description is not one that frcnn convert-weights wrote") from None
     return Weights(arrays, norm, stride_in_1x1, detector)
 

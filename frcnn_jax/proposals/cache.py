@@ -177,7 +177,7 @@ def _known(images: Mapping[str, Load], cache_dir: Path, folder: Path) -> dict[st
     """Return the digests of the image files that the index knows and whose boxes are there."""
     try:
         entries = {entry.name for entry in os.scandir(folder)}
-        lines = (cache_dir / "index.txt").read_bytes().splitlines()
+        lines = read_bytes(cache_dir / "index.txt").splitlines()
     except FileNotFoundError:
         return {}
     index = dict(filter(None, map(_parse_line, lines)))

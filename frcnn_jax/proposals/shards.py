@@ -16,7 +16,7 @@ import numpy as np
 
 from frcnn_jax.data.records import check_boxes
 from frcnn_jax.errors import InputError
-from frcnn_jax.files import read_array_header, write_atomic
+from frcnn_jax.files import open_regular, read_array_header, write_atomic
 
 LARGEST_SIDE = 1 << 16  # pixels: boxes are uint16
 _FORMAT, _VERSION = "frcnn_jax proposals", 1
@@ -71,7 +71,7 @@ def _read_array(file: BinaryIO, size: int) -> np.ndarray:
 
 def read_shard(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the image ids and `(N, 4)` uint16 boxes of a shard; malformed files raise errors of many kinds."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         header = json.loads(_read_array(file, size).tobytes())
         if header["format"] != _FORMAT or header["version"] != _VERSION:

@@ -177,7 +177,10 @@ def _digests(path: Path, items: Collection[str] = (".",)) -> dict[str, str]:
 
 
 def _find_damage(path: Path, items: Collection[str]) -> str | None:
-    """Describe the first difference between items of a step and its digests; None if it has no digests."""
+    """Describe the first difference between items of a step and its digests; without digests, what is no file."""
+    for file in (file for item in items for file in (path / item).rglob("*")):
+        if not (file.is_file() or file.is_dir()):
+            return f"{file.relative_to(path)} is not a regular file"  # orbax would wait for the writer of a pipe
     if not _manifest(path).exists():
         return None
     try:

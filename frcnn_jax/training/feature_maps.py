@@ -24,7 +24,7 @@ from frcnn_jax.data.batches import Sizes, prefetch, prepare_image
 from frcnn_jax.data.records import Record
 from frcnn_jax.data.splits import content_digest
 from frcnn_jax.errors import InputError
-from frcnn_jax.files import read_array, write_atomic
+from frcnn_jax.files import open_regular, read_array, write_atomic
 from frcnn_jax.models.fast_rcnn import FastRCNN
 
 
@@ -53,7 +53,7 @@ class FeatureMaps:
         """
         path = self.path(record, mirrored, size)
         try:
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 found = read_array(file, path.stat().st_size)
             if found.ndim != 3 or found.dtype != np.float16:
                 raise ValueError

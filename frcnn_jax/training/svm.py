@@ -141,9 +141,13 @@ class HardNegativeSVMs:
             svms = cls([arrays.pop(f"positives_{k}") for k in classes], seed=seed)
             svms.negatives = [arrays.pop(f"negatives_{k}") for k in classes]
             for name in ("added", "weights", "biases"):
-                if arrays[name].shape != getattr(svms, name).shape:
-                    raise ValueError(f"{name} is {arrays[name].shape}")
+                fresh = getattr(svms, name)
+                if (arrays[name].shape, arrays[name].dtype) != (fresh.shape, fresh.dtype):
+                    raise ValueError(f"{name} is {arrays[name].shape} {arrays[name].dtype}")
                 setattr(svms, name, arrays.pop(name))
+            for own in (*svms.positives, *svms.negatives):
+                if own.ndim != 2 or own.shape[1] != svms.weights.shape[1] or own.dtype != np.float32:
+                    raise ValueError(f"features are {own.shape} {own.dtype}")
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise InputError(f"{path}: not a state of SVM training ({error}); remove it to start over") from None
         return svms, arrays
@@ -201,8 +205,8 @@ def train_svms(
 
     num_classes = model.num_classes
     if state.exists():
-        svms, more = HardNegativeSVMs.load(state, seed=seed)
-        scale, start = np.float32(more["scale"]), int(more["images"])
+        shape = num_classes, variables["params"]["head"]["cls_score"]["kernel"].shape[0]
+        svms, scale, start = _resume(state, seed, shape, len(records))
     else:
         some = [records[i] for i in np.random.default_rng(seed).permutation(len(records))[:NORM_IMAGES]]
         norms = [np.linalg.norm(found, axis=1) for _, found in features(some, proposals, "norm of fc7")]
@@ -224,6 +228,23 @@ def train_svms(
     for k in range(num_classes):
         svms.fit(k)
     return write_classifier(variables["params"], svms.weights, svms.biases, scale)
+
+
+def _resume(state: Path, seed: int, shape: tuple[int, int], images: int) -> tuple[HardNegativeSVMs, np.float32, int]:
+    """Return the SVMs of a state, the scale of features and the number of images that negatives were mined in.
+
+    Args:
+        state: The file.
+        seed: Seed of the solver.
+        shape: Number of classes, and of features.
+        images: Most images.
+    """
+    svms, more = HardNegativeSVMs.load(state, seed=seed)
+    scale, mined = (more.get(name, np.zeros(0)) for name in ("scale", "images"))
+    known = scale.shape == mined.shape == () and scale.dtype.kind == "f" and mined.dtype.kind == "i"
+    if not (known and np.isfinite(scale) and 0 <= mined <= images) or svms.weights.shape != shape:
+        raise InputError(f"{state}: of another training of SVMs; remove it to start over")
+    return svms, np.float32(scale), int(mined)
 
 
 def write_classifier(

@@ -557,6 +557,7 @@ def test_a_division_depends_on_ids_and_seed_alone():
     assert (len(found["train"]), len(found["val"])) == (80, 20)
     assert set(found["train"]) | set(found["val"]) == set(ids)
     assert divide(ids[::-1], 0) == found
+    assert divide(["\udcff", "\ud800"], 0)["train"]  # names that are not UTF-8, and those of no file
     assert divide(ids, 1)["val"] != found["val"]
     assert {n: len(divide(ids[:n], 0)["val"]) for n in (1, 2, 3, 8)} == {1: 0, 2: 1, 3: 1, 8: 2}
 

@@ -42,6 +42,15 @@ def test_reads_or_skips_a_problem(coco, capsys):
     assert not capsys.readouterr().err
 
 
+def test_names_that_terminals_obey_are_refused(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "train").mkdir()
+    path = write_coco(tmp_path / "train", [annotation()], categories=[{"id": 3, "name": "\x1b[2J"}])
+    path.rename(tmp_path / "annotations" / "instances_train.json")
+    with pytest.raises(InputError, match=r"the class '\\x1b\[2J' has a control character in its name"):
+        read_split("coco", split="train", folder=tmp_path)
+
+
 def test_without_difficult_objects_there_are_no_crowds(coco):
     (record,) = read_split(
         "coco", split="train", folder=coco, include_difficult=False, on_problem=lambda problem: None

@@ -4,6 +4,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import warnings
 from unittest import mock
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from frcnn_jax.data import records
+from frcnn_jax.data import image_tags, records
 from frcnn_jax.data.readers import read_split
 from frcnn_jax.data.records import ImageFile, check_boxes, load_image, read_image_size, without_difficult
 from frcnn_jax.data.voc import read_voc, read_xml_folder
@@ -512,6 +513,63 @@ def test_many_pixels_in_few_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "SMALL_PIXELS", 1000)
     with pytest.raises(InputError, match=r"a\.webp: 400 x 300 pixels in \d+ bytes, which is not a photograph"):
         load_image(tmp_path / "a.webp")
+
+
+def test_comments_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "MAX_COMMENTS", 3)
+    head, pixels = b"P3\n# a comment\n2 1\n255\n", b"1 2 3\n# another\n250 0 7\n"
+    (tmp_path / "a.ppm").write_bytes(head + pixels + b"# more\n")
+    assert load_image(tmp_path / "a.ppm").tolist() == [[[1, 2, 3], [250, 0, 7]]]
+    (tmp_path / "a.ppm").write_bytes(head + pixels + b"# more\n" * 2)
+    with pytest.raises(InputError, match=r"a\.ppm: 4 comments among its pixels, expected at most 3"):
+        load_image(tmp_path / "a.ppm")
+    (tmp_path / "a.ppm").write_bytes(b"P6\n2 1\n255\n######")
+    assert load_image(tmp_path / "a.ppm").tolist() == [[[35, 35, 35]] * 2]
+
+
+def test_warnings_of_damaged_tags_are_not_shown(tmp_path, recwarn):
+    """Pillow has one for each tag, of which a file can have many thousands."""
+    warnings.simplefilter("always")
+    tags = b"".join(struct.pack("<HHII", 0x9000 + i, 1, 1 << 20, 8) for i in range(9))
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 9) + tags + bytes(4)
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.jpg", exif=exif)
+    assert load_image(tmp_path / "a.jpg").shape == (48, 64, 3)
+    assert not recwarn
+
+
+def tags_of_one_value(size, number):
+    tags = b"".join(struct.pack("<HHII", 0x4000 + i, 1, size, 8) for i in range(number))
+    return b"II*\0" + struct.pack("<I", 8 + size) + bytes(size) + struct.pack("<H", number) + tags + bytes(4)
+
+
+def segments(exif):
+    parts = [b"Exif\0\0" + exif[i : i + 60_000] for i in range(0, len(exif), 60_000)]
+    return b"".join(b"\xff\xe1" + struct.pack(">H", len(part) + 2) + part for part in parts)
+
+
+def png_with(exif):
+    file = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(file, "PNG", exif=exif)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("a.tif", lambda exif: exif),
+        ("a.png", png_with),
+        ("a.jpg", lambda exif: (data := jpeg())[:2] + b"\xff\xff\xfe\0\2" + segments(exif) + data[2:]),
+    ],
+)
+def test_tags_of_one_value(tmp_path, monkeypatch, name, make):
+    """Pillow before 13 copies it for each tag: a megabyte would become many gigabytes."""
+    monkeypatch.setattr(image_tags, "UNCHECKED", True)
+    (tmp_path / name).write_bytes(make(tags_of_one_value(90_000, 3000)))
+    with pytest.raises(InputError, match=rf"{name}: .*its content would take 270 MB, more than 100 times"):
+        load_image(tmp_path / name)
+    if name != "a.tif":
+        (tmp_path / name).write_bytes(make(tags_of_one_value(90_000, 300)))
+        assert load_image(tmp_path / name).shape == (48, 64, 3)
 
 
 def test_scans_without_end(tmp_path, monkeypatch):

@@ -93,3 +93,11 @@ def test_the_digest_is_that_of_the_content(tmp_path):
     white = replace(blank, load=lambda: np.full((20, 30, 3), 255, np.uint8))
     tall = replace(blank, load=lambda: np.zeros((30, 20, 3), np.uint8))
     assert len({content_digest(record) for record in (blank, white, tall)}) == 3
+
+
+def test_pipes_are_left_out(tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        os.mkfifo(tmp_path / name)
+    both = records_of(tmp_path / "a.jpg", tmp_path / "b.jpg")
+    assert repeated_images(both) == []
+    assert shared_images(both[:1], both[1:]) == Shared([], [])

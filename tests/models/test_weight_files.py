@@ -1,5 +1,6 @@
 import contextlib
 import io
+import json
 import pickle
 import struct
 import sys
@@ -416,3 +417,12 @@ def test_hdf5_with_links(kind, tmp_path):
         file["model_weights"] = h5py.ExternalLink("other.h5", "/") if kind == "ExternalLink" else h5py.SoftLink("/x")
     with pytest.raises(InputError, match=r"a\.h5: model_weights is a link"):
         read_weights(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("std", [10**400, "a", None, [1], 0])
+def test_a_description_of_no_pixels(tmp_path, std):
+    pixels = {"order": "RGB", "mean": [0, 0, 0], "std": [1, 1, std]}
+    text = json.dumps({"pixels": pixels, "stride_in_1x1": None, "detector": {}})
+    np.savez(tmp_path / "a.npz", frcnn_jax=np.array(text), a=np.ones(3))
+    with pytest.raises(InputError, match=r"a\.npz: .*its description is not one that frcnn convert-weights wrote"):
+        read_weights(tmp_path / "a.npz")

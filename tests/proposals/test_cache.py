@@ -207,6 +207,14 @@ def test_damaged_lines_of_the_index_are_ignored(run, files, tmp_path):
     assert not search.called
 
 
+def test_an_index_that_is_a_pipe_is_not_waited_for(run, files, tmp_path):
+    run(files)
+    (tmp_path / "cache" / "index.txt").unlink()
+    os.mkfifo(tmp_path / "cache" / "index.txt")
+    with pytest.raises(InputError, match=r"index\.txt: not a regular file"):
+        run(files)
+
+
 class InTurn(Executor):
     """The last of the images submitted is done first."""
 

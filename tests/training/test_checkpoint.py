@@ -283,6 +283,22 @@ def test_a_save_that_fails_names_the_one_before_it(tmp_path, monkeypatch):
         save_steps(tmp_path, 8)
 
 
+def test_pipes_in_a_checkpoint_are_not_waited_for(tmp_path):
+    save_steps(tmp_path, 4)
+    (tmp_path / "checkpoints" / "4.json").unlink()
+    metadata = tmp_path / "checkpoints" / "4" / "model" / "_METADATA"
+    metadata.unlink()
+    os.mkfifo(metadata)
+    with pytest.raises(InputError, match=r"checkpoints/4: model/_METADATA is not a regular file"):
+        load_model(tmp_path, tree(0.0), 4)
+
+
+def test_a_lock_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "lock")
+    with pytest.raises(OSError, match="lock"), lock_workdir(tmp_path):
+        pass
+
+
 def test_a_workdir_is_locked_until_its_process_dies(tmp_path):
     pytest.importorskip("fcntl")
     code = (

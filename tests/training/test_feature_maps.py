@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 
 import jax
@@ -83,8 +84,12 @@ def test_only_missing_maps_are_computed(scene, tmp_path, monkeypatch):
     other = jax.tree.map(lambda array: array + 1, variables)
     assert store_maps(model, other, records[:1], sizes=SIZES[:1], flip=False, folder=tmp_path).folder != maps.folder
     first.write_bytes(first.read_bytes()[:90])
-    with pytest.raises(InputError, match=f"{first}: a feature map is missing or damaged; delete it and start again"):
-        maps(records[0], True, SIZES[0])
+    for damage in (lambda: None, lambda: first.unlink() or os.mkfifo(first)):
+        damage()
+        with pytest.raises(
+            InputError, match=f"{first}: a feature map is missing or damaged; delete it and start again"
+        ):
+            maps(records[0], True, SIZES[0])
 
 
 def test_ids_of_other_images_have_maps_of_their_own(scene, tmp_path):

@@ -108,6 +108,26 @@ def test_another_file_is_no_state(tmp_path, content):
         HardNegativeSVMs.load(path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": 8}, {"images": -1}, {"images": np.ones(2)}, {"images": 1.5}, {"scale": np.nan},
+        {"scale": np.ones(3)}, {"weights": np.zeros((2, 4), np.float32)}, {"positives_0": np.zeros(3, np.float32)},
+        {"negatives_1": np.zeros((1, 4), np.float32)}, {"added": np.array(["a", "b"])},
+        {"added": np.zeros(2, np.uint64)}, {"negatives_1": np.zeros((1, 3))}, {"scale": "a"},
+        {"biases": np.zeros(3, np.float32)}, {"biases": np.float32(0)},
+    ],
+)  # fmt: skip
+def test_a_state_of_another_training(tmp_path, change):
+    path = tmp_path / "s.npz"
+    HardNegativeSVMs([np.ones((2, 3), np.float32)] * 2).save(path, scale=np.float32(0.5), images=7)
+    svms, scale, mined = svm._resume(path, 0, (2, 3), 7)
+    assert (len(svms.positives), scale, mined) == (2, 0.5, 7)
+    np.savez(path, **{**np.load(path), **change})
+    with pytest.raises(InputError, match=rf"{path}: .*; remove it to start over"):
+        svm._resume(path, 0, (2, 3), 7)
+
+
 def test_the_class_layer_gives_the_margins(model_and_variables, rng):
     model, variables = model_and_variables
     weights, biases = rng.normal(0, 1, (6, 128)).astype(np.float32), rng.normal(0, 1, 6).astype(np.float32)

@@ -227,9 +227,7 @@ def _advice(files: Files) -> str:
 
 def divide(image_ids: Sequence[str], seed: int) -> dict[str, list[str]]:
     """Divide images: a fifth, at least one if there are two, is "val"; the order of `image_ids` does not matter."""
-    drawn = sorted(
-        image_ids, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()
-    )
+    drawn = sorted(image_ids, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode(errors="surrogatepass")).digest())
     count = max(round(len(drawn) / 5), int(len(drawn) > 1))
     return {"train": sorted(drawn[count:]), "val": sorted(drawn[:count])}
 

@@ -68,7 +68,7 @@ class _Contents:
         check_categories(content, self._path)
         try:
             self.images = list(content["images"])
-            self.used = {annotation.get("category_id") for annotation in content.get("annotations", ())}
+            self.uses_0 = any(annotation.get("category_id") == 0 for annotation in content.get("annotations", ()))
             categories = [(coco_id(category["id"]), str(category["name"])) for category in content["categories"]]
             self.categories = sorted(categories, key=lambda category: id_order(category[0]))
             names = [str(image_name(image)) for image in self.images]
@@ -97,9 +97,8 @@ class _Contents:
 
 def _class_names(contents: Sequence[_Contents], by_roboflow: bool) -> list[str]:
     """Return the names of all files in the order of ids; Roboflow's category 0 groups the others unless it is used."""
-    used = {number for found in contents for number in found.used}
     categories = [category for found in contents for category in found.categories]
-    grouping = [0] if by_roboflow and 0 not in used and len(categories) > 1 else []
+    grouping = [0] if by_roboflow and len(categories) > 1 and not any(found.uses_0 for found in contents) else []
     return list(dict.fromkeys(name for number, name in categories if number not in grouping))
 
 
