@@ -19,7 +19,7 @@ from frcnn_jax.models.heads import FullyConnectedHead
 from frcnn_jax.models.layers import Conv
 from frcnn_jax.models.networks import LAYER_NETWORKS, NETWORKS, FunctionNetwork
 from frcnn_jax.models.pools import RoIAlign
-from frcnn_jax.models.resnet import FPN
+from frcnn_jax.models.resnet import FPN, ResNet
 from frcnn_jax.models.weight_files import read_weights, write_weights
 from frcnn_jax.models.weights import canonical_arrays, described
 from frcnn_jax.training.logs import read_metrics
@@ -104,6 +104,11 @@ RECIPES = {
         "candidates_per_class": 300,
     },
     "voc07_lite0": LITE | {"weights": "lite0", "bg_iou_low": 0.1, "steps": 4000, "warmup_steps": 200},
+    "voc07_resnet50": LITE
+    | {
+        "network": "resnet50_fc", "freeze": ("backbone",), "flip": False, "bg_iou_low": 0.1, "steps": 2400,
+        "warmup_steps": 200,
+    },
     "finetune": LITE
     | {"dataset": "auto", "weights": "pretrained", "steps": 600, "epochs": 10.0, "warmup_steps": 50},
     "coco_r50_fpn": {name: DEFAULTS[name] for name in PAPER}
@@ -194,16 +199,20 @@ def data(common):
 
 def small(name):
     """A network with a narrow fc6 and fc7."""
-    if name == "efficientnet_lite0_dilated":
-        return FunctionNetwork(small_lite, NETWORKS[name].frozen)
-    if name not in LAYER_NETWORKS:
-        return FunctionNetwork(small_pyramid, NETWORKS[name].frozen)
-    return LAYER_NETWORKS[name]._replace(fc=(24, 16))
+    if name in LAYER_NETWORKS:
+        return LAYER_NETWORKS[name]._replace(fc=(24, 16))
+    build = {"efficientnet_lite0_dilated": small_lite, "resnet50_fc": small_resnet, "resnet50_fpn_caffe": small_pyramid}
+    return FunctionNetwork(build[name], NETWORKS[name].frozen)
 
 
 def small_lite(num_classes):
     backbone, head = EfficientNetLite(), FullyConnectedHead(num_classes, (24, 16), reduce=8)
     return FastRCNN(backbone, head, RoIAlign((3, 3), backbone.spatial_scale), neck=LiteNeck())
+
+
+def small_resnet(num_classes):
+    backbone, head = ResNet(18), FullyConnectedHead(num_classes, (24, 16), reduce=8)
+    return FastRCNN(backbone, head, RoIAlign((3, 3), backbone.spatial_scale))
 
 
 def small_pyramid(num_classes):
