@@ -19,7 +19,8 @@ def get_config() -> ConfigDict:
         freeze=("backbone",),
         flip=False,
         bg_iou_low=0.1,
-        steps=2400,
+        rois_per_batch=256,
+        steps=1400,
         warmup_steps=200,
     )
     return config

@@ -106,8 +106,8 @@ RECIPES = {
     "voc07_lite0": LITE | {"weights": "lite0", "bg_iou_low": 0.1, "steps": 4000, "warmup_steps": 200},
     "voc07_resnet50": LITE
     | {
-        "network": "resnet50_fc", "freeze": ("backbone",), "flip": False, "bg_iou_low": 0.1, "steps": 2400,
-        "warmup_steps": 200,
+        "network": "resnet50_fc", "freeze": ("backbone",), "flip": False, "bg_iou_low": 0.1, "rois_per_batch": 256,
+        "steps": 1400, "warmup_steps": 200,
     },
     "finetune": LITE
     | {"dataset": "auto", "weights": "pretrained", "steps": 600, "epochs": 10.0, "warmup_steps": 50},
