@@ -185,15 +185,26 @@ class Survey(NamedTuple):
 def survey(annotations: Iterable[Path]) -> Survey:
     """Look through annotations; what is wrong in them is reported when the images are read."""
     names: set[str] = set()
-    from_0, to_end = False, False
-    for path in annotations:
+    from_0, paths = False, list(annotations)
+    for path in paths:
         with suppress(InputError):
             tree = parse_xml(path)
             names.update(_text(node, "name") for node in tree.iter("object"))
-            for box, sides in () if to_end else _boxes_and_sides(tree):
-                to_end |= any(corner >= side for corner, side in zip(box, sides, strict=True))
-                from_0 |= 0 <= min(box) < 1
-    return Survey(sorted(names - {""}), 0 if from_0 and not to_end else 1)
+            if not from_0 and any(_may_be_0(node) for side in ("xmin", "ymin") for node in tree.iter(side)):
+                from_0 = any(0 <= min(box) < 1 for box, _ in _boxes_and_sides(tree))
+    return Survey(sorted(names - {""}), 0 if from_0 and not any(map(_ends_at_border, paths)) else 1)
+
+
+def _may_be_0(node: Any) -> bool:
+    return (node.text or "").lstrip().startswith(("0", ".", "+", "-"))
+
+
+def _ends_at_border(path: Path) -> bool:
+    """Return whether a box ends at the stated width or height, where the first pixel is 1."""
+    with suppress(InputError):
+        boxes = _boxes_and_sides(parse_xml(path))
+        return any(corner >= side for box, sides in boxes for corner, side in zip(box, sides, strict=True))
+    return False
 
 
 def _boxes_and_sides(tree: Any) -> Iterator[tuple[list[float], list[float]]]:
