@@ -245,7 +245,8 @@ def read_listing(path: Path) -> None:
     assert len(set(image_ids(files.images))) == len(files.images)
     for name in names:
         split_of(Path(name), by_name=True)
-        for find in (partial(files.image_named, name, Path("a.xml")), partial(files.image_of, Path(f"{name}.xml"))):
+        annotation = Path(f"{name.lstrip('/')}.xml")  # of the data set, as all are
+        for find in (partial(files.image_named, name, Path("a.xml")), partial(files.image_of, annotation)):
             try:
                 found, line = find(), str(root)
             except InputError as error:
