@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
         flip=False,
         bg_iou_low=0.1,
         rois_per_batch=256,
-        steps=1400,
+        steps=3000,
         warmup_steps=200,
     )
     return config

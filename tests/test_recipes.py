@@ -107,7 +107,7 @@ RECIPES = {
     "voc07_resnet50": LITE
     | {
         "network": "resnet50_fc", "freeze": ("backbone",), "flip": False, "bg_iou_low": 0.1, "rois_per_batch": 256,
-        "steps": 1400, "warmup_steps": 200,
+        "steps": 3000, "warmup_steps": 200,
     },
     "finetune": LITE
     | {"dataset": "auto", "weights": "pretrained", "steps": 600, "epochs": 10.0, "warmup_steps": 50},
