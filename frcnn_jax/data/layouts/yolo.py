@@ -228,7 +228,7 @@ def _is_label(path: Path) -> bool:
 
 
 class _Texts:
-    """The label files of a data set's images: in their usual place or, if none is there, the nearest of an image's stem.
+    """The label files of images: in their usual place or, if none is there, the nearest of an image's stem.
 
     Attributes:
         files: The data set's files.
