@@ -218,7 +218,7 @@ def noticing_tests() -> dict[str, list[tuple[list[str], str]]]:
     for module in modules:
         importers = {name for name, found in imports.items() if module in found}
         direct = [test for test, found in tests.items() if module in found]
-        mirrors = [test for test in tests if test.split("/")[1:-1] == module.split(".")[1:-1]]
+        mirrors = [test for test in tests if test.split("/")[1:-1] == module.split(".")[1:-1][:1]]
         indirect = [test for test, found in tests.items() if found & importers and test not in direct]
         near = sorted({*mirrors, *direct}, key=lambda test: ((test not in mirrors) + (test not in direct), test))
         far = [test for test in indirect if test not in near]
@@ -311,7 +311,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     check_at_least(1, count=args.count, jobs=args.jobs)
     package = ROOT / "frcnn_jax"
-    sources = [path for name in PACKAGES for path in sorted((package / name).glob("*.py"))]
+    sources = [path for name in PACKAGES for path in sorted((package / name).rglob("*.py"))]
     chosen = [Path(file).resolve() for file in args.files] or sources
     if wrong := [path for path in chosen if path not in sources]:
         raise InputError(f"{wrong[0]}: expected a module of {', '.join(PACKAGES)}")

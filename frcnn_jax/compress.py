@@ -16,6 +16,7 @@ from frcnn_jax.cli import check_at_least, command_parser, run
 from frcnn_jax.config import Config
 from frcnn_jax.errors import InputError
 from frcnn_jax.models.fast_rcnn import FastRCNN
+from frcnn_jax.models.heads import check_two_layers
 from frcnn_jax.models.svd import compress_head
 from frcnn_jax.workdir import derive_workdir, read_config
 
@@ -33,7 +34,8 @@ def main(argv: Sequence[str]) -> None:
     if read_config(args.workdir, network=args.network)["fc_ranks"]:
         raise InputError(f"{args.workdir}: fc6 and fc7 are already factored")
 
-    def compress(_: Config, __: FastRCNN, variables: Any) -> dict[str, Any]:
+    def compress(_: Config, model: FastRCNN, variables: Any) -> dict[str, Any]:
+        check_two_layers(model.head)
         params = compress_head(variables["params"], (args.fc6, args.fc7))
         before, after = (_parameters(head) for head in (variables["params"]["head"], params["head"]))
         print(f"{out}: fc6 and fc7 have {after / 1e6:.1f} of {before / 1e6:.1f} million parameters")

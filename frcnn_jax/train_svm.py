@@ -15,6 +15,7 @@ from frcnn_jax.cli import check_at_least, command_parser, run
 from frcnn_jax.config import Config
 from frcnn_jax.errors import InputError
 from frcnn_jax.models.fast_rcnn import FastRCNN
+from frcnn_jax.models.heads import check_two_layers
 from frcnn_jax.training.svm import train_svms
 from frcnn_jax.workdir import derive_workdir, read_config
 
@@ -37,6 +38,7 @@ def main(argv: Sequence[str]) -> None:
     state = out / "svm.npz"
 
     def train(config: Config, model: FastRCNN, variables: Any) -> dict[str, Any]:
+        check_two_layers(model.head)
         dataset, proposals = load_proposals_of(
             config, args.workdir, read_split_of(config, "train", workdir=args.workdir)
         )

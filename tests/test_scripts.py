@@ -8,6 +8,7 @@ import pytest
 from examples import annotation, run_command, write_coco
 from PIL import Image
 
+from frcnn_jax.build import build_model
 from frcnn_jax.data.synthetic import CLASS_NAMES, draw_scene, read_synthetic
 from frcnn_jax.detector import Detector
 from frcnn_jax.evaluation.coco_metrics import COCO_METRICS
@@ -15,6 +16,7 @@ from frcnn_jax.models.fast_rcnn import variable_shapes
 from frcnn_jax.models.networks import get_network
 from frcnn_jax.models.weights import canonical_names
 from frcnn_jax.proposals.files import read_proposals
+from frcnn_jax.training.checkpoint import save_model
 from frcnn_jax.workdir import load_variables, read_config
 
 
@@ -51,6 +53,28 @@ def test_compress_says_which_rank_is_out_of_range(workdir, tmp_path):
     assert done.returncode == 1
     assert done.stderr.strip() == "error: the rank of fc6 must be 1 to 127, got 1024"
     assert not (tmp_path / "svd").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["compress", "train-svm"])
+def test_a_head_of_one_layer_has_no_fc7(command, workdir, tmp_path):
+    network = tmp_path / "one.py"
+    network.write_text(
+        "from frcnn_jax import FastRCNN, FullyConnectedHead, get_network\n"
+        "def make(num_classes: int) -> FastRCNN:\n"
+        "    return get_network('tiny').build(num_classes).clone(head=FullyConnectedHead(num_classes, (8,)))\n"
+    )
+    config = json.loads((workdir / "config.json").read_text())
+    config["network"] = f"{network}:make"
+    variables = jax.tree.map(
+        lambda v: np.zeros(v.shape, v.dtype), variable_shapes(build_model(config, len(CLASS_NAMES)))
+    )
+    save_model(tmp_path / "w", 7, variables)
+    (tmp_path / "w" / "config.json").write_text(json.dumps(config))
+    done = run_command(command, "--workdir", tmp_path / "w", "--out", tmp_path / "out", "--network", config["network"])
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("layers fc6 and fc7, got one with a FullyConnectedHead with features=(8,)")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

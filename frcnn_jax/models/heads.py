@@ -21,8 +21,8 @@ class FullyConnectedHead(nn.Module):
 
     Attributes:
         num_classes: K, at least 1.
-        features: Widths of fc6 and fc7.
-        ranks: Rank of each layer factored by truncated SVD (section 3.1); 0 for a full layer.
+        features: Widths of the layers fc6, fc7 and so on; the paper has two.
+        ranks: Rank of each layer factored by truncated SVD (section 3.1); 0 for a full layer. All are full if empty.
         std: Standard deviation of the initial fc6 and fc7 kernels; None for He initialisation. Biases start at 0.1.
         dropout: Fraction of activations dropped after each layer in training.
         dtype: Type of the computation; parameters stay float32.
@@ -35,8 +35,8 @@ class FullyConnectedHead(nn.Module):
     """
 
     num_classes: int
-    features: tuple[int, int] = (4096, 4096)
-    ranks: tuple[int, ...] = (0, 0)
+    features: tuple[int, ...] = (4096, 4096)
+    ranks: tuple[int, ...] = ()
     std: float | None = 0.005
     dropout: float = 0.5
     dtype: Any = jnp.float32
@@ -48,7 +48,7 @@ class FullyConnectedHead(nn.Module):
             raise InputError(f"num_classes must be at least 1, got {self.num_classes}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout must be in [0, 1), got {self.dropout}")
-        if len(self.ranks) != len(self.features):
+        if len(self.ranks) not in (0, len(self.features)):
             raise InputError(f"ranks must be {len(self.features)} numbers, one per layer, got {self.ranks}")
         super().__post_init__()
 
@@ -72,7 +72,7 @@ class FullyConnectedHead(nn.Module):
             pooled = nn.relu(self._dense(self.reduce, None, 0.0, "reduce")(pooled))
         x = pooled.reshape(*pooled.shape[:2], math.prod(pooled.shape[2:]))
         layers = {}
-        for i, (features, rank) in enumerate(zip(self.features, self.ranks, strict=True)):
+        for i, (features, rank) in enumerate(zip(self.features, self.ranks or (0,) * len(self.features), strict=True)):
             if rank:
                 x = nn.Dense(rank, use_bias=False, dtype=self.dtype, name=f"fc{6 + i}_reduce")(x)
             x = nn.relu(self._dense(features, self.std, 0.1, f"fc{6 + i}")(x))
@@ -85,6 +85,19 @@ class FullyConnectedHead(nn.Module):
 
     def _dense(self, features, std, bias, name):
         return _dense(features, std, bias, self.dtype, name)
+
+
+def check_two_layers(head: nn.Module) -> None:
+    """Check that a head is the paper's, with the layers fc6 and fc7.
+
+    Raises:
+        InputError: It is another.
+    """
+    if not isinstance(head, FullyConnectedHead) or len(head.features) != 2:
+        widths = f" with features={head.features}" if isinstance(head, FullyConnectedHead) else ""
+        raise InputError(
+            f"expected a network whose head has the layers fc6 and fc7, got one with a {type(head).__name__}{widths}"
+        )
 
 
 def twin_outputs(

@@ -22,7 +22,7 @@ from frcnn_jax.errors import InputError
 from frcnn_jax.models.backbones import Layer, LayerBackbone
 from frcnn_jax.models.efficientnet import EfficientNetLite, LiteNeck
 from frcnn_jax.models.fast_rcnn import FastRCNN, check_model
-from frcnn_jax.models.heads import FullyConnectedHead
+from frcnn_jax.models.heads import FullyConnectedHead, check_two_layers
 from frcnn_jax.models.layers import Conv, Norm, Pool
 from frcnn_jax.models.pixels import CAFFE_MEANS, CAFFE_RESNET, LITE, TORCHVISION, PixelNorm
 from frcnn_jax.models.pools import RoIAlign, RoIPool
@@ -122,8 +122,7 @@ AnyNetwork = Network | FunctionNetwork
 
 def _with_options(model: FastRCNN, fc_ranks: Sequence[int], classifier: str) -> FastRCNN:
     if fc_ranks:
-        if not isinstance(model.head, FullyConnectedHead):
-            raise InputError("fc_ranks are of a FullyConnectedHead; this network has another head")
+        check_two_layers(model.head)
         model = model.clone(head=model.head.clone(ranks=tuple(fc_ranks)))
     return model.clone(classifier=classifier)
 

@@ -93,7 +93,7 @@ def test_a_model_is_built_of_all_of_a_row(name):
     assert model.backbone.spatial_scale == model.pool.spatial_scale == model.spatial_scale == 0.125
     assert (model.pool.output_size, model.pixels, model.classifier) == ((3, 5), row.pixels, "svm")
     assert model.head == FullyConnectedHead(7, row.fc, (2, 3), 0.02, 0.25, jnp.bfloat16)
-    assert LAYER_NETWORKS[name].build(2).head.ranks == (0, 0)
+    assert LAYER_NETWORKS[name].build(2).head.ranks == ()
 
 
 @pytest.mark.parametrize(("fc_std", "std"), [(0.005, 0.005), (None, math.sqrt(2 / 576))])

@@ -4,7 +4,7 @@ import pytest
 
 from frcnn_jax.errors import InputError
 from frcnn_jax.models.fast_rcnn import variable_shapes
-from frcnn_jax.models.heads import FullyConnectedHead
+from frcnn_jax.models.heads import FullyConnectedHead, check_two_layers
 from frcnn_jax.models.networks import get_network
 from frcnn_jax.models.svd import compress_head, truncated_svd
 
@@ -35,6 +35,26 @@ def test_a_head_of_low_rank_computes_the_same(rng):
     got = head.clone(ranks=(5, 3)).apply({"params": factored["head"]}, pooled)
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("features", [(), (16,), (16, 12, 8)])
+def test_a_head_has_any_number_of_layers(features, rng):
+    head = FullyConnectedHead(3, features, std=None, dropout=0.0)
+    pooled = rng.normal(0, 1, (2, 5, 3, 3, 4)).astype(np.float32)
+    params = head.init(jax.random.key(0), pooled)["params"]
+    assert params.keys() == {*("fc6", "fc7", "fc8")[: len(features)], "cls_score", "bbox_pred"}
+    x = pooled.reshape(2, 5, 36)
+    for layer in list(params)[: len(features)]:
+        x = np.maximum(x @ params[layer]["kernel"] + params[layer]["bias"], 0)
+    expected = x @ params["cls_score"]["kernel"] + params["cls_score"]["bias"]
+    np.testing.assert_allclose(head.apply({"params": params}, pooled)[0], expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match="fc6 and fc7, got one with a FullyConnectedHead with features="):
+        check_two_layers(head)
+
+
+def test_only_a_head_of_two_layers_is_built_with_ranks():
+    with pytest.raises(InputError, match=r"got one with a ResNetHead$"):
+        get_network("resnet18").build(2, fc_ranks=(4, 4))
 
 
 def test_ranks_make_the_modules_parameters():
