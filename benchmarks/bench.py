@@ -82,7 +82,7 @@ def part_medians(parts: Mapping[str, Part], repeat: int) -> dict[str, float]:
 
 def our_parts(model: FastRCNN, variables: Any, batch: Batch) -> dict[str, Part]:
     """Return the parts of detection, in order."""
-    convolutions = jax.jit(lambda v, *image: model.apply(v, *image, method=lambda m, *image: m.backbone(*image)))
+    convolutions = jax.jit(lambda v, *image: model.apply(v, *image, method=FastRCNN.features))
     pool = jax.jit(model.pool)
     head = jax.jit(lambda v, pooled: model.apply(v, pooled, method=FastRCNN.outputs))
     suppress = jax.jit(decode_and_suppress)

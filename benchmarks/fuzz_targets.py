@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from frcnn_jax import embed, eval_coco, train
-from frcnn_jax.build import build_model, detection_options, image_sizes
+from frcnn_jax.build import detection_options, image_sizes
 from frcnn_jax.config import get_config
 from frcnn_jax.convert_proposals import WRITERS
 from frcnn_jax.data import records
@@ -45,7 +45,7 @@ from frcnn_jax.proposals import cache
 from frcnn_jax.proposals.cache import SearchedProposals
 from frcnn_jax.proposals.files import read_proposals
 from frcnn_jax.training.logs import RunLog, read_metrics
-from frcnn_jax.workdir import read_config, read_results
+from frcnn_jax.workdir import model_of, read_config, read_results
 
 CLASSES = ("cat", "dog")
 
@@ -670,7 +670,7 @@ def config_seeds() -> list[bytes]:
 
 def read_own_config(path: Path) -> None:
     config = read_config(path.parent)
-    build_model(config, len(config["class_names"]))
+    model_of(config, path)
     image_sizes(config), detection_options(config)
 
 

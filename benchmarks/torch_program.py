@@ -95,7 +95,8 @@ class TorchProgram:
         """Pool in float32, or in float64 with the bins of float32; torchvision's float64 bins differ."""
         scale, size = self.model.pool.spatial_scale, self.model.roi_size  # type: ignore[attr-defined]
         if isinstance(self.model.pool, RoIAlign):
-            edges = [own + self.tensor(np.array([0, 0, 1, 1], np.float32)) for own in rois]
+            pixel, shift = self.tensor(np.array([0, 0, 1, 1], np.float32)), self.model.pool.shift
+            edges = [own + pixel - shift for own in rois]
             return ops.roi_align(maps, edges, size, scale, self.model.pool.sampling_ratio, aligned=True)
         if self.dtype == torch.float32:
             return ops.roi_pool(maps.float(), rois, size, scale)

@@ -351,6 +351,8 @@ def parse_config(text: str | bytes) -> dict[str, Any]:
             expected = "list" if isinstance(field.default, tuple) else type(field.default).__name__
             raise InputError(f"{name} must be of type {expected}, got {config[name]!r}")
     check_config(config)
+    if not config["class_names"]:
+        raise InputError("class_names must be one name or more, got none")
     return json.loads(json.dumps(config))
 
 

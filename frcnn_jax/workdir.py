@@ -173,8 +173,20 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
 
 def load_variables(workdir: Path, config: Config, step: int | None = None) -> tuple[FastRCNN, Any, int]:
     """Load the model, its variables and the step from the newest checkpoint of a workdir, or from that of `step`."""
-    model = build_model(config, len(config["class_names"]))
+    model = model_of(config, Path(workdir) / "config.json")
     return model, *load_model(workdir, variable_shapes(model), step)
+
+
+def model_of(config: Config, source: str | Path) -> FastRCNN:
+    """Return the model of a config with class names, which `source` holds.
+
+    Raises:
+        InputError: As `build_model` does; the message names the source.
+    """
+    try:
+        return build_model(config, len(config["class_names"]))
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
 
 
 def workdir_weights(workdir: Path, *, network: str = "") -> Weights:
@@ -221,7 +233,7 @@ def assemble_detector(arrays: Mapping[str, np.ndarray], config: Config, source: 
     Raises:
         InputError: Arrays are missing or do not fit.
     """
-    model = build_model(config, len(config["class_names"]))
+    model = model_of(config, source)
     shapes = variable_shapes(model)["params"]
     arrays = fit_weights(arrays, model, source)
     if missing := [name for name in canonical_names(shapes) if name not in arrays]:

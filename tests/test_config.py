@@ -276,6 +276,7 @@ def test_every_check_lets_its_default_pass_and_states_what_it_expects():
         (b"[" * 100_000, "not a config that frcnn train wrote"),
         (b'{"network": "tiny", "class_names": [], "stepz": 1}', "fields unknown to this version: stepz"),
         (b'{"network": "tiny", "class_names": [], "nms_iou": 2}', "nms_iou must be from 0 to 1, got 2"),
+        (b'{"network": "tiny", "class_names": []}', "class_names must be one name or more, got none"),
     ],
 )
 def test_a_text_that_is_no_config(text, message):

@@ -6,7 +6,7 @@ from examples import make_dataset
 
 from frcnn_jax.config import get_config
 from frcnn_jax.errors import InputError
-from frcnn_jax.workdir import check_split, read_config, resume_config
+from frcnn_jax.workdir import check_split, load_variables, read_config, resume_config
 
 
 def test_a_folder_that_is_no_workdir(tmp_path):
@@ -38,6 +38,22 @@ def test_a_config_that_was_changed_by_hand(tmp_path, field, value, text):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=text):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        (
+            {"network": "resnet18", "fc_ranks": (4, 4)},
+            r"w/config\.json: .* layers fc6 and fc7, got one with a ResNetHead",
+        ),
+    ],
+)
+def test_a_config_whose_network_cannot_be_built(tmp_path, fields, text):
+    (tmp_path / "w").mkdir()
+    begun(tmp_path / "w", **fields)
+    with pytest.raises(InputError, match=text):
+        load_variables(tmp_path / "w", read_config(tmp_path / "w"))
 
 
 def begun(workdir, **fields):
