@@ -164,9 +164,15 @@ def _memory() -> tuple[int, int]:
     return size * resource.getpagesize(), resident * resource.getpagesize()
 
 
+def _limit(kind: int, value: int) -> None:
+    """Set a limit of this process, which may be set again."""
+    hard = resource.getrlimit(kind)[1]
+    resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+
+
 def _read(target: Target, path: Path) -> str:
-    resource.setrlimit(resource.RLIMIT_AS, (_memory()[0] + BYTES, resource.RLIM_INFINITY))
-    resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 1 + SECONDS, resource.RLIM_INFINITY))
+    _limit(resource.RLIMIT_AS, _memory()[0] + BYTES)
+    _limit(resource.RLIMIT_CPU, int(time.process_time()) + 1 + SECONDS)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             target.read(path)
