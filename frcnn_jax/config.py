@@ -4,6 +4,7 @@ The defaults train on the synthetic data set. A recipe in experiments/ changes s
 """
 
 import argparse
+import ast
 import difflib
 import importlib.util
 import json
@@ -428,6 +429,7 @@ def override_config(config: Config, arguments: Sequence[str], allowed: Collectio
         if field[1] not in allowed:
             takes = ", ".join(sorted(allowed))
             raise InputError(f"--config.{field[1]}: can't be changed after training; evaluation takes {takes}")
+    arguments = _with_tuples(arguments)
     values = flags.FlagValues()
     typed = {name: type(field.default)(config[name]) for name, field in FIELDS.items()}
     command = ["", *arguments]
@@ -444,6 +446,28 @@ def override_config(config: Config, arguments: Sequence[str], allowed: Collectio
         setting = f"data_dir={stray[0]}" if Path(stray[0]).exists() else "FIELD=VALUE"
         raise InputError(f"unknown argument {stray[0]!r}; set fields with --config.{setting}")
     return values.config.to_dict()
+
+
+def _with_tuples(arguments: Sequence[str]) -> list[str]:
+    """Return arguments in which words that stand for a tuple, as in `--config.class_names=cat,dog`, are one."""
+    found = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        given = re.fullmatch(r"(--?config\.(\w+)=)(.*)", argument, re.DOTALL)
+        given = given or re.fullmatch(r"()--?config\.(\w+)\n(.*)", f"{before}\n{argument}", re.DOTALL)
+        words = given and isinstance(FIELDS[given[2]].default, tuple) and not _is_literal(given[3])
+        found.append(given[1] + repr(tuple(map(str.strip, given[3].split(",")))) if given and words else argument)
+    return found
+
+
+def _is_literal(text: str) -> bool:
+    """Whether a text is a Python literal, or is meant as one."""
+    if text[:1] in ("", "(", "["):
+        return True
+    try:
+        ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return False
+    return True
 
 
 TEST_FIELDS = frozenset(name for name, field in FIELDS.items() if field.at_test)

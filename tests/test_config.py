@@ -173,6 +173,29 @@ def test_fields_that_may_change_at_test():
             override_config(trained, [argument], TEST_FIELDS)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "field", "value"),
+    [
+        (["--config.class_names=cat, wild dog"], "class_names", ("cat", "wild dog")),
+        (["--config.class_names", "chat,Žába"], "class_names", ("chat", "Žába")),
+        (["--config.class_names=cat"], "class_names", ("cat",)),
+        (["--config.class_names=('a,b', 'c')"], "class_names", ("a,b", "c")),
+        (["--config.freeze=backbone,layer[12]", "--config.seed=3"], "freeze", ("backbone", "layer[12]")),
+        (["--config.rate_multipliers=fc*=0.1"], "rate_multipliers", ("fc*=0.1",)),
+        (["--config.learning_rate_drops=10,20"], "learning_rate_drops", (10, 20)),
+        (["--config.learning_rate_drops=()"], "learning_rate_drops", ()),
+        (["--config.data_dir=a,b"], "data_dir", "a,b"),
+    ],
+)
+def test_words_between_commas_are_a_list(arguments, field, value):
+    assert load_config(None, arguments)[field] == value
+
+
+def test_a_list_of_another_type_is_refused():
+    with pytest.raises(InputError, match="learning_rate_drops"):
+        load_config(None, ["--config.learning_rate_drops=a,b"])
+
+
 INF, NAN = float("inf"), float("nan")
 POSITIVE, FRACTION = ([1], [0, -1]), ([0, 1], [-0.01, 1.01])
 NOT_NEGATIVE = ([0], [-1])
