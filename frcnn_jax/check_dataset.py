@@ -2,7 +2,8 @@
 
     frcnn check-dataset [--report FOLDER] [--recall FOLDER] [--config RECIPE] --config.data_dir=FOLDER ...
 
-Reads both splits of the config, loads every image, and exits with status 1 if there is any problem. A split that can't
+Reads both splits of the config, loads every image, and exits with status 1 if there is any problem; it prints the first
+30 of them. A split that can't
 be read counts as one problem; the other split is still checked. Remarks do not change the status.
 """
 
@@ -41,6 +42,7 @@ from frcnn_jax.evaluation.recall import recall_table, split_recall
 from frcnn_jax.files import check_file, check_folder
 
 Problems = list[InputError | OSError]
+SHOWN = 30  # problems that are printed
 
 
 def main(argv: Sequence[str]) -> None:
@@ -90,7 +92,8 @@ def main(argv: Sequence[str]) -> None:
     lines += [f"{name} split: {remark.text}" for name, split in splits.items() for remark in split.remarks]
     advice = "; to train without what is broken: --config.on_error=skip" if texts and len(splits) == 2 else ""
     counts = _count(lines, "remark"), _count(texts, "problem") + advice
-    print(counts[0], *(f"- {line}" for line in lines), *texts, counts[1], sep="\n")
+    more = [f"... and {len(texts) - SHOWN} more; --report writes all"] if len(texts) > SHOWN else []
+    print(counts[0], *(f"- {line}" for line in lines), *texts[:SHOWN], *more, counts[1], sep="\n")
     if report:
         report.parent.mkdir(parents=True, exist_ok=True)
         write_dataset_report(report, splits, remarks=remarks, problems=texts)

@@ -189,6 +189,22 @@ def test_check_dataset_names_every_problem(tmp_path):
     assert lines[-1] == "3 problems; to train without what is broken: --config.on_error=skip"
 
 
+@pytest.mark.slow
+def test_check_dataset_prints_no_thousand_lines(tmp_path):
+    write_xml_folder(tmp_path, "train", 35)
+    write_xml_folder(tmp_path, "val", 2)
+    for path in sorted((tmp_path / "train").glob("*.xml"))[:34]:
+        path.write_text("<annotation>")
+    report = tmp_path / "r.html"
+    done = run_command("check-dataset", "--report", report, "--config.dataset=xml", f"--config.data_dir={tmp_path}")
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert sum(".xml: " in line for line in lines) == 30
+    assert lines[-2] == "... and 4 more; --report writes all"
+    assert lines[-1].startswith("34 problems")
+    assert report.read_text().count(".xml: ") == 34
+
+
 def test_check_dataset_counts_what_images_may_hide(tmp_path):
     for split, count in (("train", 12), ("val", 3)):
         write_xml_folder(tmp_path, split, count)
