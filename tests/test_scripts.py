@@ -196,7 +196,8 @@ def test_check_dataset_prints_no_thousand_lines(tmp_path):
     for path in sorted((tmp_path / "train").glob("*.xml"))[:34]:
         path.write_text("<annotation>")
     report = tmp_path / "r.html"
-    done = run_command("check-dataset", "--report", report, "--config.dataset=xml", f"--config.data_dir={tmp_path}")
+    data = ("--config.dataset=xml", f"--config.data_dir={tmp_path}", f"--config.class_names={','.join(CLASS_NAMES)}")
+    done = run_command("check-dataset", "--report", report, *data)
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert sum(".xml: " in line for line in lines) == 30
