@@ -4,10 +4,11 @@
 
 Of all mutants that the rules in `mutations` make of PACKAGES, or of the FILEs in them, a random sample is tested. Each
 runs the tests that killed other mutants of its file, then the test files that can notice it: those that import the
-mutated module or mirror its package, then those that import one of its importers; slow tests are those of the files
-that import the module itself, or else mirror its package. The first failure ends the run. FOLDER/mutants.jsonl gets a
-line per mutant; a run that was interrupted goes on from there, and with --again survivors are tested once more, but for
-those that mutate.toml gives a reason for. A table and the survivors end the output.
+mutated module or mirror its package, first the one that is named after it, then those that import one of its importers;
+slow tests are those of the files that import the module itself, or else mirror its package. The first failure ends the
+run. FOLDER/mutants.jsonl gets a line per mutant; a run that was interrupted goes on from there, and with --again
+survivors are tested once more, but for those that mutate.toml gives a reason for. A table and the survivors end the
+output.
 
 Existing tools do not fit: mutmut leaves constants and defaults outside of functions alone and forks a process that has
 imported jax; cosmic-ray runs the same command for each of several thousand mutants.
@@ -200,6 +201,13 @@ def _public() -> dict[str, str]:
     }
 
 
+def named_after(test: str, module: str) -> int:
+    """Return how many dots into a module's name the part lies after which a test file is named; 0 for none."""
+    parts = [part.strip("_") for part in module.split(".")]
+    name = Path(test).stem.removeprefix("test_")
+    return parts.index(name) if name in parts else 0
+
+
 def noticing_tests() -> dict[str, list[tuple[list[str], str]]]:
     """Return by module the runs of tests that can notice a fault in it, each as files and a marker."""
     modules = {
@@ -221,6 +229,7 @@ def noticing_tests() -> dict[str, list[tuple[list[str], str]]]:
         mirrors = [test for test in tests if test.split("/")[1:-1] == module.split(".")[1:-1][:1]]
         indirect = [test for test, found in tests.items() if found & importers and test not in direct]
         near = sorted({*mirrors, *direct}, key=lambda test: ((test not in mirrors) + (test not in direct), test))
+        near.sort(key=lambda test: -named_after(test, module))
         far = [test for test in indirect if test not in near]
         runs[module] = [(near, FAST), (far, FAST), (direct or near, SLOW)]
     return runs
