@@ -7,8 +7,8 @@ runs the tests that killed other mutants of its file, then the test files that c
 mutated module or mirror its package, first the one that is named after it, then those that import one of its importers;
 slow tests are those of the files that import the module itself, or else mirror its package. The first failure ends the
 run. FOLDER/mutants.jsonl gets a line per mutant; a run that was interrupted goes on from there, and with --again
-survivors are tested once more, but for those that mutate.toml gives a reason for. A table and the survivors end the
-output.
+survivors are tested once more. Those that mutate.toml gives a reason for count as survivors without a test. A table and
+the survivors end the output.
 
 Existing tools do not fit: mutmut leaves constants and defaults outside of functions alone and forks a process that has
 imported jax; cosmic-ray runs the same command for each of several thousand mutants.
@@ -331,6 +331,7 @@ def main(argv: Sequence[str]) -> None:
     rows = map(json.loads, log.read_text().splitlines()) if log.exists() else ()
     failures = {row["mutant"]: row["failure"] for row in rows}
     reasons = tomllib.loads(REASONS.read_text()) if REASONS.exists() else {}
+    failures |= dict.fromkeys(reasons)
     again = {key for key, failure in failures.items() if not failure and key not in reasons} if args.again else set()
     waiting = [mutant for mutant in mutants if mutant.key not in failures or mutant.key in again]
     tests = noticing_tests()
