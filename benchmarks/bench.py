@@ -189,13 +189,15 @@ def bench_cpu(network: AnyNetwork, image: np.ndarray, rois: np.ndarray, wanted: 
         layers = isinstance(network, Network)
         return count(network, canvas, images, rois, train=train).operations if layers else 0
 
-    if has_torch():
+    peer = None
+    if not has_torch():
+        print("torch or torchvision is not installed: ours alone")
+    elif model.neck is not None:
+        print("no PyTorch program has a neck: ours alone")
+    else:
         from torch_program import TorchProgram
 
         peer = TorchProgram(network, variables)
-    else:
-        peer = None
-        print("torch or torchvision is not installed: ours alone")
 
     ours, theirs = our_parts(model, variables, batch), peer.parts(batch) if peer else {}
     runs: dict[str, Run] = {"ours": lambda: jax.device_get(predict(variables, batch))}
