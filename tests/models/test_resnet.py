@@ -84,6 +84,26 @@ def test_maps_have_the_strides_and_channels_of_each_stage():
     assert [level.shape[1:] for level in maps] == [(16, 24, 64), (8, 12, 128), (4, 6, 256), (2, 3, 512)]
 
 
+@pytest.mark.parametrize(
+    ("depth", "layer", "variance"),
+    [
+        (50, "conv1", 2),
+        (50, "conv2", 2),
+        (50, "conv3", 0.02),
+        (50, "downsample", 1),
+        (18, "conv1", 2),
+        (18, "conv2", 0.02),
+    ],
+)
+def test_initial_residuals_are_small(depth, layer, variance):
+    """Without batch normalisation the sums would grow from block to block."""
+    backbone = ResNet(depth, 2)
+    inputs = np.zeros((1, 32, 32, 3), np.float32), np.array([[32, 32]], np.int32)
+    params = jax.jit(backbone.init)(jax.random.key(0), *inputs)["params"]
+    kernel = np.asarray(params["layer2"]["0"][layer]["kernel"])
+    assert kernel.var() * np.prod(kernel.shape[:3]) == pytest.approx(variance, rel=0.1)
+
+
 def test_folded_batch_norm_by_hand():
     kernel, bias = fold_batch_norm(
         np.full((1, 2, 1, 1), 3.0),

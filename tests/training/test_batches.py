@@ -145,6 +145,25 @@ def test_box_stats_of_another_shape(name, shape):
         training_batches(box_stats={**STATS, name: np.ones(shape)})
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"images_per_batch": 0}, "images_per_batch must be at least 1, got 0"),
+        ({"rois_per_image": -1}, "rois_per_image must be at least 1, got -1"),
+        ({"sizes": ()}, "sizes must not be empty"),
+        ({"scale_jitter": (0.5,)}, r"scale_jitter must be \(low, high\)"),
+        ({"scale_jitter": (2, 1)}, r"scale_jitter must be \(low, high\)"),
+        ({"color_jitter": 1.5}, "color_jitter must be from 0 to 1, got 1.5"),
+        ({"maps": np.zeros, "scale_jitter": (0.5, 2)}, "maps are of images as they are"),
+        ({"maps": np.zeros, "color_jitter": 0.1}, "maps are of images as they are"),
+    ],
+)
+def test_options_out_of_range(options, text):
+    with pytest.raises(InputError, match=text):
+        training_batches(**options)
+
+
 def test_every_image_comes_once_each_way_in_an_epoch():
     batches = training_batches()
     seen = Counter(entry for batch in batches.plan(0) for entry in batch)
