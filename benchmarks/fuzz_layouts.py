@@ -271,6 +271,7 @@ images/c.gif
 REPLACED = {
     "voc xml": Replaced(written.write_voc, "VOC2007/Annotations/*.xml", crafted_xml),
     "voc split": Replaced(written.write_voc, "VOC2007/ImageSets/Main/*.txt", crafted_names),
+    "voc lists": Replaced(written.write_voc_lists, "train.txt", crafted_names),
     "voc folders": Replaced(written.write_xml, "train/*.XML", crafted_xml),
     "coco": Replaced(written.write_coco_label_studio, "result.json", crafted_coco),
     "coco roboflow": Replaced(written.write_roboflow, "train/*.json", crafted_coco),

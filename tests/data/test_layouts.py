@@ -112,6 +112,20 @@ def write_images_by_split(root):
             text(root / "annotations" / f"{name}.xml", voc_xml(OBJECTS[name]))
 
 
+def write_voc_lists(root):
+    """One folder of annotations, one of images, and lists beside them."""
+    write_one_folder(root)
+    for split, names in SPLITS.items():
+        text(root / f"{split}.txt", "".join(f"{name}\n" for name in names))
+
+
+def write_one_folder(root):
+    """VOC's XML without splits."""
+    pictures(root / "images", "abc")
+    for name in "abc":
+        text(root / "xmls" / f"{name}.xml", voc_xml(OBJECTS[name]))
+
+
 def write_roboflow(root):
     groups = ((0, "pets"), (1, "cat"), (2, "dog"))
     for split, names in (("train", "ab"), ("valid", "c")):
@@ -389,6 +403,7 @@ ALL = {  # by writer, the title and whether it has splits
     write_xml: ("VOC XML", True),
     write_rectlabel: ("VOC XML", True),
     write_images_by_split: ("VOC XML", True),
+    write_voc_lists: ("VOC XML", True),
     write_roboflow: ("COCO, Roboflow layout", True),
     write_coco: ("COCO", True),
     write_coco_cvat: ("COCO, CVAT layout", False),
@@ -852,6 +867,53 @@ def test_lists_of_darknet_are_splits(tmp_path):
     found = read_dataset(tmp_path)
     assert found["val"].description == "YOLO: 2 splits, 3 images, 2 classes"
     assert objects_of(found["val"]) == expected("c")
+
+
+@pytest.mark.parametrize("line", ["{}", "{}.jpg", "images/{}.jpg", "C:\\mine\\images\\{}.jpg", "{} 1 1 2", "{}.jpg 7"])
+@pytest.mark.parametrize("files", [("train", "val"), ("sets/trainval", "validation"), ("a/b/train", "a/valid")])
+def test_lists_beside_annotations_without_splits(files, line, tmp_path):
+    write_one_folder(tmp_path)
+    for path, names in zip(files, ("ab", "c"), strict=True):
+        text(tmp_path / f"{path}.txt", "".join(f"{line.format(name)}\r\n" for name in names))
+    found = read_dataset(tmp_path)
+    assert {split: objects_of(dataset) for split, dataset in found.items()} == {
+        "train": expected("ab"),
+        "val": expected("c"),
+    }
+    assert found["train"].description == "VOC XML: 2 splits, 3 images, 2 classes"
+
+
+def test_a_list_that_lacks_images_or_has_others(tmp_path):
+    write_one_folder(tmp_path)
+    text(tmp_path / "train.txt", "a\ngone\n")
+    text(tmp_path / "test.txt", "c\n")
+    with pytest.raises(InputError, match=r"train\.txt: no image 'gone' in "):
+        read_dataset(tmp_path)
+    problems = []
+    found = read_dataset(tmp_path, on_problem=problems.append)
+    assert {split: objects_of(dataset) for split, dataset in found.items()} == {
+        "train": expected("a"),
+        "test": expected("c"),
+    }
+    (left_out,) = (problem for problem in problems if isinstance(problem, CorrectedError))
+    assert (left_out.kind, str(left_out)) == (
+        "images that no list of a split names left out", str(tmp_path / "images/b.jpg"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("lists", [{"train": "ab"}, {"train": ["cat", "dog"], "val": "c"}, {"train": "", "val": "c"}])
+def test_texts_that_are_no_lists_of_two_splits(lists, tmp_path):
+    write_one_folder(tmp_path)
+    for name, lines in lists.items():
+        text(tmp_path / f"{name}.txt", "\n".join(lines))
+    assert read_dataset(tmp_path)["train"].description.endswith("no val split, a fifth drawn by seed 0")
+
+
+def test_the_list_nearest_to_the_folder_counts(tmp_path):
+    write_one_folder(tmp_path)
+    for path, names in {"train": "ab", "val": "c", "old/train": "c", "trainval": "abc"}.items():
+        text(tmp_path / f"{path}.txt", "\n".join(names))
+    assert objects_of(read_dataset(tmp_path)["train"]) == expected("ab")
 
 
 def test_boxes_that_count_from_0(tmp_path):

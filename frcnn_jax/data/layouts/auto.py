@@ -17,6 +17,7 @@ from frcnn_jax.data.layouts.cvat import find_cvat
 from frcnn_jax.data.layouts.kitti import find_kitti
 from frcnn_jax.data.layouts.label_studio import find_label_studio
 from frcnn_jax.data.layouts.labelme import find_labelme
+from frcnn_jax.data.layouts.lists import with_listed_splits
 from frcnn_jax.data.layouts.supervisely import find_supervisely
 from frcnn_jax.data.layouts.tables import find_csv
 from frcnn_jax.data.layouts.via import find_via
@@ -66,7 +67,7 @@ def read_dataset(
 ) -> dict[str, Dataset]:
     """Read a data set in the layout of a labelling tool or an exporter, by split.
 
-    A folder whose files name no splits, or one split alone, is divided: a fifth of its images, drawn by `seed`, is
+    A folder whose files name no splits, or train alone, is divided: a fifth of its images, drawn by `seed`, is
     "val", the rest "train".
 
     Args:
@@ -131,7 +132,10 @@ class OpenDataset(NamedTuple):
         """
         name = split if split in self.splits else split_of(Path(split), by_name=True)
         if name not in self.splits:
-            raise InputError(f"{self.folder}: no split {split!r}; it has {', '.join(self.splits)}")
+            raise InputError(
+                f"{self.folder}: no split {split!r}; it has {', '.join(self.splits)}: choose one by "
+                "--config.train_split or --config.val_split"
+            )
         if not self.is_divided:
             return self._read(name, on_problem)
         return self._part(self._whole(on_problem), name, on_problem)
@@ -184,7 +188,7 @@ def open_dataset(
         drawn: Image ids by split of an earlier division, which takes the place of the seed's.
     """
     files = Files(folder)
-    found = _recognise(files, layout)
+    found = with_listed_splits(files, _recognise(files, layout))
     names = tuple(class_names) or tuple(found.find_classes())
     return OpenDataset(files.root, found, names, exif, seed, drawn)
 
