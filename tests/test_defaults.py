@@ -64,7 +64,7 @@ DEFAULTS = {
     heads.twin_outputs: {"class_agnostic": False},
     fast_rcnn.FastRCNN: {"pixels": pixels.PixelNorm(), "classifier": "softmax"},
     fast_rcnn.FastRCNN.__call__: {"train": False},
-    heads.FullyConnectedHead: {"features": (4096, 4096), "ranks": (0, 0), "std": 0.005, "dropout": 0.5}
+    heads.FullyConnectedHead: {"features": (4096, 4096), "ranks": (), "std": 0.005, "dropout": 0.5}
     | {"reduce": 0, "class_agnostic": False},
     heads.FullyConnectedHead.__call__: {"train": False},
     layers.Conv: {"stride": 1, "padding": 0, "groups": 1, "relu": True},
