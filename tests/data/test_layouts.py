@@ -1289,6 +1289,15 @@ def test_classes_of_all_splits_are_those_of_each(tmp_path):
     assert {dataset.class_names for dataset in read_dataset(tmp_path).values()} == {("cat", "cow", "dog")}
 
 
+def test_classes_that_cvat_does_not_declare_are_in_alphabetical_order(tmp_path):
+    pictures(tmp_path, "a")
+    names = ["ram", "cow", "yak", "ant", "hen", "dog", "bee"]
+    boxes = "".join(f'<box label="{name}" xtl="1" ytl="2" xbr="9" ybr="9"/>' for name in names)
+    image = f'<image name="a.jpg" width="{WIDTH}" height="{HEIGHT}">{boxes}</image>'
+    text(tmp_path / "annotations.xml", f"<annotations>{image}</annotations>")
+    assert read_dataset(tmp_path)["train"].class_names == tuple(sorted(names))
+
+
 def test_subsets_of_cvat_are_splits(tmp_path):
     pictures(tmp_path / "images", "ac")
     train = cvat("a", subset=' subset="Train"').removesuffix("</annotations>")
