@@ -696,6 +696,8 @@ def test_turned_boxes_and_outlines_of_cvat(tmp_path):
     drawn = [
         ('<box label="cat" xtl="10" ytl="10" xbr="30" ybr="20" rotation="90"/>', (15, 5, 24, 24)),
         ('<box label="cat" xtl="10" ytl="10" xbr="20" ybr="20" rotation="45"/>', (7.929, 7.929, 21.071, 21.071)),
+        ('<box label="cat" xtl="10" ytl="10" xbr="20" ybr="20" rotation="135"/>', (7.929, 7.929, 21.071, 21.071)),
+        ('<box label="cat" xtl="10" ytl="10" xbr="30" ybr="20" rotation="270"/>', (15, 5, 24, 24)),
         ('<box label="cat" xtl="0" ytl="10" xbr="40" ybr="20" rotation="90"/>', (15, 0, 24, 34)),
         ('<ellipse label="cat" cx="20" cy="15" rx="8" ry="5"/>', (12, 10, 27, 19)),
         ('<ellipse label="cat" cx="20" cy="15" rx="8" ry="5" rotation="90"/>', (15, 7, 24, 22)),

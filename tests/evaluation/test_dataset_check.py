@@ -240,6 +240,14 @@ def test_classes_without_objects_or_with_few():
     assert class_remarks({}) == []
 
 
+@pytest.mark.parametrize(("count", "listed"), [(8, "g (1), h (1):"), (9, "g (1), h (1) and 1 more:")])
+def test_eight_classes_are_listed(count, listed):
+    names = "abcdefghi"[:count]
+    (remark,) = of_classes(names, list(range(1, count + 1)), list(range(1, count + 1)))
+    assert remark.startswith("few train objects of a (1), b (1), ")
+    assert listed in remark
+
+
 def test_images_in_both_splits_are_shown():
     val = Dataset(("cat",), [make_record(i) for i in range(3)])
     same, alike = shared_remarks(Shared(["im2"], ["im0", "im1"]), val)

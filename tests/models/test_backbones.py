@@ -169,6 +169,7 @@ def test_functions_of_other_kinds(tmp_path, monkeypatch):
         ("missing.py:make_network", "network missing.py:make_network: no such file missing.py"),
         ("no_such_module:make_network", "no module named 'no_such_module'"),
         ("stride.py:nothing", "stride.py has no function 'nothing'"),
+        ("stride.py:jax", "stride.py has no function 'jax'"),
         ("a b:c", "no module named 'a b'"),
         (":", "network must be module:function or FILE.py:function, got ':'"),
         ("stride.py:make_network", r"near 0.5 times the image's, got \(1, 24, 32, 64\) of images of 192 x 256 pixels"),

@@ -51,7 +51,7 @@ class Run:
         self.scored.append(variables)
         return variables / 100
 
-    def __call__(self, *, start=0, scored=None, **schedule):
+    def __call__(self, *, start=0, scored=None, watch=None, **schedule):
         class Batches(list):
             images_per_batch = 6
 
@@ -69,6 +69,7 @@ class Run:
             score=self.score,
             scored=scored,
             data_workers=3,
+            watch=watch,
         )
 
     @property
@@ -113,6 +114,18 @@ def test_rates_and_times_by_hand(run, monkeypatch):
         assert row["data_seconds"] == 1
         assert row["device_seconds"] == 3
         assert 0.1 < row["memory_gib"] < 100
+
+
+def test_warnings_are_said_beside_the_output(run, monkeypatch, capsys):
+    monkeypatch.setattr(run, "prefetch", lambda batches, **_: ({"labels": at} for at in batches))
+    monkeypatch.setattr("frcnn_jax.training.loop.prefetch", run.prefetch)
+    watch = SimpleNamespace(
+        batch=lambda labels: ["no foreground"] * (labels == 3), loss=lambda loss: ["it rises"] * (loss == 5)
+    )
+    run(watch=watch)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert [line for line in err.splitlines() if "warning" in line] == ["warning: no foreground", "warning: it rises"]
 
 
 def test_a_run_goes_on_where_it_stood(run):
