@@ -119,7 +119,8 @@ def mutations(node: ast.AST, modules: set[str]) -> Iterator[tuple[str, ast.AST, 
             plain = not any(isinstance(arg, ast.Starred) for arg in args)
             if isinstance(func, ast.Name) and func.id == "range" and plain:
                 yield "off by one", args[-1], ast.BinOp(args[-1], ast.Sub(), ast.Constant(1))
-            if len(args) > 1 and plain and ast.unparse(func).rsplit(".")[-1] not in COMMUTATIVE:
+            commutes = ast.unparse(func).rsplit(".")[-1] in COMMUTATIVE
+            if len(args) > 1 and plain and not commutes and ast.unparse(args[0]) != ast.unparse(args[1]):
                 yield "swapped arguments", node, _with(node, args=[args[1], args[0], *args[2:]])
             if isinstance(func, ast.Attribute) and not (isinstance(func.value, ast.Name) and func.value.id in modules):
                 yield "dropped call", node, func.value

@@ -113,8 +113,9 @@ def test_supervision(tmp_path):
     rows = [row | {"file_name": "a.jpg"}, other | {"file_name": "a.jpg"}]
     assert found(write(tmp_path / "a.json", rows)) == expected
     lines = [",".join(rows[0]), *(",".join(map(str, own.values())) for own in rows)]
-    (tmp_path / "a.csv").write_text("\ufeff" + "\r\n".join(lines) + "\r\n")
-    assert found(tmp_path / "a.csv") == expected
+    for end in ("\r\n", "\n", "\r"):
+        (tmp_path / "a.csv").write_bytes(("\ufeff" + end.join(lines) + end).encode())
+        assert found(tmp_path / "a.csv") == expected
     with pytest.raises(InputError, match=r"no field names the image: write it with custom_data=\{'file_name': \.\.\}"):
         read_proposals(write(tmp_path / "b.json", [row]))
     (tmp_path / "b.csv").write_text("x,y\n1,2\n")
