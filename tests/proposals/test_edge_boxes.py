@@ -73,3 +73,9 @@ def test_a_file_that_is_no_model(tmp_path):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"edge_boxes:.*model\.yml: not a model of edges"):
             EdgeBoxes(str(path))(np.zeros((40, 40, 3), np.uint8))
+
+
+def test_a_model_that_is_not_there(tmp_path):
+    for path in (tmp_path / "model.yml", tmp_path):
+        with pytest.raises(InputError, match=f"^edge_boxes:{path}: no such model file"):
+            EdgeBoxes(str(path))

@@ -237,6 +237,11 @@ def test_json_of_another_form(content, problem, tmp_path):
     assert str(error.value).startswith(f"{tmp_path}/a.json: ")
 
 
+def test_a_score_beyond_all_numbers_is_the_best(tmp_path):
+    rows = [{"image_id": 1, "bbox": [x, 2, 3, 4], "score": score} for x, score in ((1, 0.5), (5, 10**400), (9, 1e300))]
+    assert [box[0] for box in found(write(tmp_path / "a.json", rows))["1"]] == [5, 9, 1]
+
+
 IMAGES = {"1": "set/train/one.jpg", "2": "set/train/two.jpg", "3": "set/val/one.jpg"}
 
 
