@@ -40,6 +40,8 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"--out {args.out}: expected a file {', '.join(WRITERS)}")
     check_file(args.out)
     found = read_proposals(args.source, box_format=args.boxes, ids=args.ids)
+    if not found:
+        raise InputError(f"{args.source}: expected proposals, it has no images")
     WRITERS[args.out.suffix](args.out, found)
     counts = [len(boxes) for boxes in found.values()]
     lost = f" ({counts.count(0)} without boxes, which COCO results leave out)" if args.out.suffix == ".json" else ""

@@ -339,6 +339,6 @@ def _make_search(
 ) -> Callable[[np.ndarray], Any]:
     if callable(proposals):
         return proposals
-    if search := make_search(proposals, size=size, max_boxes=max_boxes):
+    if isinstance(proposals, str) and (search := make_search(proposals, size=size, max_boxes=max_boxes)):
         return search
     raise InputError(f"proposals must be {', '.join(MODES)}, edge_boxes:MODEL or a function, got {proposals!r}")

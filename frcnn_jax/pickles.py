@@ -79,7 +79,8 @@ class _NumbersUnpickler(pickle.Unpickler):
             return set
         if (module, name) in self._known:
             return self._known[module, name]
-        raise InputError(f"its pickle asks for {module}.{name}, which is not a number; nothing was executed")
+        instead = "; save its tensors as tensor.numpy()" if module.split(".")[0] == "torch" else ""
+        raise InputError(f"its pickle asks for {module}.{name}, which is not a number; nothing was executed{instead}")
 
 
 DEEPEST = 100  # containers in containers

@@ -98,6 +98,8 @@ DEFAULTS = {
     cluster.dask_executor: {"timeout": 30},
     entries.Entry: {"file_name": ""},
     entries.Content: {"needed": ()},
+    entries.best_first: {"file_name": ""},
+    entries.split_scores: {"file_name": ""},
     files.Proposals: {"kinds": ()},
     load.load_proposals: {"source": "standard", "max_boxes": 2000},
     load.make_search: {"max_boxes": 2000},

@@ -126,6 +126,13 @@ def test_a_function_may_propose(model_and_variables, found):
     np.testing.assert_array_equal(seen, [image])
 
 
+@pytest.mark.parametrize("box", [[9, 0, 1, 5], [0, 0, 900, 900]])
+def test_a_function_that_proposes_no_boxes_of_the_image(model_and_variables, box):
+    detector = Detector(*model_and_variables, class_names=CLASS_NAMES, proposals=lambda _: [[0, 0, 5, 5], box])
+    with pytest.raises(InputError, match=r"the proposals: box 1 is \(.*\); expected 0 <= x1 <= x2 < "):
+        detector(draw_scene(0, "test", 3).image)
+
+
 def test_many_images_are_searched_ahead_and_detected_in_turn(model_and_variables, tmp_path):
     images = [draw_scene(0, "test", i).image for i in range(7)]
     paths = [tmp_path / f"{i}.png" for i in range(7)]
@@ -161,6 +168,8 @@ def _die(image):
 def test_a_search_of_no_known_name(model_and_variables):
     with pytest.raises(InputError, match=r"proposals must be standard, fast, .* or a function, got 'slow'"):
         Detector(*model_and_variables, class_names=CLASS_NAMES, proposals="slow")
+    with pytest.raises(InputError, match=r"or a function, got 3$"):
+        Detector(*model_and_variables, class_names=CLASS_NAMES, proposals=3)
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,12 @@ def problem_handler(on_error: str, what: str) -> Iterator[OnProblem]:
         print(f"{what}: skipped {len(skipped)} objects, boxes or images; the first: {skipped[0]}", file=sys.stderr)
 
 
+_ADVICE = " (frcnn check-dataset lists all; --config.on_error=skip leaves them out)"
+
+
 def _stop_with_advice(problem: InputError) -> None:
     if not isinstance(problem, CorrectedError):
-        raise InputError(f"{problem} (frcnn check-dataset lists all; --config.on_error=skip leaves them out)")
+        raise InputError(str(problem).removesuffix(_ADVICE) + _ADVICE)  # a `ReportTo` around another passes it on again
 
 
 def noting(problems: list[InputError], on_problem: OnProblem) -> OnProblem:

@@ -13,6 +13,7 @@ from frcnn_jax.files import read_array, read_bytes
 from frcnn_jax.proposals.entries import BOX_FORMATS, Content, Entry, Options, split_scores
 
 _HEADING = "# boxes:"
+_NONE = np.zeros((0, 4))
 
 
 def read_text(path: Path, options: Options) -> Content:
@@ -31,7 +32,7 @@ def read_text(path: Path, options: Options) -> Content:
             expected = f"{len(rows[0])} numbers as in the lines before" if rows else "4 numbers, or 5 with the score"
             raise InputError(f"line {i}: expected {expected}, got {line[:60]!r}")
         rows += [row] if row else []
-    array = np.array(rows, np.float64) if rows else np.zeros((0, 4))
+    array = np.array(rows, np.float64) if rows else _NONE
     return _one_image(path, "text files", array, said, options)
 
 
@@ -50,5 +51,5 @@ def _one_image(path: Path, kind: str, array: np.ndarray, said: str | None, optio
             f"its box format is unknown: {say}give box_format=FORMAT (frcnn proposals convert --boxes FORMAT),"
             f" one of {', '.join(BOX_FORMATS)}"
         )
-    boxes = split_scores(array, box_format) if box_format and array.size else np.zeros((0, 4))
-    return Content(kind, [Entry(path.stem, boxes)], () if said else ("box_format",))
+    entry = split_scores(path.stem, array, box_format) if box_format and array.size else Entry(path.stem, _NONE)
+    return Content(kind, [entry], () if said else ("box_format",))

@@ -175,18 +175,23 @@ def stamp(file: ImageFile) -> tuple[int, int] | None:
 
 def _known(images: Mapping[str, Load], cache_dir: Path, folder: Path) -> dict[str, bytes]:
     """Return the digests of the image files that the index knows and whose boxes are there."""
+    path = cache_dir / "index.txt"
     try:
         entries = {entry.name for entry in os.scandir(folder)}
-        lines = read_bytes(cache_dir / "index.txt").splitlines()
+        lines = read_bytes(path).splitlines()
     except FileNotFoundError:
         return {}
-    index = dict(filter(None, map(_parse_line, lines)))
+    parsed = [_parse_line(line) for line in lines]
+    index = dict(filter(None, parsed))
     digests = {}
     for image_id, load in images.items():
         if isinstance(load, ImageFile) and (known := index.get(_key(load))):
             digest, of_digest = known
             if f"{digest.hex()}.boxes" in entries and of_digest == stamp(load):
                 digests[image_id] = digest
+    damaged = sum(1 for line in parsed if line is None)
+    if damaged and len(digests) < len(images):
+        print(f"{path}: {damaged} damaged lines; the images that it lacks are decoded again", file=sys.stderr)
     return digests
 
 

@@ -25,7 +25,7 @@ class EdgeBoxes:
         max_boxes: Maximum number of boxes; the best scored are kept.
 
     Raises:
-        InputError: There is no such file, or `size` or `max_boxes` is below 1.
+        InputError: There is no such file, OpenCV can't read it, or `size` or `max_boxes` is below 1.
     """
 
     model: str
@@ -36,6 +36,7 @@ class EdgeBoxes:
         if not Path(self.model).is_file():
             raise InputError(f"edge_boxes:{self.model}: no such model file; OpenCV's is {WHERE}")
         check_search(self.size, self.max_boxes)
+        _edge_detector(self.model)
 
     def __str__(self) -> str:
         """Return a name that tells all options, the model's content, and OpenCV's version."""
@@ -46,7 +47,7 @@ class EdgeBoxes:
         """Return `(N, 4)` float32 inclusive boxes of an image `(H, W, 3)` uint8 RGB, best first.
 
         Raises:
-            InputError: The image has the wrong shape or type, or OpenCV can't read the model.
+            InputError: The image has the wrong shape or type.
         """
         cv2 = opencv()
         small, factors = shrink(image, self.size)

@@ -19,11 +19,15 @@ BOX_FORMATS = ("xyxy-inclusive", "xyxy", "xywh", "cxcywh")
 
 
 class Entry(NamedTuple):
-    """The boxes of one image, best first: `(N, 4)`, 0-based and inclusive. `file_name` is "" if the file has none."""
+    """The boxes of one image, best first: `(N, 4)`, 0-based and inclusive. `file_name` is "" if the file has none.
+
+    `order` has the place of each box among those of its image in the file, None if they come in the file's order.
+    """
 
     image_id: str
     boxes: np.ndarray
     file_name: str = ""
+    order: np.ndarray | None = None
 
 
 class Content(NamedTuple):
@@ -52,19 +56,22 @@ def to_inclusive(boxes: np.ndarray, box_format: str) -> np.ndarray:
     return np.concatenate([begin, np.where(end > begin, np.maximum(end - 1, begin), end - 1)], axis=1)
 
 
-def best_first(boxes: np.ndarray, scores: Any) -> np.ndarray:
-    """Sort boxes by descending score; equal ones keep their order."""
+def best_first(image_id: str, boxes: np.ndarray, scores: Any, file_name: str = "") -> Entry:
+    """Return an image's boxes by descending score; equal ones keep their order."""
     scores = np.asarray(scores, np.float64)
     if scores.shape != boxes.shape[:1]:
         raise InputError(f"{boxes.shape} boxes and {scores.shape} scores")
     if np.isnan(scores).any():
         raise InputError(f"score {np.isnan(scores).argmax()} is nan")
-    return boxes[np.argsort(-scores, kind="stable")]
+    order = np.argsort(-scores, kind="stable")
+    return Entry(image_id, boxes[order], file_name, order if (order[1:] < order[:-1]).any() else None)
 
 
-def split_scores(array: np.ndarray, box_format: str) -> np.ndarray:
-    """Return the inclusive boxes of an `(N, 4)` array, or of an `(N, 5)` one with the score last, best first."""
+def split_scores(image_id: str, array: np.ndarray, box_format: str, file_name: str = "") -> Entry:
+    """Return an image's boxes from an `(N, 4)` array, or from an `(N, 5)` one with the score last, best first."""
     if array.dtype.kind not in "fiu" or array.ndim != 2 or array.shape[1] not in (4, 5):
         raise InputError(f"expected (N, 4) boxes, or (N, 5) with the score last, got {array.shape} {array.dtype}")
     boxes = to_inclusive(array[:, :4], box_format)
-    return best_first(boxes, array[:, 4]) if array.shape[1] == 5 else boxes
+    if array.shape[1] == 4:
+        return Entry(image_id, boxes, file_name)
+    return best_first(image_id, boxes, array[:, 4], file_name)

@@ -163,7 +163,7 @@ def read_proposals(
                 if image_id in arrays:
                     raise InputError(f"{where} is also in {origin[image_id]}")
                 size = sizes[image_id] if sizes else (LARGEST_SIDE, LARGEST_SIDE)
-                arrays[image_id] = checked_boxes(entry.boxes, size, max_boxes, where, on_problem)
+                arrays[image_id] = checked_boxes(entry.boxes, size, max_boxes, where, on_problem, entry.order)
                 origin[image_id] = path
         stored.append(arrays)
     found = Proposals(stored, max_boxes, list(dict.fromkeys(content.kind for content in contents)))
@@ -216,9 +216,19 @@ def _read_file(path: Path, options: Options) -> tuple[Content, list[Entry]]:
     with decoding(path, expected := f"not a readable {path.suffix} file of proposals"):
         try:
             content = _READERS[path.suffix](path, options)
-            return content, [Entry(*entry) for entry in content.entries]
+            entries = [Entry(*entry) for entry in content.entries]
+            _refuse_fractions(entries)
+            return content, entries
         except InputError as error:
             raise InputError(f"{path}: {expected} ({error})") from None
+
+
+def _refuse_fractions(entries: Sequence[Entry]) -> None:
+    """Raise InputError if all boxes are fractions of the image's sides, which would be read as its first pixel."""
+    some = [entry.boxes for entry in entries if entry.boxes.size]
+    within = all(boxes.dtype.kind == "f" and (np.abs(boxes) <= 1).all() for boxes in some)
+    if within and any((boxes % 1).any() for boxes in some):
+        raise InputError("all its boxes lie within the first pixel, as fractions of the image; expected pixels")
 
 
 def _read_ids(path: Path) -> list[tuple[str, str]]:
@@ -267,9 +277,17 @@ def _by_file_name(keys: Sequence[str], names: Mapping[str, str]) -> list[list[st
 
 
 def checked_boxes(
-    boxes: np.ndarray, size: tuple[int, int], max_boxes: int | None, where: str, on_problem: OnProblem
+    boxes: np.ndarray,
+    size: tuple[int, int],
+    max_boxes: int | None,
+    where: str,
+    on_problem: OnProblem,
+    order: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return the valid boxes among the first `max_boxes`, clipped to the image: float32, or uint16 as in a shard."""
+    """Return the valid boxes among the first `max_boxes`, clipped to the image: float32, or uint16 as in a shard.
+
+    Problems name a box by its place in the file, which is `order` where it is not that in `boxes`.
+    """
     if boxes.dtype.kind not in "fiu" or (boxes.size and (boxes.ndim != 2 or boxes.shape[1] != 4)):
         raise InputError(f"{where}: expected (N, 4) boxes, got {boxes.shape} {boxes.dtype}")
     height, width = size
@@ -280,6 +298,8 @@ def checked_boxes(
     for i in np.flatnonzero(~good):
         numbers = ", ".join(f"{v:g}" for v in exact[i])
         expected = f"0 <= x1 <= x2 < {width} and 0 <= y1 <= y2 < {height}"
-        on_problem(InputError(f"{where}: box {i} is ({numbers}); expected {expected}, 0-based"))
+        on_problem(
+            InputError(f"{where}: box {i if order is None else order[i]} is ({numbers}); expected {expected}, 0-based")
+        )
     inside = np.clip(exact[good], 0, [width - 1, height - 1] * 2)  # at a fifth of the time of `ops.boxes.clip`
     return boxes if boxes.dtype == np.uint16 and np.array_equal(inside, exact) else inside.astype(np.float32)

@@ -134,6 +134,8 @@ def _of_images(
             key = key_of(record)
         except KeyError as error:
             raise InputError(f"entry {i}: it has no {error}") from None
+        except InputError as error:
+            raise InputError(f"entry {i}: {error}") from None
         groups.setdefault(key, []).append(record)
     for (image_id, file_name), own in groups.items():
         rows, scores = [], []
@@ -149,7 +151,7 @@ def _of_images(
         elif None in scores:
             raise InputError(f"image {image_id!r}: box {scores.index(None)}: it has no score, others have")
         else:
-            yield Entry(image_id, best_first(boxes, scores), file_name)
+            yield best_first(image_id, boxes, scores, file_name)
 
 
 def _box(record: Mapping[str, Any]) -> list[float]:
@@ -157,7 +159,9 @@ def _box(record: Mapping[str, Any]) -> list[float]:
     if "x_min" in record:
         return _four([record.get(side) for side in _SIDES])
     if "bbox" not in record:
-        return rle_box(record.get("segmentation"))
+        if "segmentation" not in record:
+            raise InputError("it has neither bbox nor segmentation")
+        return rle_box(record["segmentation"])
     x, y, width, height = _four(record["bbox"])
     more = "predicted_iou" in record  # SAM's ends at the corner of the last pixel that is nearer
     return [x, y, x + width + more, y + height + more]

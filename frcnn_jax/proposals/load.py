@@ -66,8 +66,14 @@ def as_boxes(found: Any, name: str) -> np.ndarray:
 
 
 def propose(search: Callable[[np.ndarray], Any], image: Any) -> np.ndarray:
-    """Return a search's boxes of an image: a path, a PIL image or `(H, W, 3)` uint8 RGB."""
-    return as_boxes(search(read_image(image)), "the proposals")
+    """Return a search's boxes, clipped to the image: a path, a PIL image or `(H, W, 3)` uint8 RGB.
+
+    Raises:
+        InputError: The image can't be read, or a box is reversed or more than a pixel outside it.
+    """
+    pixels, where = read_image(image), "the proposals"
+    height, width = pixels.shape[:2]
+    return checked_boxes(as_boxes(search(pixels), where), (height, width), None, where, stop)
 
 
 def load_proposals(

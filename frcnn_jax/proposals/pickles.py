@@ -69,6 +69,8 @@ def _detectron(content: Mapping[Any, Any]) -> Iterator[Entry]:
     if mode not in (0, 1):
         raise InputError(f"bbox_mode must be XYXY_ABS (0) or XYWH_ABS (1), got {mode!r}")
     lists = [values.array if isinstance(values, NumberArray) else values for values in lists]
+    if len({len(values) for values in lists}) > 1:
+        raise InputError("expected as many ids as boxes and logits, got " + ", ".join(str(len(v)) for v in lists))
     for image_id, boxes, logits in zip(*lists, strict=True):
         yield _entry(image_id, boxes, logits, "xywh" if mode else "xyxy")
 
@@ -82,6 +84,8 @@ def _instances(content: Mapping[Any, Any]) -> Iterator[Entry]:
 
 
 def _listed(arrays: list, options: Options) -> Iterator[Entry]:
+    if any(isinstance(array, dict) for array in arrays):
+        raise InputError("a list of dicts; expected a dict of them by file name, or a list of arrays of boxes")
     if options.ids is None:
         raise InputError(
             "a list of mmdetection 2, which names no images: give their ids in order, as ids=FILE"
@@ -91,7 +95,7 @@ def _listed(arrays: list, options: Options) -> Iterator[Entry]:
         raise InputError(f"it has {len(arrays)} images, and there are {len(options.ids)} ids")
     for (image_id, file_name), array in zip(options.ids, arrays, strict=True):
         try:
-            yield Entry(image_id, split_scores(_numbers(array), "xyxy"), file_name)
+            yield split_scores(image_id, _numbers(array), "xyxy", file_name)
         except InputError as error:
             raise InputError(f"image {image_id!r}: {error}") from None
 
@@ -105,7 +109,7 @@ def _entry(image_id: Any, boxes: Any, scores: Any, box_format: str) -> Entry:
         boxes = to_inclusive(boxes, box_format)
         if scores is not None:
             scores = _numbers(scores)
-            boxes = best_first(boxes, scores if scores.size else np.zeros(0))
+            return best_first(image_id, boxes, scores if scores.size else np.zeros(0))
     except InputError as error:
         raise InputError(f"image {image_id!r}: {error}") from None
     return Entry(image_id, boxes)
@@ -127,7 +131,7 @@ def _numbers(values: Any) -> np.ndarray:
         rows = [row.array.tolist() if isinstance(row, NumberArray) and row.array.size <= 5 else row for row in values]
         flat = [n for row in rows for n in (row if isinstance(row, list | tuple) and len(row) <= 5 else [row])]
         if not all(isinstance(n, int | float) for n in flat):  # nested deeper, it could be exponentially large
-            raise InputError("expected rows of numbers")
+            raise InputError("expected rows of 4 or 5 numbers; if it has an array per class, concatenate them")
         array = np.asarray(rows)
     else:
         raise InputError(f"expected an array, got a {type(values).__name__}")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from examples import annotation, write_coco
 
-from frcnn_jax.data.problems import problem_handler
+from frcnn_jax.data.problems import ReportTo, problem_handler
 from frcnn_jax.data.readers import FORMATS, read_split
 from frcnn_jax.data.records import Dataset
 from frcnn_jax.data.synthetic import CLASS_NAMES, read_synthetic
@@ -35,6 +35,13 @@ def test_reads_or_skips_a_problem(coco, capsys):
     said = capsys.readouterr().err
     assert said.startswith("train split: skipped 1 objects, boxes or images; the first: ")
     assert said.count("\n") == 1
+    with (
+        pytest.raises(InputError, match=r"^a\.json: a bad box \(frcnn check-dataset [^()]*\)$"),
+        problem_handler("stop", "val split") as on_problem,
+        ReportTo(on_problem, "a.json"),
+        ReportTo(on_problem),
+    ):
+        raise InputError("a bad box")
     with pytest.raises(InputError, match=r"^no data$"), problem_handler("stop", "train split"):
         raise InputError("no data")  # nothing that could be skipped
     with problem_handler("skip", "train split"):

@@ -191,7 +191,7 @@ def test_a_file_read_upright_is_another_than_as_stored(run, tmp_path):
         assert run({"a": ImageFile(str(tmp_path / "a.png"), (20, 20), how)}, bright)["a"].tolist() == [box]
 
 
-def test_damaged_lines_of_the_index_are_ignored(run, files, tmp_path):
+def test_damaged_lines_of_the_index_are_said_and_their_images_decoded_again(run, files, tmp_path, capsys):
     """As two machines that append to a file of a network may leave them."""
     run(files)
     index = tmp_path / "cache" / "index.txt"
@@ -202,8 +202,11 @@ def test_damaged_lines_of_the_index_are_ignored(run, files, tmp_path):
     with mock.patch("frcnn_jax.data.records.load_image", side_effect=load_image) as loads:
         run(files)
         assert loads.call_count == 3
+        said = f"{index}: 4 damaged lines; the images that it lacks are decoded again\n"
+        assert said in capsys.readouterr().err
         run(files)
         assert loads.call_count == 3
+    assert capsys.readouterr().err == ""
     assert not search.called
 
 

@@ -63,6 +63,7 @@ def test_an_image_may_have_any_name(tmp_path):
         (["a.npz", "--out", "b.mat"], r"--out b\.mat: expected a file \.proposals, \.npz, \.json, \.pkl"),
         (["a.npz", "--out", "no/b.npz"], r"no/b\.npz: the folder does not exist"),
         (["empty.txt", "--out", "c.json", "--boxes", "xywh"], "hold no images without boxes, and no image has any"),
+        (["none.npz", "--out", "c.npz"], r"none\.npz: expected proposals, it has no images"),
         (["b.npz", "--out", "c.npz"], r"b\.npz: no such proposal file or folder"),
         (["a.npz", "--out", "c.npz", "--boxes", "xywh"], r"a\.npz: box_format=xywh is given, but every file says"),
         (["a.npz", "--out", "c.npz", "--ids", "ids.txt"], r"a\.npz: ids=ids\.txt is given, but every file names"),
@@ -73,6 +74,7 @@ def test_an_image_may_have_any_name(tmp_path):
 def test_what_it_refuses(arguments, text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez("a.npz", a=[[0, 0, 1, 1]])
+    np.savez("none.npz")
     (tmp_path / "ids.txt").write_text("a\n")
     (tmp_path / "empty.txt").touch()
     (tmp_path / "a.txt").write_text("0 0 65540 1\n")

@@ -72,7 +72,7 @@ def test_a_file_that_is_no_model(tmp_path):
     for content in (b"%YAML:1.0\n---\nx: 1\n", b"text", b"", b"\x1f\x8b\x00"):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"edge_boxes:.*model\.yml: not a model of edges"):
-            EdgeBoxes(str(path))(np.zeros((40, 40, 3), np.uint8))
+            EdgeBoxes(str(path))
 
 
 def test_a_model_that_is_not_there(tmp_path):

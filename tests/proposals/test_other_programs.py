@@ -49,6 +49,34 @@ def test_coco_instances(tmp_path):
     assert found(path, sizes=sizes, names={"c": "/x/val/c.jpg", "d": "/x/val/d.jpg"}) == {"c": [[1, 2, 3, 5]], "d": []}
 
 
+@pytest.mark.parametrize("suffix", ["json", "npy", "pkl"])
+def test_a_bad_box_is_named_by_its_place_in_the_file(suffix, tmp_path):
+    """Not by its rank."""
+    path, boxes, scores = tmp_path / f"a.{suffix}", [[1, 2, 3, 4], [5, 6, 7, 8], [9, 9, -3, 9]], [0.25, 0.5, 1]
+    if suffix == "json":
+        rows = zip(boxes, scores, strict=True)
+        write(path, [{"image_id": "a", "bbox": box, "score": score} for box, score in rows])
+    elif suffix == "npy":
+        np.save(path, np.column_stack([boxes, scores]))
+    else:
+        content = {"ids": ["a"], "boxes": [boxes], "objectness_logits": [scores], "bbox_mode": 1}
+        path.write_bytes(pickle.dumps(content))
+    with pytest.raises(InputError, match=r"image 'a': box 2 is \(9, 9, 5, 17\)"):
+        read_proposals(path, box_format="xywh" if suffix == "npy" else None)
+
+
+@pytest.mark.parametrize("form", ["xyxy-inclusive", "xyxy", "xywh", "cxcywh"])
+def test_fractions_of_the_image_are_refused(form, tmp_path):
+    """They would all be its first pixel."""
+    np.save(tmp_path / "a.npy", box := np.array([[0.5, 0.5, 0.25, 0.5] if "w" in form else [0.5, 0.5, 0.75, 1]]))
+    with pytest.raises(InputError, match=r"a\.npy: .*all its boxes lie within the first pixel, as fractions"):
+        read_proposals(tmp_path / "a.npy", box_format=form)
+    np.save(tmp_path / "b.npy", np.concatenate([box, [[3, 3, 5, 5]]]))
+    assert len(read_proposals(tmp_path / "b.npy", box_format=form)["b"]) == 2
+    np.save(tmp_path / "c.npy", [[1, 1, 2, 2]])  # pixels, if few
+    assert len(read_proposals(tmp_path / "c.npy", box_format=form)["c"]) == 1
+
+
 MASK = np.zeros((4, 5), np.uint8)
 MASK[1:3, 2:5] = 1  # columns 2 to 4, rows 1 and 2
 COUNTS = [9, 2, 2, 2, 2, 2, 1]
@@ -164,6 +192,12 @@ def test_mmdetection_2(tmp_path):
     (tmp_path / "ids.txt").write_text("9\n")
     with pytest.raises(InputError, match="it has 2 images, and there are 1 ids"):
         read_proposals(tmp_path / "p.pkl", ids=tmp_path / "ids.txt")
+    (tmp_path / "p.pkl").write_bytes(pickle.dumps([[arrays[0], arrays[1]]]))
+    with pytest.raises(InputError, match="image '9': expected rows of 4 or 5 numbers; if it has an array per class"):
+        read_proposals(tmp_path / "p.pkl", ids=tmp_path / "ids.txt")
+    (tmp_path / "p.pkl").write_bytes(pickle.dumps([{"pred_instances": {"bboxes": arrays[0]}}]))
+    with pytest.raises(InputError, match="a list of dicts; expected a dict of them by file name"):
+        read_proposals(tmp_path / "p.pkl")
 
 
 FORMATS = {
@@ -220,7 +254,8 @@ def test_what_text_files_may_not_hold(text, problem, tmp_path):
         ([{"image_id": 1, "bbox": [1, 2, 3, "4"]}], "image '1': box 0: expected a box of four numbers"),
         ([{"image_id": 1, "bbox": [1, 2, 3, True]}], "image '1': box 0: expected a box of four numbers"),
         ([{"image_id": 1, "bbox": [1, 2, 3, 10**400]}], "image '1': box 0 is"),
-        ([{"image_id": 1.5, "bbox": [1, 2, 3, 4]}], "image_id: expected an id, a number or a text"),
+        ([{"image_id": 1, "score": 1}], "image '1': box 0: it has neither bbox nor segmentation"),
+        ([{"image_id": 1.5, "bbox": [1, 2, 3, 4]}], "entry 0: image_id: expected an id, a number or a text"),
         ([{"image_id": 1, "bbox": [1, 2, 3, 4]}, {"bbox": [1, 2, 3, 4]}], "entry 1: it has no 'image_id'"),
         ([{"image_id": 1, "bbox": [1, 2, 3, 4], "score": "high"}], "box 0: expected a number as its score, got high"),
         (
