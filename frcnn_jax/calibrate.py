@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from frcnn_jax.build import build_model, detection_options, image_sizes, load_proposals_of, read_split_of
+from frcnn_jax.build import detection_options, image_sizes, load_proposals_of, read_split_of
 from frcnn_jax.cli import check_at_least, command_parser, run
 from frcnn_jax.config import Config
 from frcnn_jax.errors import InputError
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"{out} exists; name another folder with --out")
 
     def calibrate(config: Config, model: FastRCNN, variables: Any) -> dict[str, Any]:
-        first, second = _halves(config, args.workdir, args.images)
+        first, second = _halves(model, config, args.workdir, args.images)
         temperature, offset = fit_calibration(*first(variables))
         params = calibrate_head(variables["params"], temperature, offset)
         rows = {"before": second(variables), "after": second({**variables, "params": params})}
@@ -54,13 +54,13 @@ def main(argv: Sequence[str]) -> None:
     derive_workdir(args.workdir, out, calibrate, images=0, network=args.network)
 
 
-def _halves(config: Config, workdir: Path, images: int | None) -> list[Any]:
+def _halves(model: FastRCNN, config: Config, workdir: Path, images: int | None) -> list[Any]:
     """Return, for each half of the val split, a function from variables to scores and hits."""
     dataset, proposals = load_proposals_of(config, workdir, read_split_of(config, "val"))
     records = dataset.records[:images]
     if len(records) < 2:
         raise InputError(f"{workdir}: calibration needs two val images, got {len(records)}")
-    model, half = build_model(config, len(dataset.class_names)), len(records) // 2
+    half = len(records) // 2
 
     def scored(part: Sequence[Any]) -> Any:
         split = replace(dataset, records=part)

@@ -3,8 +3,8 @@
     frcnn check-dataset [--report FOLDER] [--recall FOLDER] [--config RECIPE] --config.data_dir=FOLDER ...
 
 Reads both splits of the config, loads every image, and exits with status 1 if there is any problem; it prints the first
-30 of them. A split that can't
-be read counts as one problem; the other split is still checked. Remarks do not change the status.
+30 of them. A split that can't be read counts as one problem; the other split is still checked. Remarks do not change
+the status.
 """
 
 import sys

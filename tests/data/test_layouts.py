@@ -903,12 +903,21 @@ def test_a_list_that_lacks_images_or_has_others(tmp_path):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("lists", [{"train": "ab"}, {"train": ["cat", "dog"], "val": "c"}, {"train": "", "val": "c"}])
-def test_texts_that_are_no_lists_of_two_splits(lists, tmp_path):
+@pytest.mark.parametrize("lists", [{"val": "ab"}, {"train": ["cat", "dog"], "val": "c"}, {"train": "", "val": "c"}])
+def test_texts_that_do_not_list_train(lists, tmp_path):
     write_one_folder(tmp_path)
     for name, lines in lists.items():
         text(tmp_path / f"{name}.txt", "\n".join(lines))
-    assert read_dataset(tmp_path)["train"].description.endswith("no val split, a fifth drawn by seed 0")
+    description = "VOC XML: 3 images, 2 classes; no val split, a fifth drawn by seed 0"
+    assert read_dataset(tmp_path)["train"].description == description
+
+
+def test_a_list_of_train_alone_is_divided(tmp_path):
+    write_one_folder(tmp_path)
+    text(tmp_path / "train.txt", "a\nc\n")
+    found = read_dataset(tmp_path)
+    assert {name for dataset in found.values() for name in objects_of(dataset)} == set(expected("ac"))
+    assert found["val"].description == "VOC XML: 2 images, 2 classes; no val split, a fifth drawn by seed 0"
 
 
 def test_the_list_nearest_to_the_folder_counts(tmp_path):

@@ -1,4 +1,4 @@
-"""Text files that list the images of splits, `train.txt`, `val.txt` and so on, beside annotations that name none."""
+"""Text files that list the images of splits, as Darknet's `train.txt` and `val.txt`, beside any annotations."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -21,7 +21,7 @@ class _List(NamedTuple):
 
 
 def with_listed_splits(files: Files, found: Found) -> Found:
-    """Return a data set without splits in those of its lists, if there are lists of two splits or more.
+    """Return a data set whose folders name no splits in those of its lists, if there is a list of train.
 
     A line is an image's name, with or without folders and suffix; what follows a space may be something else. Of lists
     of one name the one nearest to the folder counts.
@@ -33,7 +33,7 @@ def with_listed_splits(files: Files, found: Found) -> Found:
         split = split_of(Path(path.stem), by_name=True) if path.stem != "trainval" else "train"
         if split not in lists and (own := _read_list(files, path)):
             lists[split] = own
-    if len(lists) < 2:
+    if "train" not in lists:
         return found
     (whole,) = found.splits.values()
     listed = {image for own in lists.values() for image in own.images}

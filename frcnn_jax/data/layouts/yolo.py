@@ -62,7 +62,7 @@ def find_yolo(files: Files) -> Found | None:
         images = _described_splits(files, path, content)
     elif labels:
         names = _listed_names(files)
-        images = _listed_splits(files) or _splits_by_folder(files)
+        images = _splits_by_folder(files)
     else:
         return None
     texts = _Texts(files)
@@ -76,8 +76,7 @@ def find_yolo(files: Files) -> Found | None:
         if not names:
             raise InputError(
                 f"{files.root}: YOLO labels ({labels[0]}) without class names: pass the folder that has data.yaml too, "
-                "add classes.txt with a name per line, that of class 0 first, or set "
-                "--config.class_names=\"('cat', 'dog')\""
+                "add classes.txt with a name per line, that of class 0 first, or set --config.class_names=cat,dog"
             )
         return names
 
@@ -106,16 +105,6 @@ def _splits_by_folder(files: Files) -> dict[str, list[Path]]:
     splits: dict[str, list[Path]] = {}
     for image in files.images:
         splits.setdefault(split_of(image), []).append(image)
-    return splits
-
-
-def _listed_splits(files: Files) -> dict[str, list[Path]]:
-    """Return the images that Darknet's `train.txt`, `val.txt` and `test.txt` list, if there are such files."""
-    splits = {}
-    for path in files.named("train.txt", "val.txt", "valid.txt", "test.txt"):
-        lines = _lines(files.root / path)
-        if lines and Path(lines[0]).suffix.lower() in IMAGE_SUFFIXES:
-            splits[split_of(path, by_name=True)] = [files.image_named(line, path) for line in lines]
     return splits
 
 
