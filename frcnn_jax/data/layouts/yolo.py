@@ -29,7 +29,7 @@ from frcnn_jax.data.layouts.common import (
 )
 from frcnn_jax.data.listing import Files, split_of
 from frcnn_jax.data.problems import OnProblem, ReportTo
-from frcnn_jax.data.records import IMAGE_SUFFIXES, Dataset
+from frcnn_jax.data.records import Dataset
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import decoding
 
