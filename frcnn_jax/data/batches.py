@@ -8,13 +8,14 @@ Shape letters: B images, R RoIs.
 import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from frcnn_jax.data.records import Record, check_boxes, check_image
-from frcnn_jax.data.workers import end_with_parent
+from frcnn_jax.data.workers import end_with_parent, held_signals
 from frcnn_jax.errors import InputError
 from frcnn_jax.models.pixels import PixelNorm
 from frcnn_jax.ops import boxes as box_ops
@@ -240,6 +241,9 @@ def prefetch(
         ahead = ahead.mp_prefetch(options, lambda *_: end_with_parent())
     made = iter(ahead)
     try:
+        with held_signals():
+            first = list(islice(made, 1))  # starts the threads that start the workers
+        yield from first
         yield from made
     finally:
         made.close()

@@ -36,6 +36,43 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     assert all_end(workers)
 
 
+STARTING = """
+import multiprocessing, signal, sys, time
+from frcnn_jax.data.batches import prefetch
+from frcnn_jax.data.workers import process_pool
+
+time.sleep(1)  # a worker imports this module too
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    print(flush=True)
+    if sys.argv[1] == "pool":
+        with process_pool(2) as pool:
+            assert list(pool.map(abs, [-1, -2])) == [1, 2]
+    else:
+        assert list(prefetch([1, 2], workers=2)) == [1, 2]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Python ends its own handlers before the process
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", ["pool", "prefetch"])
+def test_workers_that_start_leave_signals_to_the_parent(tmp_path, kind, number):
+    """Signals all along, from before the workers exist to after they have their handlers."""
+    (tmp_path / "main.py").write_text(STARTING)
+    command, env = [sys.executable, tmp_path / "main.py", kind], {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=env, start_new_session=True, stdout=pipe, stderr=pipe, text=True) as parent:
+        parent.stdout.readline()
+        while parent.poll() is None:
+            os.killpg(parent.pid, number)
+            time.sleep(0.05)
+        assert parent.stderr.read() == ""
+    assert parent.returncode == 0
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads /proc")
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
