@@ -171,7 +171,7 @@ def test_training_and_detection_equal_pytorch(arguments, shared):
 
 def test_parity_names_what_differs_too_much(load, monkeypatch, capsys):
     parity = load("parity")
-    array, box = np.array([3.0, 4.0]), np.array([[1.0, 2, 30, 40]])
+    array, box = np.array([3.0, 4.0], np.float32), np.array([[1.0, 2, 30, 40]])
     ours = [2.0, 1.0], {"fc6.bias": array}, {"fc6.bias": array}
 
     def compare(losses, gradients, changes, boxes, scores):
@@ -181,16 +181,16 @@ def test_parity_names_what_differs_too_much(load, monkeypatch, capsys):
         monkeypatch.setattr(parity, "torch_detect", lambda *_: [(boxes, scores)])
         return parity.compare(None)
 
-    almost = {"fc6.bias": array * 1.00009}
-    near = [2.0, 1.0 - 9e-6], almost, almost, box + 9e-4, np.array([0.500009])
+    almost, changed = {"fc6.bias": array * 1.00009}, {"fc6.bias": array * 1.009}
+    near = [2.0, 1.0 - 9e-6], almost, changed, box + 9e-4, np.array([0.500009])
     assert compare(*near) == []
     assert "\n   2   1.0000000   0.9999910  9.0e-06\n" in capsys.readouterr().out
-    not_quite = {"fc6.bias": array / 1.0003}
-    far = [2.0, 1.0 - 2e-5], not_quite, not_quite, box + 2e-3, np.array([0.50002])
+    not_quite, too_much = {"fc6.bias": array / 1.0003}, {"fc6.bias": array / 1.03}
+    far = [2.0, 1.0 - 2e-5], not_quite, too_much, box + 2e-3, np.array([0.50002])
     texts = [
         "loss 2 by 2.0e-05, allowed 1e-05",
         "gradient of fc6.bias by 3.0e-04, allowed 1e-04",
-        "change of fc6.bias by 3.0e-04, allowed 1e-04",
+        "change of fc6.bias by 3.0e-02, allowed 1e-02",
         "boxes by 2.0e-03, allowed 1e-03",
         "scores by 2.0e-05, allowed 1e-05",
     ]
@@ -198,8 +198,9 @@ def test_parity_names_what_differs_too_much(load, monkeypatch, capsys):
     assert compare([2.0, np.nan], *near[1:]) == ["loss 2 by nan, allowed 1e-05"]
     more = {"fc6.bias": array, "fc7.bias": array}
     assert compare(near[0], more, *near[2:]) == ["only one program trains fc7.bias"]
-    ours = [2.0, 1.0], {"fc6.bias": array}, {"fc6.bias": array.astype(np.float32)}
-    assert compare(*near[:2], {"fc6.bias": array * 1.009}, *near[3:]) == []
+    ours = [2.0, 1.0], {"fc6.bias": array}, {"fc6.bias": array.astype(np.float64)}
+    assert compare(*ours, box + 9e-5, np.array([0.5 + 9e-11])) == []
+    assert len(compare(*near)) == 5
 
 
 def test_detections_are_compared_with_the_nearest_of_their_class(load):

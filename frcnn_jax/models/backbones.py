@@ -43,8 +43,8 @@ class LayerBackbone(nn.Module):
         """Map `(B, H, W, 3)` images of `(B, 2)` sizes to `(B, H', W', C)`, zero beyond each image's own map."""
         x, size = images.astype(self.dtype), image_size
         for layer in self.layers:
-            if isinstance(layer, Norm):  # squares and powers need float32
-                x = local_response_norm(x.astype(jnp.float32), layer).astype(self.dtype)
+            if isinstance(layer, Norm):  # squares and powers need at least float32
+                x = local_response_norm(x.astype(jnp.promote_types(x.dtype, jnp.float32)), layer).astype(self.dtype)
                 continue
             x = Convolution(layer, name=layer.name)(x) if isinstance(layer, Conv) else max_pool(x, layer)
             size = output_size(layer, size)

@@ -112,14 +112,14 @@ def twin_outputs(
         dtype: Type of the computation.
 
     Returns:
-        Logits `(B, R, K + 1)` and normalised deltas `(B, R, K + 1, 4)`, float32.
+        Logits `(B, R, K + 1)` and normalised deltas `(B, R, K + 1, 4)`, float32, or float64 if `dtype` is.
     """
-    outputs = num_classes + 1
+    outputs, exact = num_classes + 1, jnp.promote_types(dtype, jnp.float32)
     logits = _dense(outputs, 0.01, 0.0, dtype, "cls_score")(x)
     deltas = _dense(4 if class_agnostic else 4 * outputs, 0.001, 0.0, dtype, "bbox_pred")(x)
     deltas = deltas.reshape(*deltas.shape[:2], -1, 4)
     shape = (*deltas.shape[:2], outputs, 4)
-    return logits.astype(jnp.float32), jnp.broadcast_to(deltas.astype(jnp.float32), shape)
+    return logits.astype(exact), jnp.broadcast_to(deltas.astype(exact), shape)
 
 
 def _dense(features: int, std: float | None, bias: float, dtype: Any, name: str) -> nn.Dense:

@@ -97,7 +97,7 @@ def _order(*keys):
     """
     count = len(keys[0])
     if count > 1 << 16 or any(key.dtype.itemsize > 4 for key in keys):
-        return lax.sort((*keys, jnp.arange(count)), num_keys=len(keys), is_stable=True)[-1]
+        return lax.sort((*keys, jnp.arange(count, dtype=jnp.int32)), num_keys=len(keys), is_stable=True)[-1]
     order = places = jnp.arange(count, dtype=jnp.uint32)
     for key in map(_as_bits, reversed(keys)):
         for shift in (0, 16):
@@ -165,7 +165,7 @@ def _select(boxes, scores, classes, iou_threshold, max_outputs, pixel):
             return keep, alive & ~(drops & keep[:, None]).any(axis=0)
 
         _, keep = lax.while_loop(lambda state: (state[0] != state[1]).any(), settle, (~alive, alive))
-        place = jnp.where(keep, found + jnp.cumsum(keep) - 1, listed)
+        place = jnp.where(keep, found + jnp.cumsum(keep, dtype=jnp.int32) - 1, listed)
         if classes is not None:  # the next tile goes on with the last class: where that class begins in the list
             before = own[1] != own[1][-1]
             first = jnp.where(before.any(), found + (keep & before).sum(dtype=jnp.int32), first)

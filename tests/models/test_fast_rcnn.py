@@ -217,6 +217,20 @@ def test_bfloat16_is_near_float32(name, rng):
         np.testing.assert_allclose(a, b, atol=0.05 * max(np.abs(b).max(), 1))
 
 
+def test_float64_is_nowhere_rounded(rng):
+    """A change of the pixels of 1e-10 passes through all layers, the response norm's powers too."""
+    with jax.enable_x64(True):
+        model = get_network("caffenet")._replace(fc=(16, 16)).build(3, dtype=jnp.float64)
+        image, size = jnp.asarray(rng.normal(0, 60, (1, 97, 131, 3))), np.array([[97, 131]], np.int32)
+        rois = np.array([[[0, 0, 90, 80], [20, 10, 110, 90]]], np.float32)
+        variables = jax.tree.map(lambda x: x.astype(jnp.float64), model.init(jax.random.key(0), image, size, rois))
+        predict = jax.jit(model.apply)
+        before, after = (predict(variables, image * factor, size, rois) for factor in (1, 1 + 1e-10))
+        for one, other in zip(before, after, strict=True):
+            assert one.dtype == jnp.float64
+            assert 1e-13 < np.linalg.norm(other - one) / np.linalg.norm(one) < 1e-9
+
+
 def test_trained_from():
     model, frozen = get_network("vgg16").build(2), {}
     convolutions = [layer.name for layer in LAYER_NETWORKS["vgg16"].layers if isinstance(layer, Conv)]

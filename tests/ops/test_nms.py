@@ -97,6 +97,16 @@ def test_tiles_do_not_show(count, spread, rng):
         assert selected(nms(boxes, scores, iou_threshold=0.4, max_outputs=most)) == expected[:most]
 
 
+def test_boxes_of_float64():
+    """Of two pairs, the first differs from the threshold in the tenth digit."""
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 5 + 1e-9], [20, 0, 30, 10], [20, 0, 30, 5.0]])
+    with jax.enable_x64(True):
+        arguments = jnp.asarray(boxes), jnp.arange(4, 0, -1.0)
+        assert selected(nms(*arguments, iou_threshold=0.5, max_outputs=4)) == [0, 2, 3]
+        classes = jnp.zeros(4, int)
+        assert selected(batched_nms(*arguments, classes, iou_threshold=0.5, max_outputs=4)) == [0, 2, 3]
+
+
 @pytest.mark.parametrize("classes", [1, 3, 40, 1000])
 def test_classes_do_not_suppress_each_other(classes, rng):
     """Tiles of 64 boxes hold a part of a class, or several classes."""
