@@ -19,6 +19,7 @@ from frcnn_jax.evaluation.calibration import calibrate_head, fit_calibration, re
 from frcnn_jax.evaluation.evaluator import Evaluator
 from frcnn_jax.evaluation.pictures import check_plot, plot_reliability
 from frcnn_jax.models.fast_rcnn import FastRCNN
+from frcnn_jax.models.heads import check_outputs
 from frcnn_jax.workdir import derive_workdir, read_config
 
 
@@ -39,6 +40,7 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"{out} exists; name another folder with --out")
 
     def calibrate(config: Config, model: FastRCNN, variables: Any) -> dict[str, Any]:
+        check_outputs(variables["params"]["head"])
         first, second = _halves(model, config, args.workdir, args.images)
         temperature, offset = fit_calibration(*first(variables))
         params = calibrate_head(variables["params"], temperature, offset)

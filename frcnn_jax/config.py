@@ -155,7 +155,7 @@ FIELDS: dict[str, Field] = {
     # Network
     "network": Field(
         "tiny",
-        f"Network: {CHOICES} or FILE.py:function, which returns a FastRCNN.",
+        f"Network: {CHOICES}, which returns a FastRCNN.",
         Check(lambda value, _: value in NETWORKS or is_custom(value), CHOICES),
     ),
     "pool": Field("", f"RoI pool: {', '.join(POOLS)}; the network's own if empty.", _one_of(("", *POOLS))),

@@ -1,12 +1,12 @@
 """Convert weights from other programs, or from a workdir:
 
-    frcnn convert-weights SOURCE OUT.npz|OUT.safetensors [--half]
+    frcnn convert-weights SOURCE OUT.npz|OUT.safetensors [--half] [--network MODULE:FUNCTION]
     frcnn convert-weights SOURCE OUT --detector --network vgg16 [--classes NAME,NAME,...]
     frcnn convert-weights SOURCE OUT --detector --config RECIPE [--config.FIELD=VALUE ...]
 
 SOURCE is a weight file for --config.weights (docs/backbones.md), or a workdir. From a workdir the newest checkpoint is
-used, with the box statistics folded into the box layer. The first form writes a file for --config.weights and,
-from a workdir, for Detector.from_file. The others
+used, with the box statistics folded into the box layer; if its network is your own, --network names it. The first
+form writes a file for --config.weights and, from a workdir, for Detector.from_file. The others
 make the workdir OUT from a complete detector trained elsewhere, whose box layer must predict unnormalised targets: with
 the paper's recipe and VOC's classes unless --classes names others, or with the recipe and classes of its data set.
 """
@@ -24,10 +24,10 @@ from frcnn_jax.config import FIELDS, Config, add_config_argument, load_config, o
 from frcnn_jax.data.voc import VOC_CLASSES
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import write_json
-from frcnn_jax.models.weight_files import read_weights, write_weights
+from frcnn_jax.models.weight_files import write_weights
 from frcnn_jax.models.weights import Weights
 from frcnn_jax.training.checkpoint import save_model
-from frcnn_jax.workdir import assemble_detector, workdir_weights
+from frcnn_jax.workdir import assemble_detector, source_weights
 
 
 def main(argv: Sequence[str]) -> None:
@@ -37,18 +37,21 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help=".npz or .safetensors file; a workdir with --detector")
     parser.add_argument("--half", action="store_true", help="store float16, which rounds by up to 0.05 %%")
     parser.add_argument("--detector", action="store_true", help="make a workdir from a complete detector")
-    parser.add_argument("--network", help="network of the detector; default: vgg16")
+    parser.add_argument(
+        "--network", help="network of the detector, default: vgg16; or the function that makes the workdir's"
+    )
     parser.add_argument("--classes", help="comma-separated class names; default: VOC's")
     add_config_argument(parser)
     args, fields = parser.parse_known_args(argv)
-    if not args.detector and (args.network, args.classes, args.config, fields) != (None, None, None, []):
+    network = None if args.source.is_dir() else args.network
+    if not args.detector and (network, args.classes, args.config, fields) != (None, None, None, []):
         raise InputError("--network, --classes and --config need --detector")
     if args.config and (args.network or args.classes):
         raise InputError("--config takes the place of --network and --classes")
     if args.out.exists():
         raise InputError(f"{args.out} already exists")
     config = _config(args, fields) if args.detector else {}
-    arrays = workdir_weights(args.source) if args.source.is_dir() else read_weights(args.source)
+    arrays = source_weights(args.source, network=args.network or "")
     if args.detector:
         _make_detector(arrays, args.source, args.out, config)
     else:

@@ -27,7 +27,7 @@ from frcnn_jax.evaluation.regions import (
     embed_step,
     run_regions,
 )
-from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables
+from frcnn_jax.models.fast_rcnn import FastRCNN, description, init_variables
 from frcnn_jax.models.networks import get_network
 from frcnn_jax.models.weight_files import read_weights
 from frcnn_jax.models.weights import OUTPUTS, fit_weights, load_pretrained
@@ -86,11 +86,11 @@ class Detector:
         Args:
             workdir: The workdir.
             step: Step of the checkpoint; the newest where None.
-            network: The function that makes its network, as "module:function", if it names one: a workdir alone does
-                not make code run.
+            network: The function that makes its network, as "module:function" or "FILE.py:function", if it is one: a
+                workdir alone does not make code run.
 
         Raises:
-            InputError: The workdir has no such checkpoint, or its network is another function.
+            InputError: The workdir has no such checkpoint, or its network is a function and none is given.
         """
         config = read_config(Path(workdir), network=network)
         model, variables, _ = load_variables(Path(workdir), config, step)
@@ -106,13 +106,18 @@ class Detector:
         return cls.from_file("pretrained")
 
     @classmethod
-    def from_file(cls, path: str | Path) -> "Detector":
+    def from_file(cls, path: str | Path, *, network: str = "") -> "Detector":
         """Load a detector from a single file, which `frcnn convert-weights WORKDIR FILE.safetensors` writes.
 
+        Args:
+            path: The file.
+            network: As in `from_workdir`.
+
         Raises:
-            InputError: The file can't be read, holds no complete detector, or its network is a function.
+            InputError: The file can't be read, holds no complete detector, or its network is a function and none is
+                given.
         """
-        config, model, variables = detector_of(read_weights(path), str(path))
+        config, model, variables = detector_of(read_weights(path), str(path), network=network)
         return _of_config(cls, config, model, variables)
 
     @classmethod
@@ -121,16 +126,18 @@ class Detector:
 
         Args:
             source: The workdir or file.
-            step, network: Of a workdir, as in `from_workdir`.
+            step: Of a workdir, as in `from_workdir`.
+            network: As in `from_workdir`.
 
         Raises:
-            InputError: As in `from_workdir` and `from_file`, or `step` or `network` is given without a workdir.
+            InputError: As in `from_workdir` and `from_file`, or `step` is given without a workdir, or `network` without
+                a source.
         """
         if source is not None and not Path(source).is_file():
             return cls.from_workdir(source, step=step, network=network)
-        if step is not None or network:
+        if step is not None or (network and source is None):
             raise InputError("step and network belong to a workdir")
-        return cls.pretrained() if source is None else cls.from_file(source)
+        return cls.pretrained() if source is None else cls.from_file(source, network=network)
 
     @classmethod
     def from_weights(cls, weights: str | Path, *, network: str, sizes: Sequence[Sizes] = (Sizes(),)) -> "Detector":
@@ -138,14 +145,16 @@ class Detector:
 
         Args:
             weights: A weight file (`read_weights`) or a workdir.
-            network: A name in NETWORKS.
+            network: A name in NETWORKS or a function, see `get_network`.
             sizes: Sizes to which images are resized; several make an image pyramid.
 
         Raises:
             InputError: The file can't be read or does not fit, or there is no such network.
         """
         model, path = get_network(network).build(1), Path(weights)
-        arrays = fit_weights(workdir_weights(path) if path.is_dir() else read_weights(path), model, str(weights))
+        arrays = fit_weights(
+            workdir_weights(path, network=network) if path.is_dir() else read_weights(path), model, str(weights)
+        )
         variables = init_variables(model, jax.random.key(0))
         params = load_pretrained(variables["params"], arrays, roi_size=model.roi_size, source=str(weights))
         detector = cls(model, {**variables, "params": params}, class_names=("object",), sizes=sizes)
@@ -303,7 +312,7 @@ class Detector:
 
     def digest(self) -> bytes:
         """Return a digest of the network, its variables and the image sizes, on which features depend."""
-        digest = hashlib.sha256(repr((self._model, self._sizes)).encode())
+        digest = hashlib.sha256(description(self._model, self._sizes))
         for array in jax.tree.leaves(self._variables):
             digest.update(np.ascontiguousarray(array).data)
         return digest.digest()

@@ -46,7 +46,8 @@ from frcnn_jax.evaluation.pictures import plot_losses
 from frcnn_jax.evaluation.scores import format_score, results_table
 from frcnn_jax.files import write_json
 from frcnn_jax.models.fast_rcnn import FastRCNN, variable_shapes
-from frcnn_jax.models.parameters import flatten, layer_names, matches
+from frcnn_jax.models.networks import is_custom
+from frcnn_jax.models.parameters import check_patterns, flatten, layer_names, matches
 from frcnn_jax.models.weight_files import WHERE, find_weights
 from frcnn_jax.models.weights import OUTPUTS, keep_outputs
 from frcnn_jax.proposals.load import check_source, make_search, split_source
@@ -143,8 +144,10 @@ def _check(config: Config, frozen: Sequence[str]) -> None:
                 f"--config.profile_steps must be at most two steps on a CPU, where each takes gigabytes of memory, "
                 f"got {first} to {last}"
             )
+    if patterns := [*config["freeze"], *parse_multipliers(config["rate_multipliers"])]:
+        check_patterns(flatten(variable_shapes(build_model(config, 1))["params"]), patterns)
     where = f" Available: {WHERE[name]}; see experiments/README.md" if name in WHERE else ""
-    if frozen and not config["weights"]:
+    if frozen and not (config["weights"] or is_custom(name)):  # a function may give its network pretrained parameters
         layers = ", ".join(layer_names(frozen))
         raise InputError(f"{name} does not train {layers}: pass --config.weights=FILE with pretrained layers.{where}")
     if config["scale_jitter"] and config["buckets"] == "exact":

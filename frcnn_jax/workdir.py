@@ -21,6 +21,7 @@ from frcnn_jax.evaluation.evaluator import Evaluation, Evaluator
 from frcnn_jax.evaluation.scores import format_score
 from frcnn_jax.files import check_folder, decoding, read_bytes, read_json, write_json
 from frcnn_jax.models.fast_rcnn import FastRCNN, init_variables, variable_shapes
+from frcnn_jax.models.heads import check_outputs
 from frcnn_jax.models.networks import is_custom
 from frcnn_jax.models.parameters import flatten, matches
 from frcnn_jax.models.weight_files import read_weights
@@ -50,11 +51,28 @@ def read_config(workdir: Path, *, network: str = "") -> dict[str, Any]:
 
     Args:
         workdir: The workdir.
-        network: The function of its network (`get_network`), if it may name one.
+        network: The function of its network (`get_network`), which takes the place of the one that it names: the file
+            may have moved, and paths depend on the current folder.
 
     Raises:
-        InputError: There is none, this version can't use it, or it names another function.
+        InputError: There is none, this version can't use it, or its network is a function and none is given.
     """
+    config = _stored_config(workdir)
+    with decoding(Path(workdir) / "config.json", "not a config that frcnn train wrote"):
+        return _with_function(config, network)
+
+
+def _with_function(config: Config, network: str) -> dict[str, Any]:
+    """Return a config; where its network is a function, with the one that the user names."""
+    named = config["network"]
+    if not is_custom(named):
+        return dict(config)
+    if not is_custom(network):
+        raise InputError(f"its network is code, {named}: if you trust it, pass --network={named}")
+    return {**config, "network": network}
+
+
+def _stored_config(workdir: Path) -> dict[str, Any]:
     path = Path(workdir) / "config.json"
     if not path.exists():
         above = path.parent.parent
@@ -62,10 +80,7 @@ def read_config(workdir: Path, *, network: str = "") -> dict[str, Any]:
         hint = f"did you mean its folder {above}?" if (above / path.name).exists() else hint
         raise InputError(f"{workdir}: no config.json; {hint}")
     with decoding(path, "not a config that frcnn train wrote"):
-        config = parse_config(read_bytes(path))
-        if is_custom(named := config["network"]) and named != network:
-            raise InputError(f"its network is code, {named}: if you trust it, pass --network={named}")
-    return config
+        return parse_config(read_bytes(path))
 
 
 def resume_config(config: Config, workdir: Path) -> dict[str, Any]:
@@ -83,7 +98,9 @@ def resume_config(config: Config, workdir: Path) -> dict[str, Any]:
     current: dict[str, Any] = json.loads(json.dumps(dict(config)))
     if not (workdir / "config.json").exists():
         return current
-    begun = read_config(workdir, network=current["network"])
+    begun = _stored_config(workdir)
+    if Path(begun["network"]).name == Path(current["network"]).name:
+        begun["network"] = current["network"]  # a function whose file has moved
     current["class_names"] = current["class_names"] or begun["class_names"]
     same_past = _passed(begun, workdir) == _passed(current, workdir)
     differ = [
@@ -195,30 +212,33 @@ def workdir_weights(workdir: Path, *, network: str = "") -> Weights:
     Args:
         workdir: The workdir.
         network: The function of its network, if it may name one; see `read_config`.
+
+    Raises:
+        InputError: The workdir can't be used, or its network has a head with other output layers.
     """
     config = read_config(workdir, network=network)
     model, variables, _ = load_variables(workdir, config)
+    check_outputs(variables["params"]["head"])
     arrays = canonical_arrays(variables["params"], roi_size=model.roi_size)
     kept = {name: config[name] for name in DETECTOR_FIELDS}
     return described(fold_box_stats(arrays, **variables["box_stats"]), model, kept)
 
 
-def detector_of(arrays: Weights, source: str) -> tuple[dict[str, Any], FastRCNN, Any]:
+def detector_of(arrays: Weights, source: str, *, network: str = "") -> tuple[dict[str, Any], FastRCNN, Any]:
     """Return the config, model and variables of a detector that `workdir_weights` returned, perhaps by way of a file.
 
     Args:
         arrays: The weights.
         source: Where they come from, for messages.
+        network: The function of its network, if it has one; see `read_config`.
 
     Raises:
-        InputError: They are not of a complete detector, or its network is a function.
+        InputError: They are not of a complete detector, or its network is a function and none is given.
     """
     if not arrays.detector:
         raise InputError(f"{source}: not a detector: it has no config; frcnn convert-weights WORKDIR FILE writes one")
     with decoding(source, "not a detector"):
-        config = parse_config(json.dumps(arrays.detector))
-    if is_custom(config["network"]):
-        raise InputError(f"{source}: its network is code, {config['network']}, which a file of weights does not run")
+        config = _with_function(parse_config(json.dumps(arrays.detector)), network)
     return config, *assemble_detector(arrays, config, source)
 
 
@@ -234,15 +254,16 @@ def assemble_detector(arrays: Mapping[str, np.ndarray], config: Config, source: 
         InputError: Arrays are missing or do not fit.
     """
     model = model_of(config, source)
-    shapes = variable_shapes(model)["params"]
+    shapes = variable_shapes(model)
     arrays = fit_weights(arrays, model, source)
-    if missing := [name for name in canonical_names(shapes) if name not in arrays]:
+    if missing := [name for name in canonical_names(shapes["params"]) if name not in arrays]:
         some = ", ".join(missing[:8]) + ("" if len(missing) <= 8 else f" and {len(missing) - 8} more")
         raise InputError(f"{source}: not a complete detector: {some} missing")
-    params = merge_weights(shapes, arrays, roi_size=model.roi_size, source=source)
+    params = merge_weights(shapes["params"], arrays, roi_size=model.roi_size, source=source)
     shape = (len(config["class_names"]) + 1, 4)
     stats = {"mean": np.zeros(shape, np.float32), "std": np.ones(shape, np.float32)}
-    return model, jax.tree.map(np.asarray, {"params": params, "box_stats": stats})
+    own = init_variables(model, jax.random.key(0)) if set(shapes) > {"params", "box_stats"} else {}
+    return model, jax.tree.map(np.asarray, {**own, "params": params, "box_stats": stats})
 
 
 def source_weights(weights: str, *, network: str = "") -> Weights:

@@ -65,7 +65,7 @@ def test_a_file_that_is_no_detector(workdir, tmp_path):
         ({**weights.detector, "nms_iou": 2.0}, "nms_iou must be from 0 to 1, got 2.0"),
         (
             {**weights.detector, "network": "os:getcwd"},
-            "its network is code, os:getcwd, which a file of weights does not",
+            "its network is code, os:getcwd: if you trust it, pass --network=os:getcwd",
         ),
         ({**weights.detector, "class_names": ["one"]}, r"does not fit the network: .*bbox_pred\.bias is"),
     ):

@@ -89,7 +89,8 @@ class FunctionBackbone(nn.Module):
         statistics: Arrays that it needs and that are not trained, such as those of batch normalisation, or None.
 
     Raises:
-        InputError: When called, if the function returns another shape.
+        InputError: The trees hold something else than arrays, `params` integers; when called, if the function returns
+            something else.
     """
 
     function: Callable[..., jax.Array]
@@ -101,7 +102,10 @@ class FunctionBackbone(nn.Module):
     def __post_init__(self) -> None:
         for name in ("params", "statistics"):
             if not isinstance(value := getattr(self, name), _Held | None):
-                object.__setattr__(self, name, _Held(value))
+                object.__setattr__(self, name, _Held(value, name))
+        for name, leaf in zip(*_named(self.params.tree)[:2], strict=True):
+            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                raise InputError(f"params must be floating-point, {name} is {leaf.dtype}; constants go into statistics")
         super().__post_init__()
 
     @nn.compact
@@ -112,17 +116,26 @@ class FunctionBackbone(nn.Module):
         params = flatten({name: self.param(name, lambda _, value=value: value) for name, value in first.items()})
         inputs = [structure.unflatten([params[name] for name in names])]
         if self.statistics is not None:
-            inputs.append(self.variable("statistics", "function", lambda: self.statistics.tree).value)
+            own = self.statistics.tree
+            stored = self.variable("statistics", "function", lambda: jax.tree.map(_key_data, own)).value
+            inputs.append(jax.tree.map(_as_key, stored, own))
         maps = self.function(*inputs, images)
-        if maps.ndim != 4 or maps.shape[3] != self.channels:
-            raise InputError(f"the function must return (B, H', W', {self.channels}), got {maps.shape}")
+        shape = getattr(maps, "shape", type(maps).__name__)
+        if len(shape) != 4 or shape[3] != self.channels:
+            raise InputError(f"the function must return (B, H', W', {self.channels}), got {shape}")
         return masked(maps, jnp.ceil(image_size * self.spatial_scale).astype(jnp.int32))
 
 
 class _Held:
     """A pytree as a module's attribute: equal to itself alone, so that it can be hashed."""
 
-    def __init__(self, tree: Any) -> None:
+    def __init__(self, tree: Any, name: str) -> None:
+        names, leaves, _ = _named(tree)
+        for path, leaf in zip(names, leaves, strict=True):
+            try:
+                jnp.asarray(leaf)
+            except TypeError:
+                raise InputError(f"{name} must be a tree of arrays, {path} is of type {type(leaf).__name__}") from None
         self.tree = jax.tree.map(jnp.asarray, tree)
 
     def __repr__(self) -> str:
@@ -134,6 +147,17 @@ def _named(tree: Any) -> tuple[list[str], list[Any], Any]:
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") or "value" for path, _ in leaves]
     return names, [leaf for _, leaf in leaves], structure
+
+
+def _key_data(leaf: jax.Array) -> jax.Array:
+    """Return a random key's integers, which checkpoints can hold; other arrays as they are."""
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def _as_key(stored: jax.Array, own: jax.Array) -> jax.Array:
+    """Return the inverse of `_key_data`, of an array of the kind of `own`."""
+    is_key = jnp.issubdtype(own.dtype, jax.dtypes.prng_key)
+    return jax.random.wrap_key_data(stored, impl=jax.random.key_impl(own)) if is_key else stored
 
 
 def masked(x: jax.Array, size: jax.Array | None) -> jax.Array:

@@ -5,6 +5,7 @@ Shape letters: B images, R RoIs, K foreground classes, C channels.
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from frcnn_jax.errors import InputError
 from frcnn_jax.models.pixels import PixelNorm
@@ -68,7 +70,8 @@ class FastRCNN(nn.Module):
     @property
     def roi_size(self) -> tuple[int, ...]:
         """Rows and columns of the pooled features; () if the pool has no `output_size`."""
-        return getattr(self.pool, "output_size", ())
+        size = getattr(self.pool, "output_size", ())
+        return (size, size) if isinstance(size, int) else tuple(size)
 
     def setup(self) -> None:
         """Declare the box statistics."""
@@ -203,38 +206,48 @@ def variable_shapes(model: FastRCNN) -> Any:
     return jax.eval_shape(model.init, jax.random.key(0), *example_inputs())
 
 
-def check_model(model: Any, num_classes: int, name: str) -> None:
-    """Raise InputError unless a model is a `FastRCNN` for K classes whose parts fit together. It is traced, not run.
+def description(*parts: Any) -> bytes:
+    """Return the attributes of modules as text, for digests: the same in every process, as functions have no address."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(parts)).encode()
 
-    Args:
-        model: The model.
-        num_classes: K.
-        name: Of the network, for messages.
-    """
+
+def check_model(model: Any, num_classes: int) -> None:
+    """Raise InputError unless a model is a `FastRCNN` for K classes whose parts fit together. It is traced, not run."""
     if not isinstance(model, FastRCNN):
-        raise InputError(f"{name} must return a FastRCNN, got {type(model).__name__}")
-    rows, columns = 192, 256
-    inputs = example_inputs(rows, columns)
+        raise InputError(f"expected a FastRCNN, got {type(model).__name__}")
+    for part, attribute in (("backbone", "spatial_scale"), ("head", "num_classes")):
+        if not hasattr(found := getattr(model, part), attribute):
+            raise InputError(f"the {part} must have the attribute {attribute}, {type(found).__name__} has none")
+    inputs, scale = example_inputs(192, 256), model.spatial_scale
 
-    def trace(*inputs: jax.Array) -> Any:
-        variables = model.init(jax.random.key(0), *inputs)
-        maps = model.apply(variables, *inputs[:2], method=lambda model, *image: model.backbone(*image))
-        return maps, model.apply(variables, *inputs)
+    def trace(*inputs: jax.Array, **method: Any) -> Any:
+        return model.init_with_output(jax.random.key(0), *inputs, **method)[0]
 
-    maps, outputs = jax.eval_shape(trace, *inputs)
-    if hasattr(maps, "shape"):
-        scale = model.backbone.spatial_scale  # type: ignore[attr-defined]
-        expected = f"(B, H', W', C), with H' and W' near {scale:g} times the image's"
-        if len(maps.shape) != 4:
-            raise InputError(f"{name}: the backbone must return {expected}, got {len(maps.shape)} axes {maps.shape}")
-        sides = ((rows, maps.shape[1]), (columns, maps.shape[2]))
-        if any(abs(side * scale - cells) > 2 for side, cells in sides):
-            raise InputError(
-                f"{name}: the backbone must return {expected}, got {maps.shape} of images of {rows} x {columns} pixels"
-            )
+    maps = jax.eval_shape(partial(trace, method=lambda model, *image: model.backbone(*image)), *inputs[:2])
+    if not isinstance(scale, Sequence):
+        _check_map(maps, inputs[0].shape, scale)
+    elif isinstance(maps, Sequence):
+        for own, own_scale in zip(maps, scale, strict=False):
+            _check_map(own, inputs[0].shape, own_scale)
+    pool_scale = getattr(model.pool, "spatial_scale", scale)
+    if np.shape(pool_scale) != np.shape(scale) or not np.allclose(pool_scale, scale):
+        raise InputError(f"the pool's spatial_scale must be the backbone's, {scale}, got {pool_scale}")
+    outputs = jax.eval_shape(trace, *inputs)
     shapes = [getattr(output, "shape", None) for output in outputs] if isinstance(outputs, tuple) else outputs
     if shapes != [(1, 1, num_classes + 1), (1, 1, num_classes + 1, 4)]:
         raise InputError(
-            f"{name}: for {num_classes} classes the head must return logits (B, R, {num_classes + 1}) and deltas "
+            f"for {num_classes} classes the head must return logits (B, R, {num_classes + 1}) and deltas "
             f"(B, R, {num_classes + 1}, 4), got {shapes} for one RoI"
         )
+
+
+def _check_map(found: Any, images: tuple[int, ...], scale: float) -> None:
+    """Raise InputError unless a backbone returns one map of so many cells per pixel of `(B, H, W, 3)` images."""
+    expected = f"the backbone must return (B, H', W', C), with H' and W' near {scale:g} times the image's"
+    shape = getattr(found, "shape", None)
+    if shape is None:
+        raise InputError(f"{expected}, got {type(found).__name__}")
+    if len(shape) != 4:
+        raise InputError(f"{expected}, got {len(shape)} axes {shape}")
+    if any(abs(images[axis] * scale - shape[axis]) > 2 for axis in (1, 2)):
+        raise InputError(f"{expected}, got {shape} of images of {images[1]} x {images[2]} pixels")

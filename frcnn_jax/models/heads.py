@@ -7,6 +7,7 @@ Shape letters: B images, R RoIs, K foreground classes, C channels.
 """
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import flax.linen as nn
@@ -97,6 +98,18 @@ def check_two_layers(head: nn.Module) -> None:
         widths = f" with features={head.features}" if isinstance(head, FullyConnectedHead) else ""
         raise InputError(
             f"expected a network whose head has the layers fc6 and fc7, got one with a {type(head).__name__}{widths}"
+        )
+
+
+def check_outputs(layers: Collection[str]) -> None:
+    """Check that a head, given by the names of its layers, has the twin output layers under their names.
+
+    Raises:
+        InputError: It has others, which nothing is known of.
+    """
+    if not {"cls_score", "bbox_pred"} <= set(layers):
+        raise InputError(
+            f"expected a network whose head has the layers cls_score and bbox_pred, got {', '.join(layers)}"
         )
 
 

@@ -5,13 +5,15 @@ results. Another kind of backbone or head needs no row: `FastRCNN` takes any, an
 returns one.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
 import os
 import sys
+import traceback
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,9 +113,12 @@ class FunctionNetwork(NamedTuple):
         takes_type = "dtype" in inspect.signature(self.make).parameters
         if not takes_type and dtype != jnp.float32:
             raise InputError(f"{self.name} computes in float32; for {dtype} its function must take dtype")
-        model = self.make(num_classes, **({"dtype": dtype} if takes_type else {}))
-        if self.name:
-            check_model(model, num_classes, self.name)
+        options = {"dtype": dtype} if takes_type else {}
+        if not self.name:
+            return _with_options(self.make(num_classes, **options), fc_ranks, classifier)
+        with _code_of(self.name, self.make.__module__):
+            model = self.make(num_classes, **options)
+            check_model(model, num_classes)
         return _with_options(model, fc_ranks, classifier)
 
 
@@ -252,7 +257,7 @@ NETWORKS: dict[str, AnyNetwork] = {
 
 CHOICES = (
     f"one of {', '.join(LAYER_NETWORKS)}, efficientnet_lite0, resnet18, 34, 50, 101 (_fc, _fpn, _caffe) or "
-    "module:function"
+    "module:function or FILE.py:function"
 )
 
 
@@ -303,15 +308,32 @@ def _module(module_name: str, name: str) -> Any:
         assert spec
         assert spec.loader
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        with _code_of(name, spec.name):
+            spec.loader.exec_module(module)
         return module
+    if not all(module_name.split(".")):
+        raise InputError(f"network must be module:function or FILE.py:function, got {name!r}")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+    with _code_of(name, module_name):
+        try:
+            return importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if f"{module_name}.".startswith(f"{error.name}."):
+                raise InputError(f"no module named {error.name!r}") from None
+            raise
+
+
+@contextlib.contextmanager
+def _code_of(name: str, module: str) -> Iterator[None]:
+    """Turn whatever a user's code raises into an InputError that names the network and the line of its module."""
     try:
-        return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and module_name.startswith(error.name):
-            raise InputError(f"network {name}: no module named {error.name!r}") from None
-        raise
-    except (TypeError, ValueError):
-        raise InputError(f"network must be module:function or FILE.py:function, got {name!r}") from None
+        yield
+    except InputError as error:
+        raise InputError(f"network {name}: {error}") from error
+    except Exception as error:
+        frames = traceback.walk_tb(error.__traceback__)
+        own = [(frame.f_code.co_filename, line) for frame, line in frames if frame.f_globals.get("__name__") == module]
+        where = f"line {own[-1][1]} of {Path(own[-1][0]).name} raised " if own else ""
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"network {name}: {where}{type(error).__name__}: {reason}") from error

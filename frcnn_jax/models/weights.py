@@ -10,7 +10,9 @@ layers, the inputs of fc6 in C, H, W order; `<layer>.bias`. Flax has HWIO, (inpu
 import difflib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +22,7 @@ from frcnn_jax.errors import InputError
 from frcnn_jax.models.fast_rcnn import FastRCNN, variable_shapes
 from frcnn_jax.models.parameters import flatten, unflatten
 from frcnn_jax.models.pixels import PixelNorm
-from frcnn_jax.models.resnet import BLOCKS
+from frcnn_jax.models.resnet import BLOCKS, FPN, ResNet
 
 Arrays = dict[str, np.ndarray]
 
@@ -121,13 +123,13 @@ def fit_weights(arrays: Mapping[str, np.ndarray], model: FastRCNN, source: str) 
     layers = {path.split("/")[1] for path in flatten(variable_shapes(model)["params"])}
     if "conv_stem" in layers:
         found = {name: array for name, array in found.items() if _layer(name) in layers or name[:6] != "blocks"}
-    depth = getattr(model.backbone, "depth", None)
-    if arrays.stride_in_1x1 is None or depth is None:
+    backbone = model.backbone
+    if arrays.stride_in_1x1 is None or not isinstance(backbone, ResNet | FPN):
         return found
-    theirs = _resnet_depth(found)
+    theirs, depth = _resnet_depth(found), backbone.depth
     if theirs and theirs != depth:
         raise InputError(f"{source}: weights of a ResNet-{theirs}, but the network is a ResNet-{depth}")
-    if depth >= 50 and arrays.stride_in_1x1 != model.backbone.stride_in_1x1:  # type: ignore[attr-defined]
+    if depth >= 50 and arrays.stride_in_1x1 != backbone.stride_in_1x1:
         where = "first 1x1" if arrays.stride_in_1x1 else "3x3"
         other = "a network whose name ends in _caffe" if arrays.stride_in_1x1 else "a network without _caffe"
         raise InputError(f"{source}: weights of a ResNet that strides in its {where} convolutions; use {other}")
@@ -144,10 +146,14 @@ def _resnet_depth(arrays: Mapping[str, np.ndarray]) -> int | None:
     return next((depth for depth, own in BLOCKS.items() if list(own[:3]) == counts and (depth >= 50) == deep), None)
 
 
-def _canonical_name(path: str) -> str:
-    """Return the canonical name of a parameter's path: backbone/layer1/0/conv1/kernel is layer1.0.conv1.weight."""
-    *layers, kind = path.split("/")[1:]
-    return ".".join([*layers, "weight" if kind == "kernel" else kind])
+def _names(paths: Iterable[str]) -> dict[str, str]:
+    """Return canonical names by path: backbone/layer1/0/conv1/kernel is layer1.0.conv1.weight.
+
+    Where parts of a network have the same names, the part goes before them: backbone.Conv_0.weight.
+    """
+    names = {path: re.sub("/kernel$", "/weight", path).replace("/", ".") for path in paths}
+    counts = Counter(name.partition(".")[2] for name in names.values())
+    return {path: name if counts[short := name.partition(".")[2]] > 1 else short for path, name in names.items()}
 
 
 def _layer(name: str) -> str:
@@ -187,7 +193,7 @@ def merge_weights(
         InputError: Tensors are missing, unknown, of the wrong shape or not finite; the message groups many.
     """
     leaves = flatten(params)
-    names = {path: _canonical_name(path) for path in leaves}
+    names = _names(leaves)
     given = {_layer(name) for name in arrays}
     heads = {_layer(name) for path, name in names.items() if path.startswith("head/")}
     pyramid = {_layer(name) for name in names.values() if name.startswith("fpn_")}
@@ -230,7 +236,7 @@ def _differing_names(missing: list[str], extra: list[str]) -> list[str]:
 
 def canonical_names(params: Mapping[str, Any]) -> list[str]:
     """Return the canonical names of all parameters."""
-    return [_canonical_name(path) for path in flatten(params)]
+    return list(_names(flatten(params)).values())
 
 
 def canonical_arrays(params: Mapping[str, Any], *, roi_size: tuple[int, ...]) -> Arrays:
@@ -242,7 +248,7 @@ def canonical_arrays(params: Mapping[str, Any], *, roi_size: tuple[int, ...]) ->
     """
     leaves = flatten(params)
     pooled = _pooled_inputs(leaves, roi_size)
-    return {_canonical_name(path): to_canonical(np.asarray(leaf), pooled.get(path)) for path, leaf in leaves.items()}
+    return {name: to_canonical(np.asarray(leaves[path]), pooled.get(path)) for path, name in _names(leaves).items()}
 
 
 def fold_box_stats(arrays: Mapping[str, np.ndarray], mean: np.ndarray, std: np.ndarray) -> Arrays:
@@ -299,7 +305,8 @@ def load_pretrained(
     if not keep_classifier:
         arrays = {name: array for name, array in arrays.items() if name not in outputs}
     merged = merge_weights(params, arrays, roi_size=roi_size, source=source)
-    return {**merged, "head": {**merged["head"], "bbox_pred": params["head"]["bbox_pred"]}}
+    fresh = {name: layer for name, layer in params["head"].items() if name == "bbox_pred"}
+    return {**merged, "head": {**merged["head"], **fresh}}
 
 
 def keep_outputs(
@@ -315,8 +322,10 @@ def keep_outputs(
 
     Returns:
         The parameters, and the names of the classes kept: none if the weights are of no detector with softmax and boxes
-        by class, or its last layer has another width.
+        by class, its last layer has another width, or the network's output layers have other names.
     """
+    if not set(OUTPUTS) <= set(params["head"]):
+        return dict(params), []
     theirs, ours = (("background", *names) for names in (weights.detector.get("class_names", ()), class_names))
     kept = [name for name in ours if name in theirs]
     to, of = [ours.index(name) for name in kept], [theirs.index(name) for name in kept]

@@ -25,7 +25,7 @@ from frcnn_jax.data.records import Record
 from frcnn_jax.data.splits import content_digest
 from frcnn_jax.errors import InputError
 from frcnn_jax.files import open_regular, read_array, write_atomic
-from frcnn_jax.models.fast_rcnn import FastRCNN
+from frcnn_jax.models.fast_rcnn import FastRCNN, description
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def store_maps(
     Raises:
         InputError: The backbone gives several maps, or an image can't be read.
     """
-    digest = hashlib.sha256(repr((model.backbone, model.neck, model.pixels)).encode())
+    digest = hashlib.sha256(description(model.backbone, model.neck, model.pixels))
     parts = ("backbone",) if model.neck is None else ("backbone", "neck")
     for leaf in jax.tree.leaves([collection.get(part) for collection in variables.values() for part in parts]):
         digest.update(np.ascontiguousarray(leaf).data)

@@ -98,7 +98,8 @@ def caffe_sgd(
         schedule: The learning rate by step.
         momentum: As in the formula, in [0, 1].
         weight_decay: As in the formula, at least 0.
-        decay_biases: Whether biases, the leaves named "bias", decay as well: yes in the paper, no in its code.
+        decay_biases: Whether biases, the parameters with a part "bias" in their path, decay as well: yes in the paper,
+            no in its code.
         multipliers: Factors of the rate, at least 0, by pattern (`models.parameters`). A parameter takes that of the
             first pattern that matches it.
 
@@ -152,7 +153,7 @@ def adamw(
 
 
 def _is_bias(params):
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "bias", params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: any(key.key == "bias" for key in path), params)
 
 
 def _is_weight(params):

@@ -70,3 +70,13 @@ def test_equals_caffes_update_across_a_change_of_rate(decay_biases, rng):
         params = optax.apply_updates(params, updates)
     for name in w:
         np.testing.assert_allclose(params["fc"][name], w[name], atol=1e-6 * max(np.abs(w[name]).max(), 1))
+
+
+@pytest.mark.parametrize("solver", [caffe_sgd, adamw])
+def test_biases_of_any_tree_do_not_decay(solver):
+    """Flax NNX's are at "bias/value"."""
+    params = {"conv": {"bias": {"value": jnp.ones(2)}, "kernel": {"value": jnp.ones(2)}}}
+    update = solver(step_schedule(0.1, ()), weight_decay=0.5)
+    updates, _ = update.update(jax.tree.map(jnp.zeros_like, params), update.init(params), params)
+    assert not updates["conv"]["bias"]["value"].any()
+    assert updates["conv"]["kernel"]["value"].all()
