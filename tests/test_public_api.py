@@ -517,7 +517,7 @@ ROWS = {
             ((NETWORKS["resnet18"], 0), {}, "num_classes must be at least 1, got 0"),
             ((NETWORKS["resnet18"], 2), {"fc_ranks": (5, 5)}, "has the layers fc6 and fc7, got one with a ResNetHead"),
             ((NETWORKS["resnet18"], 2), {"classifier": "tree"}, "classifier must be softmax or svm, got 'tree'"),
-            ((FunctionNetwork(lambda _: 3, name="m:f"), 2), {}, "m:f must return a FastRCNN, got int"),
+            ((FunctionNetwork(lambda _: 3, name="m:f"), 2), {}, "network m:f: expected a FastRCNN, got int"),
         )
     ),
     "ResNet": Row(
