@@ -2,8 +2,9 @@
 
     python benchmarks/bench_layers.py [--repeat 7]
 
-The shapes are those of network S for two images of 600x800 pixels, and of EfficientNet-Lite0's depthwise convolutions
-for two of 480x640; PyTorch's are timed as well if it is installed.
+The shapes are those of network S for two images of 600x800 pixels, of ResNet-50's for one and for the head of 64 RoIs,
+and of EfficientNet-Lite0's depthwise convolutions for two of 480x640; PyTorch's of these are timed as well if it is
+installed.
 """
 
 import os
@@ -106,28 +107,31 @@ def main(argv: Sequence[str]) -> None:
     cases: dict[str, tuple[Callable[..., jax.Array], Callable[..., jax.Array], tuple[jax.Array, ...]]] = {
         "max pool 2": (lambda x: max_pool(x, pool), lambda x: xla_pool(x, pool), (before,)),
         "norm 2": (lambda x: local_response_norm(x, norm), lambda x: xla_norm(x, norm), (before,)),
-        "conv3": (
-            lambda x, k: convolve(x, k, conv3),
-            lambda x, k: xla_convolution(x, k, conv3),
-            (after, array(3, 3, 256, 384)),
-        ),
-        "conv4": (
-            lambda x, k: convolve(x, k, conv4),
-            lambda x, k: xla_convolution(x, k, conv4),
-            (array(2, 38, 51, 384), array(3, 3, 192, 384)),
-        ),
     }
+    for name, layer, own, inputs in (
+        ("conv3", conv3, after, 256),
+        ("conv4", conv4, array(2, 38, 51, 384), 192),
+        ("1x1, stage 1", Conv("", 256, 1), array(1, 150, 200, 64), 64),
+        ("1x1/2, stage 3", Conv("", 1024, 1, stride=2), array(1, 75, 100, 512), 512),
+        ("1x1, head", Conv("", 2048, 1), array(64, 7, 7, 512), 512),
+        ("3x3/2, head", Conv("", 512, 3, stride=2, padding=1), array(64, 14, 14, 512), 512),
+    ):
+        cases[name] = (
+            partial(convolve, layer=layer),
+            partial(xla_convolution, layer=layer),
+            (own, array(layer.kernel, layer.kernel, inputs, layer.features)),
+        )
     peers: dict[str, Callable[[], object]] = {}
     for k, stride, shape in ((3, 1, (2, 120, 160, 144)), (5, 1, (2, 60, 80, 240)), (5, 2, (2, 120, 160, 144))):
-        name, inputs = f"depthwise {k}x{k}/{stride}", (array(*shape), array(k, k, 1, shape[3]))
+        name, given = f"depthwise {k}x{k}/{stride}", (array(*shape), array(k, k, 1, shape[3]))
         padding = ((k // 2, k // 2),) * 2
         cases[name] = (
             partial(depthwise, stride=stride, padding=padding),
             partial(xla_depthwise, stride=stride, padding=padding),
-            inputs,
+            given,
         )
         if find_spec("torch"):
-            peers[name] = torch_depthwise(*inputs, stride=stride)
+            peers[name] = torch_depthwise(*given, stride=stride)
     for name, (ours, xla, args) in cases.items():
         runs: dict[str, Callable[[], object]] = {
             program: partial(forward_and_backward(function), *args)

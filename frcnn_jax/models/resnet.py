@@ -19,6 +19,7 @@ from frcnn_jax.models.layers import Conv, Pool, max_pool, output_size
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # per stage, by depth
 _POOL = Pool(3, 2, 1, round_up=False)
+_PART = 16  # RoIs that go through stage 4 together at test, which a CPU's caches hold
 
 
 class ResNet(nn.Module):
@@ -84,6 +85,11 @@ class Stage(nn.Module):
         for i in range(BLOCKS[self.depth][self.stage - 1]):
             x, size = _Block(_block(self, features, self.stage > 1 and i == 0), name=str(i))(x, size)
         return x, size
+
+
+def _mean(stage: Stage, rois: jax.Array) -> jax.Array:
+    """Return the mean over the cells of a stage's map: `(N, H, W, C)` to `(N, features)`."""
+    return stage(rois)[0].mean(axis=(1, 2))
 
 
 def _block(stage: Stage, features: int, strides: bool) -> tuple[Conv, ...]:
@@ -186,8 +192,20 @@ class ResNetHead(nn.Module):
         Returns:
             Logits `(B, R, K + 1)` and normalised deltas `(B, R, K + 1, 4)`, float32.
         """
-        x, _ = Stage(self.depth, 4, self.stride_in_1x1, name="layer4")(pooled.reshape(-1, *pooled.shape[2:]))
-        x = x.mean(axis=(1, 2)).reshape(*pooled.shape[:2], -1)
+        stage = Stage(self.depth, 4, self.stride_in_1x1, name="layer4")
+        rois = pooled.reshape(-1, *pooled.shape[2:])
+        if train or len(rois) <= _PART:  # the gradients of a loop are slow
+            x = _mean(stage, rois)
+        else:  # a part at a time: all at once take gigabytes
+            parts = jnp.pad(rois, ((0, -len(rois) % _PART), *[(0, 0)] * 3)).reshape(-1, _PART, *rois.shape[1:])
+            by_parts = nn.scan(
+                lambda stage, _, part: (None, _mean(stage, part)),
+                variable_broadcast="params",
+                split_rngs={"params": False},
+            )
+            _, x = by_parts(stage, None, parts)
+            x = x.reshape(-1, x.shape[-1])[: len(rois)]
+        x = x.reshape(*pooled.shape[:2], -1)
         if not self.is_initializing():
             self.sow("embeddings", "layers", {"layer4": x})
         return twin_outputs(x, self.num_classes, dtype=self.dtype)

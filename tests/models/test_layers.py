@@ -94,13 +94,17 @@ WIDE = Conv("c", 256, 3, padding=1)  # wide enough, in two groups too, for the w
         Conv("c", 6, 3, padding=1),
         Conv("c", 6, 3, padding=1, groups=2),
         Conv("c", 6, 5, 2, 1, groups=2),
+        Conv("c", 6, 1),
+        Conv("c", 6, 1, 2, groups=2),
+        Conv("c", 6, 1, padding=1),
         WIDE,
         WIDE._replace(groups=2),
+        WIDE._replace(stride=2),
     ],
 )
 def test_convolution_and_gradients_equal_a_grouped_one(layer, rng):
     inputs = 4 if layer.features == 6 else 256
-    x = jnp.asarray(rng.normal(0, 1, (2, 9, 11, inputs)), jnp.float32)
+    x = jnp.asarray(rng.normal(0, 1, (2, 9, 12, inputs)), jnp.float32)
     kernel_shape = (layer.kernel, layer.kernel, inputs // layer.groups, layer.features)
     kernel = jnp.asarray(rng.normal(0, 1 / inputs, kernel_shape), jnp.float32)
 

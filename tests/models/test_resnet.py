@@ -3,6 +3,7 @@
 import pickle
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,7 +14,7 @@ from frcnn_jax.models.heads import FullyConnectedHead
 from frcnn_jax.models.networks import NETWORKS, get_network
 from frcnn_jax.models.parameters import flatten, unflatten
 from frcnn_jax.models.pools import RoIAlign, with_pool
-from frcnn_jax.models.resnet import BLOCKS, FPN, ResNet
+from frcnn_jax.models.resnet import BLOCKS, FPN, ResNet, ResNetHead
 from frcnn_jax.models.weight_files import read_weights, write_weights
 from frcnn_jax.models.weights import Weights, canonical_arrays, canonical_names, described, fit_weights, merge_weights
 
@@ -327,6 +328,24 @@ def test_every_residual_network_has_its_parts(name):
     assert get_network(name).frozen == ("conv1", "layer1")
     assert depth in BLOCKS
     assert model.rounding_scale is None
+
+
+def test_the_head_takes_rois_in_parts(rng):
+    """Each RoI has the outputs that it has alone; four times the RoIs need no more memory, their inputs apart."""
+    head = ResNetHead(2, depth=18)
+    pooled = rng.normal(0, 1, (1, 37, 4, 4, 256)).astype(np.float32)
+    variables = jax.jit(head.init)(jax.random.key(0), pooled)
+    alone = [head.apply(variables, pooled[:, i : i + 1]) for i in range(37)]
+    for got, expected in zip(head.apply(variables, pooled), zip(*alone, strict=True), strict=True):
+        np.testing.assert_allclose(got, np.concatenate(expected, axis=1), atol=1e-5)
+    _, found = head.apply(variables, pooled, mutable=["embeddings"])
+    assert found["embeddings"]["layers"][0]["layer4"].shape == (1, 37, 512)
+
+    def memory(rois):
+        compiled = jax.jit(head.apply).lower(variables, jnp.ones((1, rois, 14, 14, 256))).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert memory(256) < memory(64) + 192 * 512 * 4 * 4
 
 
 def test_pixels_are_adapted_where_no_padding_is_seen(rng):
