@@ -192,8 +192,8 @@ def bench_cpu(network: AnyNetwork, image: np.ndarray, rois: np.ndarray, wanted: 
     peer = None
     if not has_torch():
         print("torch or torchvision is not installed: ours alone")
-    elif model.neck is not None:
-        print("no PyTorch program has a neck: ours alone")
+    elif model.neck is not None or isinstance(model.spatial_scale, tuple):
+        print("no PyTorch program has a neck or a pyramid: ours alone")
     else:
         from torch_program import TorchProgram
 
@@ -240,12 +240,7 @@ def bench_cpu(network: AnyNetwork, image: np.ndarray, rois: np.ndarray, wanted: 
 def main(argv: Sequence[str]) -> None:
     parser = command_parser(__doc__)
     parser.add_argument("--platform", choices=("cpu", "gpu"), default="cpu", help="default %(default)s")
-    parser.add_argument(
-        "--network",
-        default="vgg16",
-        choices=[name for name in NETWORKS if "fpn" not in name],
-        help="default %(default)s",
-    )
+    parser.add_argument("--network", default="vgg16", choices=NETWORKS, help="default %(default)s")
     parser.add_argument("--image", type=Path, help="a photograph; default: an enlarged synthetic scene")
     parser.add_argument("--only", help=f"on a CPU, some of {','.join(PARTS)}; default: all")
     parser.add_argument("--repeat", type=int, default=5)
