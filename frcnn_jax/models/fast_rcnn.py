@@ -207,7 +207,7 @@ def variable_shapes(model: FastRCNN) -> Any:
 
 
 def description(*parts: Any) -> bytes:
-    """Return the attributes of modules as text, for digests: the same in every process, as functions have no address."""
+    """Return the attributes of modules as text for digests, the same in every process: functions have no addresses."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(parts)).encode()
 
 
