@@ -7,6 +7,7 @@ Shape letters: B images, R RoIs.
 
 import math
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -241,7 +242,7 @@ def prefetch(
         ahead = ahead.mp_prefetch(options, lambda *_: end_with_parent())
     made = iter(ahead)
     try:
-        with held_signals():
+        with held_signals() if workers else nullcontext():
             first = list(islice(made, 1))  # starts the threads that start the workers
         yield from first
         yield from made

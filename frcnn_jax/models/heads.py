@@ -66,7 +66,7 @@ class FullyConnectedHead(nn.Module):
                 over devices; 0 to B - 1 if None.
 
         Returns:
-            Logits `(B, R, K + 1)` and normalised deltas `(B, R, K + 1, 4)`, float32.
+            Logits `(B, R, K + 1)` and normalised deltas `(B, R, K + 1, 4)`, float32, or float64 if `dtype` is.
         """
         keys = _image_keys(self, len(pooled), image_index) if train and self.dropout else None
         if self.reduce:

@@ -62,7 +62,7 @@ def convolve(x: jax.Array, kernel: jax.Array, layer: Conv) -> jax.Array:
     """Convolve `(B, H, W, C)` with a `(k, k, C / groups, features)` kernel.
 
     Groups are separate convolutions, several times faster on CPU than one with `feature_group_count`; a 1x1 convolution
-    is a matrix product, with gradients 2 to 12 times as fast there.
+    is a matrix product, 2 to 5 times as fast there with its gradients (benchmarks/bench_layers.py).
     """
     wide = min(kernel.shape[2], layer.features // layer.groups) >= 128
     is_3x3 = (layer.kernel, layer.padding) == (3, 1)

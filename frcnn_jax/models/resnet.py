@@ -190,7 +190,7 @@ class ResNetHead(nn.Module):
             train: Without effect.
 
         Returns:
-            Logits `(B, R, K + 1)` and normalised deltas `(B, R, K + 1, 4)`, float32.
+            Logits `(B, R, K + 1)` and normalised deltas `(B, R, K + 1, 4)`, float32, or float64 if `dtype` is.
         """
         stage = Stage(self.depth, 4, self.stride_in_1x1, name="layer4")
         rois = pooled.reshape(-1, *pooled.shape[2:])
