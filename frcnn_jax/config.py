@@ -27,6 +27,13 @@ from frcnn_jax.proposals.search import MODES
 from frcnn_jax.recipes import recipe_path
 
 Config = Mapping[str, Any]
+_READ_BY = {
+    "voc_dir": ("voc",),
+    "year": ("voc",),
+    "data_dir": ("auto", "xml", "coco", "tfds"),
+    "train_images": ("synthetic",),
+    "val_images": ("synthetic",),
+}  # formats that read a field, where not all do
 
 
 class Check(NamedTuple):
@@ -372,18 +379,34 @@ def load_config(recipe: str | None, arguments: Sequence[str]) -> dict[str, Any]:
             value is of the wrong type or out of range.
     """
     config = _run_recipe(recipe_path(recipe)) if recipe is not None else get_config()
-    changed = override_config(config, arguments, FIELDS)
+    changed = _override(config, arguments, FIELDS)
     check_config(changed)
-    return changed | _unset_data_fields(changed, arguments)
+    changed |= _unset_data_fields(changed, arguments)
+    _check_read(changed, arguments)
+    return changed
 
 
 def _unset_data_fields(config: Config, arguments: Sequence[str]) -> dict[str, Any]:
     """Return dataset and splits for a `data_dir` that is given where no format that reads it is."""
-    given = {found[1] for argument in arguments if (found := re.match(r"--?config\.(\w+)", argument))}
+    given = _given(arguments)
     if "data_dir" not in given or given & {"dataset", "voc_dir"} or config["dataset"] not in ("synthetic", "voc"):
         return {}
     unset = {"dataset": "auto", "train_split": "train", "val_split": "val"}
     return {name: value for name, value in unset.items() if name not in given}
+
+
+def _given(arguments: Sequence[str]) -> set[str]:
+    """Return the names of the fields that arguments set."""
+    return {found[1] for argument in arguments if (found := re.match(r"--?config\.(\w+)", argument))}
+
+
+def _check_read(config: Config, arguments: Sequence[str]) -> None:
+    """Raise InputError if a field is given that the format of the data set does not read."""
+    dataset = config["dataset"]
+    for name in sorted(_given(arguments) & set(_READ_BY)):
+        if dataset.partition(":")[0] not in _READ_BY[name]:
+            formats = ", ".join(_READ_BY[name])
+            raise InputError(f"--config.{name} is for --config.dataset={formats}; the data set here is {dataset}")
 
 
 def _run_recipe(path: Path) -> ConfigDict:
@@ -416,8 +439,15 @@ def override_config(config: Config, arguments: Sequence[str], allowed: Collectio
         allowed: The fields that may be set.
 
     Raises:
-        InputError: An argument or a field is unknown, a field is not allowed, or a value is of the wrong type.
+        InputError: An argument or a field is unknown, a field is not allowed or is not read for the data set, or a
+            value is of the wrong type.
     """
+    changed = _override(config, arguments, allowed)
+    _check_read(changed, arguments)
+    return changed
+
+
+def _override(config: Config, arguments: Sequence[str], allowed: Collection[str]) -> dict[str, Any]:
     for argument in arguments:
         field = re.fullmatch(r"--?config\.([^=]*)(=.*)?", argument, re.DOTALL)
         if not field:

@@ -33,9 +33,8 @@ def test_defaults_and_overrides():
         (None, [], ("auto", "train", "val")),
         (None, ["--config.val_split=test"], ("auto", "train", "test")),
         (None, ["--config.dataset=xml"], ("xml", "train", "val")),
-        (None, ["--config.dataset", "synthetic"], ("synthetic", "train", "val")),
+        (None, ["--config.dataset", "auto:yolo"], ("auto:yolo", "train", "val")),
         ("voc07_l", [], ("auto", "train", "val")),
-        ("voc07_l", ["--config.voc_dir=D"], ("voc", "trainval", "test")),
         ("coco_l", [], ("coco", "train2014", "val2014")),
     ],
 )
@@ -130,6 +129,26 @@ def test_values_out_of_range(options, text):
 
 
 @pytest.mark.parametrize(
+    ("recipe", "arguments", "field"),
+    [
+        ("finetune", ["--config.train_images=9"], "train_images"),
+        ("finetune", ["--config.data_dir=F", "--config.val_images=9"], "val_images"),
+        ("voc07_l", ["--config.data_dir=F", "--config.year=2012"], "year"),
+        (None, ["--config.dataset", "synthetic", "--config.data_dir=F"], "data_dir"),
+        ("voc07_l", ["--config.voc_dir=D", "--config.data_dir=F"], "data_dir"),
+    ],
+)
+def test_a_field_that_the_data_set_does_not_read_is_refused(recipe, arguments, field):
+    with pytest.raises(InputError, match=rf"--config\.{field} is for"):
+        load_config(recipe, arguments)
+
+
+def test_at_test_too_a_field_must_be_read():
+    with pytest.raises(InputError, match=r"data_dir is for --config\.dataset=auto, xml, coco, tfds; .* is voc$"):
+        override_config(load_config("voc07_l", []), ["--config.data_dir=F"], TEST_FIELDS)
+
+
+@pytest.mark.parametrize(
     ("argument", "text"),
     [
         ("--config.stepz=3", r"--config\.stepz: no such field; did you mean steps\?"),
@@ -140,6 +159,7 @@ def test_values_out_of_range(options, text):
         ("--data-dir=pets", r"unknown argument '--data-dir'; set fields with --config\.data_dir=VALUE$"),
         ("more", r"unknown argument 'more'; set fields with --config\.FIELD=VALUE$"),
         (".", r"unknown argument '\.'; set fields with --config\.data_dir=\.$"),
+        ("--config.voc_dir=F", r"--config\.voc_dir is for --config\.dataset=voc; the data set here is synthetic$"),
     ],
 )
 def test_mistakes_are_one_line(argument, text):
@@ -157,7 +177,7 @@ def test_fields_that_may_change_at_test():
         "--config.scales=(100, 200)",
         "--config.voc_dir=x=y",
     ]
-    trained = json.loads(json.dumps({**get_config().to_dict(), "steps": 7}))
+    trained = json.loads(json.dumps({**get_config().to_dict(), "dataset": "voc", "steps": 7}))
     config = override_config(trained, arguments, TEST_FIELDS)
     changed = {"test_box_regression": False, "min_size": 480, "max_size": 500, "nms_iou": 1.0, "scales": (100, 200)}
     assert {**trained, **changed, "voc_dir": "x=y"} == {**config, "learning_rate_drops": [1700], **{
