@@ -15,4 +15,5 @@ def get_config() -> ConfigDict:
     """Return the recipe."""
     config = lite0_config()
     config.update(dataset="auto", weights="pretrained", steps=600, epochs=10.0, warmup_steps=50)
+    config.update(learning_rate=0.001, vote_iou=0.5)
     return config

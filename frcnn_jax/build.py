@@ -67,8 +67,9 @@ def image_sizes(config: Config) -> tuple[Sizes, ...]:
 
 
 def detection_options(config: Config) -> DetectionOptions:
-    """Return the options of NMS and box regression."""
-    return DetectionOptions(config["nms_iou"], config["candidates_per_class"], config["test_box_regression"])
+    """Return the options of NMS, box regression and voting."""
+    names = "nms_iou", "candidates_per_class", "test_box_regression", "vote_iou"
+    return DetectionOptions(*(config[name] for name in names))
 
 
 def read_split_of(

@@ -249,6 +249,10 @@ FIELDS: dict[str, Field] = {
         Check(lambda value, _: 0 < value <= ROI_MULTIPLE, f"over 0 and at most {ROI_MULTIPLE}"),
         at_test=True,
     ),
+    "vote_iou": Field(
+        0.0, "IoU from which a class's candidates vote on the box of a detection, 0 to 1; 0 for no votes.", _FRACTION,
+        True,
+    ),
     # Housekeeping
     "log_every": Field(20, "Steps between rows of the log, at least 1.", _POSITIVE, housekeeping=True),
     "profile_steps": Field((), "First and last step to trace into profile/ of the workdir.", _PROFILE, False, True),

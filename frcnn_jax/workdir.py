@@ -41,6 +41,7 @@ from frcnn_jax.training.checkpoint import load_model, save_model, saved_steps
 DETECTOR_FIELDS = (
     "class_names", "network", "pool", "fc_ranks", "classifier", "compute_type", "min_size", "max_size", "buckets",
     "scales", "proposals", "proposal_size", "max_proposals", "nms_iou", "test_box_regression", "candidates_per_class",
+    "vote_iou",
 )  # fmt: skip
 
 

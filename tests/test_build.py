@@ -124,6 +124,7 @@ PLACES = {
     "nms_iou": (0.4, option("nms_iou")),
     "test_box_regression": (False, option("box_regression")),
     "candidates_per_class": (50, option("candidates")),
+    "vote_iou": (0.6, option("vote_iou")),
     "log_every": (3, schedule("log_every")),
     "profile_steps": ((5, 6), schedule("profile")),
     "checkpoint_every": (30, schedule("checkpoint_every")),

@@ -258,7 +258,8 @@ BOUNDS = {  # by field, values that are accepted and values that are not; all ot
     **dict.fromkeys(("log_every", "checkpoint_every", "keep_checkpoints"), POSITIVE),
     **dict.fromkeys(("workers", "data_workers", "box_loss_weight", "weight_decay", "warmup_steps"), NOT_NEGATIVE),
     **dict.fromkeys(("eval_every", "eval_images", "pictures"), NOT_NEGATIVE),
-    **dict.fromkeys(("fg_fraction", "fg_iou", "momentum", "nms_iou", "picture_threshold", "color_jitter"), FRACTION),
+    **dict.fromkeys(("fg_fraction", "fg_iou", "momentum", "nms_iou", "picture_threshold"), FRACTION),
+    **dict.fromkeys(("color_jitter", "vote_iou"), FRACTION),
     "bg_iou_high": ([0.01, 1], [1.01]),
 }
 
@@ -289,7 +290,7 @@ def test_what_may_change_after_training_and_what_on_resuming():
         "max_proposals",
     }
     sizes = {"min_size", "max_size", "scales", "buckets", "compute_type"}
-    boxes = {"nms_iou", "test_box_regression", "candidates_per_class"}
+    boxes = {"nms_iou", "test_box_regression", "candidates_per_class", "vote_iou"}
     assert data | sizes | boxes | {"proposal_cache", "workers"} == TEST_FIELDS
     logs = {
         "log_every",

@@ -137,7 +137,7 @@ DEFAULTS = {
     metrics.average_precision: {"metric": "voc07_11point"},
     pictures.draw_boxes: {"min_side": 400},
     pictures.crop_boxes: {"width": 320, "height": 240},
-    predict.DetectionOptions: {"nms_iou": 0.3, "candidates": 100, "box_regression": True},
+    predict.DetectionOptions: {"nms_iou": 0.3, "candidates": 100, "box_regression": True, "vote_iou": 0.0},
     predict.decode_and_suppress: {"options": predict.DetectionOptions()},
     predict.make_predict_step: {"options": predict.DetectionOptions()},
     predict.image_detections: {"max_detections": 100},

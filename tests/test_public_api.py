@@ -762,6 +762,7 @@ ROWS = {
             ((), {"candidates": 513}, "candidates must be 1 to 512, got 513"),
             ((), {"nms_iou": -0.1}, r"nms_iou must be in \[0, 1\], got -0.1"),
             ((), {"nms_iou": NAN}, r"nms_iou must be in \[0, 1\], got nan"),
+            ((), {"vote_iou": 1.1}, r"vote_iou must be in \[0, 1\], got 1\.1"),
         )
     ),
     "make_predict_step": Row(

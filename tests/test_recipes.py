@@ -44,7 +44,7 @@ DEFAULTS = {
     "epochs": 0.0, "optimizer": "sgd", "schedule": "step",
     "weight_decay": 0.0005, "decay_biases": False, "warmup_steps": 0, "seed": 0,
     # test
-    "nms_iou": 0.3, "test_box_regression": True, "candidates_per_class": 100,
+    "nms_iou": 0.3, "test_box_regression": True, "candidates_per_class": 100, "vote_iou": 0.0,
     # housekeeping
     "log_every": 20, "profile_steps": (), "checkpoint_every": 500, "keep_checkpoints": 2, "keep_best": 0,
     "eval_every": 0, "stop_after": 0, "eval_images": 0, "pictures": 12, "picture_threshold": 0.5,
@@ -110,7 +110,10 @@ RECIPES = {
         "steps": 3000, "warmup_steps": 200,
     },
     "finetune": LITE
-    | {"dataset": "auto", "weights": "pretrained", "steps": 600, "epochs": 10.0, "warmup_steps": 50},
+    | {
+        "dataset": "auto", "weights": "pretrained", "steps": 600, "epochs": 10.0, "warmup_steps": 50,
+        "learning_rate": 0.001, "vote_iou": 0.5,
+    },
     "coco_r50_fpn": {name: DEFAULTS[name] for name in PAPER}
     | {
         "dataset": "coco", "train_split": "train2017", "val_split": "val2017", "network": "resnet50_fpn_caffe",

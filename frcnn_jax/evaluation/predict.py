@@ -88,6 +88,8 @@ class DetectionOptions:
         nms_iou: IoU, in [0, 1], above which a box is dropped for a better one of its class.
         candidates: Number M of best-scoring RoIs per class that enter NMS, 1 to 512.
         box_regression: Whether deltas are applied; RoIs are the boxes otherwise.
+        vote_iou: IoU, in [0, 1], from which a class's candidates vote on a box that NMS keeps; 0 for no votes. The box
+            is then their mean, weighted by their scores (Gidaris and Komodakis 2015, section 5).
 
     Raises:
         InputError: A number is out of range.
@@ -96,10 +98,12 @@ class DetectionOptions:
     nms_iou: float = 0.3
     candidates: int = 100
     box_regression: bool = True
+    vote_iou: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.nms_iou <= 1:
-            raise InputError(f"nms_iou must be in [0, 1], got {self.nms_iou}")
+        for name in ("nms_iou", "vote_iou"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if not 1 <= self.candidates <= ROI_MULTIPLE:
             raise InputError(f"candidates must be 1 to {ROI_MULTIPLE}, got {self.candidates}")
 
@@ -125,7 +129,8 @@ def decode_and_suppress(
         decoded = decoded / jnp.broadcast_to(scale, scores.shape)[index, None]
         boxes = box_ops.clip(decoded, original_size[0], original_size[1])
         kept, valid = inclusive_nms(boxes, top, iou_threshold=options.nms_iou, max_outputs=options.candidates)
-        return boxes[kept], jnp.where(valid, top[kept], 0), valid
+        found = _vote(boxes[kept], boxes, top, options.vote_iou) if options.vote_iou else boxes[kept]
+        return found, jnp.where(valid, top[kept], 0), valid
 
     def one_image(scores, deltas, rois, mask, scale, original_size):
         scores = jnp.where(mask, scores[:, 1:].T, -jnp.inf)
@@ -134,6 +139,17 @@ def decode_and_suppress(
 
     arguments = (batch[name] for name in ("rois", "roi_mask", "scale", "original_size"))
     return jax.vmap(one_image)(scores, deltas, *arguments)
+
+
+def _vote(kept: jax.Array, boxes: jax.Array, scores: jax.Array, iou: float) -> jax.Array:
+    """Return for each of the `(M, 4)` boxes kept the mean of the `(N, 4)` that overlap it, weighted by their scores.
+
+    Scores below 0, which margins may be, have no weight; without any weight a box stays.
+    """
+    weights = jnp.where(box_ops.iou(kept, boxes) >= iou, jnp.maximum(scores, 0), 0)
+    total = weights.sum(-1, keepdims=True)
+    mean = jnp.matmul(weights, boxes, precision=lax.Precision.HIGHEST) / jnp.where(total > 0, total, 1)
+    return jnp.where(total > 0, mean, kept)
 
 
 def make_predict_step(model: FastRCNN, *, options: DetectionOptions = DetectionOptions()) -> Callable[..., Predictions]:

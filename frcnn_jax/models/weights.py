@@ -314,6 +314,8 @@ def keep_outputs(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return parameters whose output layers start from a detector's, for the background and the classes it knows.
 
+    The boxes of a class that it does not know start from the mean of those that it predicts for its own classes.
+
     Args:
         params: Of the network to train.
         weights: Of the detector; its box layer predicts unnormalised targets (`fold_box_stats`).
@@ -328,7 +330,8 @@ def keep_outputs(
         return dict(params), []
     theirs, ours = (("background", *names) for names in (weights.detector.get("class_names", ()), class_names))
     kept = [name for name in ours if name in theirs]
-    to, of = [ours.index(name) for name in kept], [theirs.index(name) for name in kept]
+    known = np.array([name in theirs for name in ours])
+    of = [theirs.index(name) for name in kept]
     outputs: dict[str, dict[str, Any]] = {layer: {} for layer in OUTPUTS}
     for layer, width in zip(OUTPUTS, (1, 4), strict=True):
         for name, kind in (("kernel", "weight"), ("bias", "bias")):
@@ -339,9 +342,10 @@ def keep_outputs(
             if weights.detector.get("classifier") != "softmax" or new.shape != expected or agnostic:
                 return dict(params), []
             by_class = old.reshape(*old.shape[:-1], -1, width).copy()
-            rows = new.reshape(*new.shape[:-1], -1, width)[..., of, :]
+            rows = new.reshape(*new.shape[:-1], -1, width)
+            by_class[..., known, :] = rows[..., of, :]
             if layer == "bbox_pred":
-                rows = (rows - (mean[to] if name == "bias" else 0)) / std[to]
-            by_class[..., to, :] = rows
+                by_class[..., ~known, :] = rows[..., 1:, :].mean(-2, keepdims=True)
+                by_class = (by_class - (mean if name == "bias" else 0)) / std
             outputs[layer][name] = jax.numpy.asarray(by_class.reshape(old.shape))
     return {**params, "head": {**params["head"], **outputs}}, kept[1:]

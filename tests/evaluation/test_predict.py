@@ -5,6 +5,7 @@ import sys
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from examples import ROOT, make_dataset, run_on_devices
@@ -16,6 +17,7 @@ from frcnn_jax.evaluation.metrics import ClassDetections
 from frcnn_jax.evaluation.predict import (
     DetectionOptions,
     Detections,
+    decode_and_suppress,
     image_detections,
     make_predict_step,
     predict_split,
@@ -95,8 +97,9 @@ def test_four_devices_find_what_one_does(workdir, tmp_path):
         np.testing.assert_array_equal(four[name], one[name])
 
 
-def test_predict_step_equals_a_loop(model_and_variables, rng):
-    """Decode, clip, the 100 best of each class, greedy NMS, in original pixels."""
+@pytest.mark.parametrize("vote_iou", [0, 0.4])
+def test_predict_step_equals_a_loop(model_and_variables, rng, vote_iou):
+    """Decode, clip, the 100 best of each class, greedy NMS, votes, in original pixels."""
     model, variables = model_and_variables
     image = draw_scene(0, "test", 1).image
     corners = np.sort(rng.uniform(0, 1, (300, 2, 2)), axis=1).reshape(300, 4)
@@ -104,7 +107,8 @@ def test_predict_step_equals_a_loop(model_and_variables, rng):
     batch = prepare_test(
         image, rois, sizes=[Sizes(216, 288)], pixels=NETWORK.pixels, spatial_scale=NETWORK.spatial_scale
     )
-    boxes, scores, valid = (np.asarray(p[0]) for p in make_predict_step(model)(variables, batch))
+    predict = make_predict_step(model, options=DetectionOptions(vote_iou=vote_iou))
+    boxes, scores, valid = (np.asarray(p[0]) for p in predict(variables, batch))
     probs, deltas = jax.jit(lambda *a: model.apply(*a, method=FastRCNN.predict))(
         variables, batch["image"], batch["image_size"], batch["rois"]
     )
@@ -121,11 +125,31 @@ def test_predict_step_equals_a_loop(model_and_variables, rng):
             left = [i for i in left if box_ops.iou(decoded[[first]], decoded[[i]])[0, 0] <= 0.3]
         assert valid[k].sum() == len(kept)
         np.testing.assert_allclose(scores[k, : len(kept)], probs[best[kept], k + 1], rtol=1e-4)
-        np.testing.assert_allclose(boxes[k, : len(kept)], decoded[kept], atol=0.01)
+        expected, overlaps = decoded[kept], box_ops.iou(decoded, decoded)
+        if vote_iou:
+            near = [overlaps[i] >= vote_iou for i in kept]
+            expected = [np.average(decoded[own], axis=0, weights=probs[best[own], k + 1]) for own in near]
+        np.testing.assert_allclose(boxes[k, : len(kept)], expected, atol=0.01)
         assert not scores[k, len(kept) :].any()
 
 
-@pytest.mark.parametrize("options", [{"candidates": 1}, {"candidates": 512}, {"nms_iou": 0}, {"nms_iou": 1}])
+def test_votes_by_hand():
+    """Two near boxes vote by their scores, a far and a padded one do not; nor do margins below 0."""
+    rois = np.float32([[10, 10, 29, 29], [12, 10, 31, 29], [100, 10, 119, 29], [0, 0, 0, 0]])
+    batch = {"rois": rois, "roi_mask": np.arange(4) < 3, "scale": np.float32(1), "original_size": np.int32([200, 200])}
+    batch = {name: value[None] for name, value in batch.items()}
+    options = DetectionOptions(candidates=4, vote_iou=0.5)
+    for scores, expected in (([0.6, 0.3, 0.1, 0.9], 10 + 2 / 3), ([0.6, -0.3, 0.1, 0], 10), ([-0.1, -0.3, -1, 0], 10)):
+        outputs = jnp.float32([[[0, score] for score in scores]]), jnp.zeros((1, 4, 2, 4))
+        boxes, _, valid = decode_and_suppress(*outputs, batch, options)
+        assert valid[0, 0].sum() == 2
+        np.testing.assert_allclose(boxes[0, 0, :2], [[expected, 10, expected + 19, 29], rois[2]], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"candidates": 1}, {"candidates": 512}, *({name: x} for name in ("nms_iou", "vote_iou") for x in (0, 1))],
+)
 def test_the_limits_of_options_are_allowed(options):
     assert dataclasses.asdict(DetectionOptions(**options)).items() >= options.items()
 

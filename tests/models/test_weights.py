@@ -161,6 +161,7 @@ def test_output_layers_start_from_a_detectors(model_and_variables, rng):
     )
     np.testing.assert_allclose(scores[:, [0, 1, 3]], old_scores[:, [0, 5, 1]], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(boxes[:, [0, 1, 3]], old_boxes[:, [0, 5, 1]], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(boxes[:, 2], old_boxes[:, 1:].mean(1), rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(
         params["head"]["cls_score"]["kernel"][:, 2], fresh["head"]["cls_score"]["kernel"][:, 2]
     )
