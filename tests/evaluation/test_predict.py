@@ -134,16 +134,16 @@ def test_predict_step_equals_a_loop(model_and_variables, rng, vote_iou):
 
 
 def test_votes_by_hand():
-    """Two near boxes vote by their scores, a far and a padded one do not; nor do margins below 0."""
-    rois = np.float32([[10, 10, 29, 29], [12, 10, 31, 29], [100, 10, 119, 29], [0, 0, 0, 0]])
+    """Two boxes of IoU 1/2 vote by their scores, a far and a padded one do not; nor do margins below 0."""
+    rois = np.float32([[10, 10, 39, 29], [20, 10, 49, 29], [100, 10, 129, 29], [0, 0, 0, 0]])
     batch = {"rois": rois, "roi_mask": np.arange(4) < 3, "scale": np.float32(1), "original_size": np.int32([200, 200])}
     batch = {name: value[None] for name, value in batch.items()}
     options = DetectionOptions(candidates=4, vote_iou=0.5)
-    for scores, expected in (([0.6, 0.3, 0.1, 0.9], 10 + 2 / 3), ([0.6, -0.3, 0.1, 0], 10), ([-0.1, -0.3, -1, 0], 10)):
+    for scores, expected in (([0.6, 0.3, 0.1, 0.9], 10 + 10 / 3), ([0.6, -0.3, 0.1, 0], 10), ([-0.1, -0.3, -1, 0], 10)):
         outputs = jnp.float32([[[0, score] for score in scores]]), jnp.zeros((1, 4, 2, 4))
         boxes, _, valid = decode_and_suppress(*outputs, batch, options)
         assert valid[0, 0].sum() == 2
-        np.testing.assert_allclose(boxes[0, 0, :2], [[expected, 10, expected + 19, 29], rois[2]], atol=1e-4)
+        np.testing.assert_allclose(boxes[0, 0, :2], [[expected, 10, expected + 29, 29], rois[2]], atol=1e-4)
 
 
 @pytest.mark.parametrize(
