@@ -3,6 +3,7 @@
 Only command lines and workdirs use them; all other modules take plain arguments.
 """
 
+import math
 import sys
 from collections.abc import Mapping
 from concurrent.futures import Executor
@@ -64,6 +65,11 @@ def image_sizes(config: Config) -> tuple[Sizes, ...]:
     """Return the sizes to which images are resized; several make an image pyramid."""
     exact, scales = config["buckets"] == "exact", config["scales"] or (config["min_size"],)
     return tuple(Sizes(shorter, config["max_size"], exact=exact) for shorter in scales)
+
+
+def total_steps(config: Config, images: int) -> int:
+    """Return the number of steps, of `reference_images` each, of a training on so many images."""
+    return max(config["steps"], math.ceil(config["epochs"] * images / config["reference_images"]))
 
 
 def detection_options(config: Config) -> DetectionOptions:

@@ -29,7 +29,6 @@ from frcnn_jax.recipes import recipe_path
 Config = Mapping[str, Any]
 _READ_BY = {
     "voc_dir": ("voc",),
-    "year": ("voc",),
     "data_dir": ("auto", "xml", "coco", "tfds"),
     "train_images": ("synthetic",),
     "val_images": ("synthetic",),
@@ -230,7 +229,7 @@ FIELDS: dict[str, Field] = {
         "step", "Learning rate by step: step, with drops, or cosine, to 0 at the end.", _one_of(("step", "cosine"))
     ),
     "epochs": Field(
-        0.0, "Passes over the training images that training lasts for at least, besides steps; 0 or more.",
+        0.0, "Passes over the training images that training lasts for at least; 0 where steps alone are given.",
         _NOT_NEGATIVE,
     ),
     "learning_rate": Field(0.01, "Initial learning rate, over 0.", _RATE),
@@ -385,7 +384,7 @@ def load_config(recipe: str | None, arguments: Sequence[str]) -> dict[str, Any]:
     config = _run_recipe(recipe_path(recipe)) if recipe is not None else get_config()
     changed = _override(config, arguments, FIELDS)
     check_config(changed)
-    changed |= _unset_data_fields(changed, arguments)
+    changed |= _unset_data_fields(changed, arguments) | _unset_epochs(arguments)
     _check_read(changed, arguments)
     return changed
 
@@ -399,6 +398,11 @@ def _unset_data_fields(config: Config, arguments: Sequence[str]) -> dict[str, An
     return {name: value for name, value in unset.items() if name not in given}
 
 
+def _unset_epochs(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return no epochs where steps alone are given: the recipe's epochs may be more."""
+    return {"epochs": 0.0} if _given(arguments) & {"steps", "epochs"} == {"steps"} else {}
+
+
 def _given(arguments: Sequence[str]) -> set[str]:
     """Return the names of the fields that arguments set."""
     return {found[1] for argument in arguments if (found := re.match(r"--?config\.(\w+)", argument))}
@@ -410,7 +414,11 @@ def _check_read(config: Config, arguments: Sequence[str]) -> None:
     for name in sorted(_given(arguments) & set(_READ_BY)):
         if dataset.partition(":")[0] not in _READ_BY[name]:
             formats = ", ".join(_READ_BY[name])
-            raise InputError(f"--config.{name} is for --config.dataset={formats}; the data set here is {dataset}")
+            other = {"voc_dir": "data_dir", "data_dir": "voc_dir"}.get(name, "")
+            reads = f", of --config.{other}" if other and dataset.partition(":")[0] in _READ_BY[other] else ""
+            raise InputError(
+                f"--config.{name} is for --config.dataset={formats}; the data set here is {dataset}{reads}"
+            )
 
 
 def _run_recipe(path: Path) -> ConfigDict:

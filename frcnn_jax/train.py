@@ -34,6 +34,7 @@ from frcnn_jax.build import (
     image_sizes,
     load_proposals_of,
     read_split_of,
+    total_steps,
 )
 from frcnn_jax.cli import check_at_least, command_parser, run
 from frcnn_jax.config import Config, add_config_argument, load_config, parse_multipliers
@@ -60,7 +61,15 @@ from frcnn_jax.training.signals import interrupt_on_signals
 from frcnn_jax.training.solver import Recipe, adamw, caffe_sgd, cosine_schedule, step_schedule
 from frcnn_jax.training.step import create_state, make_train_step, replicate
 from frcnn_jax.training.watch import Watch
-from frcnn_jax.workdir import check_split, initial_variables, lock_workdir, read_results, resume_config, source_weights
+from frcnn_jax.workdir import (
+    begun_images,
+    check_split,
+    initial_variables,
+    lock_workdir,
+    read_results,
+    resume_config,
+    source_weights,
+)
 
 _STATISTICS_IMAGES = 20_000  # images, evenly spaced, that give the targets' mean and deviation: of COCO every sixth
 
@@ -80,7 +89,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     with interrupt_on_signals(f"run the same command to resume from {workdir}"), contextlib.ExitStack() as held:
         with hosts.fail_together():
             config = resume_config(config, workdir)
-            if (results := read_results(workdir)) and _is_finished(results, config):
+            if (results := read_results(workdir)) and _is_finished(results, config, workdir):
                 print(_finished(workdir, results))
                 return results
             # find mistakes before the long work begins and before anything is written
@@ -220,9 +229,9 @@ def _folder_to_write(workdir: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def batch_recipe(config: Config, images: int = 0) -> Recipe:
+def batch_recipe(config: Config, images: int) -> Recipe:
     """Return the learning rate and steps of a config for a training split, scaled to its images per batch."""
-    steps = max(config["steps"], math.ceil(config["epochs"] * images / config["reference_images"]))
+    steps = total_steps(config, images)
     recipe = Recipe(config["learning_rate"], steps, config["learning_rate_drops"], config["warmup_steps"])
     return recipe.for_batch(config["images_per_batch"], config["reference_images"])
 
@@ -398,11 +407,11 @@ def _logged_maps(workdir: Path) -> dict[int, float | None]:
     return {int(row["step"]): row["map"] for row in read_metrics(workdir) if "map" in row}
 
 
-def _is_finished(results: Mapping[str, Any], config: Config) -> bool:
+def _is_finished(results: Mapping[str, Any], config: Config, workdir: Path) -> bool:
     """Return whether training reached the last step, or stopped after as many evaluations as the config wants."""
     if stopped := results.get("stopped_after"):
         return 0 < config["stop_after"] <= stopped
-    return results.get("last_step", results["step"]) >= batch_recipe(config).steps
+    return results.get("last_step", results["step"]) >= batch_recipe(config, begun_images(workdir)).steps
 
 
 def _finished(workdir: Path, results: Mapping[str, Any]) -> str:

@@ -12,7 +12,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from frcnn_jax.build import SPLIT_FILE, build_model, detection_options, image_sizes, load_proposals_of, read_split_of
+from frcnn_jax.build import (
+    SPLIT_FILE,
+    build_model,
+    detection_options,
+    image_sizes,
+    load_proposals_of,
+    read_split_of,
+    total_steps,
+)
 from frcnn_jax.config import HOUSEKEEPING, Config, check_config, parse_config
 from frcnn_jax.data.records import Record
 from frcnn_jax.data.splits import split_digest
@@ -87,8 +95,8 @@ def _stored_config(workdir: Path) -> dict[str, Any]:
 def resume_config(config: Config, workdir: Path) -> dict[str, Any]:
     """Return the config of a training in a workdir; class names are those of its earlier run, if any.
 
-    Besides the fields of HOUSEKEEPING, `steps` and drops of the learning rate may change where they lie beyond the
-    newest checkpoint.
+    Besides the fields of HOUSEKEEPING, `steps`, `epochs` and drops of the learning rate may change where they lie
+    beyond the newest checkpoint.
 
     Raises:
         InputError: The workdir is a file, a field is out of range, or the earlier run had another config.
@@ -114,13 +122,14 @@ def resume_config(config: Config, workdir: Path) -> dict[str, Any]:
     return current
 
 
-_AHEAD = ("steps", "learning_rate_drops")
+_AHEAD = ("steps", "epochs", "learning_rate_drops")
 
 
 def _passed(config: Config, workdir: Path) -> list[int]:
     """Return what lies behind the newest checkpoint, of the end of training and the drops of its rate."""
     reached = max(saved_steps(workdir), default=0) * config["images_per_batch"] / config["reference_images"]
-    ends = [config["steps"]] if config["steps"] < reached else []
+    end = total_steps(config, begun_images(workdir))
+    ends = [end] if end < reached else []
     return [step for step in config["learning_rate_drops"] if step <= reached] + ends
 
 
@@ -142,6 +151,22 @@ def check_split(workdir: Path, records: Sequence[Record]) -> None:
             f"{workdir} was trained on other data: {was}, now {now}. Use another workdir, and "
             f"--config.weights={workdir} to start from its network"
         )
+
+
+def begun_images(workdir: Path) -> int:
+    """Return the number of images of the split on which training began in a workdir; 0 before.
+
+    Raises:
+        InputError: The file was not written by frcnn train.
+    """
+    path = workdir / "train_split.json"
+    if not path.exists():
+        return 0
+    with decoding(path, "not a split that frcnn train wrote"):
+        images = read_json(path)["images"]
+        if type(images) is not int:
+            raise TypeError
+        return images
 
 
 def read_results(workdir: Path) -> dict[str, Any] | None:

@@ -133,7 +133,6 @@ def test_values_out_of_range(options, text):
     [
         ("finetune", ["--config.train_images=9"], "train_images"),
         ("finetune", ["--config.data_dir=F", "--config.val_images=9"], "val_images"),
-        ("voc07_l", ["--config.data_dir=F", "--config.year=2012"], "year"),
         (None, ["--config.dataset", "synthetic", "--config.data_dir=F"], "data_dir"),
         ("voc07_l", ["--config.voc_dir=D", "--config.data_dir=F"], "data_dir"),
     ],
@@ -143,8 +142,17 @@ def test_a_field_that_the_data_set_does_not_read_is_refused(recipe, arguments, f
         load_config(recipe, arguments)
 
 
+def test_steps_alone_are_the_number_of_steps():
+    assert load_config("finetune", [])["epochs"] == 10
+    assert load_config("finetune", ["--config.steps=50"])["epochs"] == 0
+    assert load_config("finetune", ["--config.steps=50", "--config.epochs=2"])["epochs"] == 2
+    assert load_config("finetune", ["--config.learning_rate=1e-4"])["epochs"] == 10
+
+
 def test_at_test_too_a_field_must_be_read():
-    with pytest.raises(InputError, match=r"data_dir is for --config\.dataset=auto, xml, coco, tfds; .* is voc$"):
+    with pytest.raises(
+        InputError, match=r"data_dir is for --config\.dataset=auto, xml, coco, tfds; .* is voc, of --config\.voc_dir$"
+    ):
         override_config(load_config("voc07_l", []), ["--config.data_dir=F"], TEST_FIELDS)
 
 

@@ -45,7 +45,7 @@ def test_a_recipe_follows_the_batch():
     assert recipe.for_batch(16, 2) == (0.008, 5000, (3750, 4376), 13)
     assert recipe.for_batch(1, 2) == (0.0005, 80_000, (60_000, 70_002), 200)
     config = {**get_config().to_dict(), "images_per_batch": 8}
-    assert batch_recipe(config) == (0.04, 500, (425,), 0)
+    assert batch_recipe(config, 0) == (0.04, 500, (425,), 0)
     assert batch_recipe({**config, "epochs": 3.0}, 1001) == (0.04, 500, (425,), 0)  # 2,000 steps of 2 images are more
     assert batch_recipe({**config, "epochs": 6.0}, 1001) == (0.04, 751, (425,), 0)
 

@@ -6,7 +6,7 @@ from examples import make_dataset
 
 from frcnn_jax.config import get_config
 from frcnn_jax.errors import InputError
-from frcnn_jax.workdir import check_split, load_variables, read_config, resume_config
+from frcnn_jax.workdir import begun_images, check_split, load_variables, read_config, resume_config
 
 
 def test_a_folder_that_is_no_workdir(tmp_path):
@@ -88,6 +88,36 @@ def test_what_lies_ahead_may_change(tmp_path, monkeypatch, changes, differ, imag
             resume_config(changed, tmp_path)
     else:
         assert resume_config(changed, tmp_path)["steps"] == changed["steps"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "differ"),
+    [
+        ({"steps": 800, "epochs": 0.0}, ""),
+        ({"epochs": 20.0}, ""),
+        ({"steps": 700, "epochs": 0.0}, r"epochs was 10\.0, is now 0\.0; steps was 600, is now 700"),
+        ({"epochs": 9.0}, r"epochs was 10\.0, is now 9\.0"),
+    ],
+)
+def test_a_run_of_epochs_may_be_made_longer(tmp_path, monkeypatch, changes, differ):
+    """Ten passes over 295 images, four at a time, are 738 steps."""
+    fields = {"images_per_batch": 4, "reference_images": 4, "rois_per_batch": 128}
+    config = begun(tmp_path, steps=600, epochs=10.0, learning_rate_drops=(), **fields)
+    (tmp_path / "train_split.json").write_text('{"images": 295}')
+    monkeypatch.setattr("frcnn_jax.workdir.saved_steps", lambda _: [738])
+    if differ:
+        with pytest.raises(InputError, match=f"was trained with another config: {differ}"):
+            resume_config({**config, **changes}, tmp_path)
+    else:
+        assert resume_config({**config, **changes}, tmp_path).items() >= changes.items()
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"images": "many"}', "3"])
+def test_a_damaged_split_is_one_line(tmp_path, content):
+    assert begun_images(tmp_path) == 0
+    (tmp_path / "train_split.json").write_text(content)
+    with pytest.raises(InputError, match=r"train_split\.json: not a split that frcnn train wrote"):
+        begun_images(tmp_path)
 
 
 def test_training_resumes_on_the_same_data_alone(tmp_path):
