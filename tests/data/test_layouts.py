@@ -723,6 +723,16 @@ def test_difficult_objects_of_labelme(tmp_path):
     assert [list(record.difficult) for record in found.records] == [[False], [True, False]]
 
 
+def test_ignored_shapes_of_labelme(tmp_path):
+    write_labelme(tmp_path)
+    content = json.loads((tmp_path / "train/a.json").read_text())
+    ignored = {"label": "__ignore__", "points": [[1, 1], [9, 9]], "shape_type": "rectangle"}
+    text(tmp_path / "train/a.json", json.dumps({**content, "shapes": [ignored, *content["shapes"]]}))
+    found = read_dataset(tmp_path)["train"]
+    assert "__ignore__" not in found.class_names
+    assert objects_of(found) == expected("ab")
+
+
 def test_images_within_the_json_of_labelme(tmp_path):
     text(tmp_path / "a.json", labelme("a", imageData="/9j/"))
     with pytest.raises(InputError, match=r"the images are only within the JSON \(imageData\); write them beside it"):

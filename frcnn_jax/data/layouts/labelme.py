@@ -1,4 +1,7 @@
-"""LabelMe: a JSON file per image; rectangles from any corner, and the outer boxes of other outlines."""
+"""LabelMe: a JSON file per image; rectangles from any corner, and the outer boxes of other outlines.
+
+Shapes labelled `__ignore__` are left out, as LabelMe's own converter to COCO does.
+"""
 
 import math
 from collections.abc import Sequence
@@ -39,8 +42,15 @@ def find_labelme(files: Files) -> Found | None:
     for name in pairs.splits(sources):
         own = pairs.of_split(name)
         splits[name] = Split(len(own.pairs), partial(_read, files, own, contents))
-    names = (str(shape.get("label", "")).strip() for content in contents.values() for shape in content["shapes"])
-    return Found("LabelMe", splits, partial(sorted_names, list(names)))
+    names = [_label(shape) for content in contents.values() for shape in content["shapes"]]
+    return Found("LabelMe", splits, partial(sorted_names, [name for name in names if name != _IGNORED]))
+
+
+_IGNORED = "__ignore__"
+
+
+def _label(shape: dict[str, Any]) -> str:
+    return str(shape.get("label", "")).strip()
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -77,7 +87,8 @@ def _read(
         content, where = contents[path], str(files.root / path)
         sides = content["imageHeight"], content["imageWidth"]
         size = sides if all(isinstance(side, int) for side in sides) else None
-        rows = [(f"{where}: shape {i}", shape) for i, shape in enumerate(content["shapes"])]
+        shapes = enumerate(content["shapes"])
+        rows = [(f"{where}: shape {i}", shape) for i, shape in shapes if _label(shape) != _IGNORED]
         images.append(Annotated(partial(Path, image), where, size, rows))
     return read_annotated(files.root, images, _read_shape, class_names, exif, on_problem)
 
@@ -93,4 +104,4 @@ def _read_shape(shape: dict[str, Any], height: int, width: int) -> Shape:
         points = [(x - radius, y - radius), (x + radius, y + radius)]
     elif kind not in ("rectangle", "polygon", "mask", "rotation"):
         raise InputError(f"a {kind} has no box; expected rectangles, polygons, masks or circles")
-    return Shape(str(shape.get("label", "")).strip(), outer_box(points), shape.get("difficult") is True)
+    return Shape(_label(shape), outer_box(points), shape.get("difficult") is True)
