@@ -332,6 +332,8 @@ def class_remarks(datasets: Mapping[str, tuple[Dataset, Objects]]) -> list[Remar
     if same:
         pairs = ", ".join(f"{one!r} and {other!r}" for one, other in same[:5]) + (" and more" if len(same) > 5 else "")
         remarks.append(Remark(f"these may be one class: {pairs}: rename the objects of one of the two"))
+    if unused := [name for name, count in zip(names, total, strict=True) if not count]:
+        remarks.append(Remark(f"no objects of {_listed(unused)}: label some, or leave these out of the classes"))
     if counts.keys() >= {"train", "val"}:
         for of, other, advice in (
             ("val", "train", "they can't be learned; move images to the train split"),

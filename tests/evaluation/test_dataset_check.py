@@ -233,6 +233,7 @@ def test_classes_with_typos(names, counts, alike):
 
 def test_classes_without_objects_or_with_few():
     assert of_classes(("cat", "dog", "cow", "pig"), [1] * 20 + [2] * 19, [1, 3]) == [
+        "no objects of pig: label some, or leave these out of the classes",
         "only the val split has objects of cow: they can't be learned; move images to the train split",
         "only the train split has objects of dog: their AP can't be measured; move images to the val split",
         "few train objects of dog (19): label more, some 50 at least, or leave these out",
