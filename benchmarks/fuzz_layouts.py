@@ -215,6 +215,10 @@ def read_trained(path: Path) -> None:
     workdir.check_split(path.parent, read_dataset_of(path.parent / "data"))
 
 
+def read_resumed(path: Path) -> None:
+    build.total_steps({"steps": 600, "epochs": 10.0, "reference_images": 4}, workdir.begun_images(path.parent))
+
+
 def read_dataset_of(root: Path) -> Any:
     written.write_vott(root)
     return read_dataset(root)["train"].records
@@ -305,5 +309,6 @@ LAYOUT_TARGETS = {
         crafted_json,
     ),
     "train_split.json": Target("train_split.json", trained_seeds, read_trained, crafted_json),
+    "resumed run": Target("train_split.json", trained_seeds, read_resumed, crafted_json),
     "listing": Target("names", lambda: [LISTING], read_listing),
 }  # fmt: skip

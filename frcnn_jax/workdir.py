@@ -164,7 +164,7 @@ def begun_images(workdir: Path) -> int:
         return 0
     with decoding(path, "not a split that frcnn train wrote"):
         images = read_json(path)["images"]
-        if type(images) is not int:
+        if type(images) is not int or not 0 <= images < 2**31:
             raise TypeError
         return images
 

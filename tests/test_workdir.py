@@ -112,7 +112,7 @@ def test_a_run_of_epochs_may_be_made_longer(tmp_path, monkeypatch, changes, diff
         assert resume_config({**config, **changes}, tmp_path).items() >= changes.items()
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"images": "many"}', "3"])
+@pytest.mark.parametrize("content", ["[]", "{}", '{"images": "many"}', f'{{"images": {10**400}}}', "3"])
 def test_a_damaged_split_is_one_line(tmp_path, content):
     assert begun_images(tmp_path) == 0
     (tmp_path / "train_split.json").write_text(content)
